@@ -1,0 +1,11 @@
+#![doc = include_str!("../README.md")]
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod access;
+mod address;
+mod paging;
+
+pub use access::{Acc, AccessKind, PfCode, Privilege};
+pub use address::{Addr, AddrError, Frame, Gfn, Gpa, GuestPhys, GuestVirt, Gva, Hfn, HostPhys, Hpa, Space, Vpn};
+pub use paging::{Level, PageSize};

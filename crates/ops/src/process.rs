@@ -1,0 +1,165 @@
+//! What a process does: the vocabulary of workload generators and trace readers.
+//!
+//! Memory accesses come in runs ([`Batch::run`]), because everything downstream is fastest on slices; whatever is not an
+//! access ends a run ([`Batch::then`]). A stream belongs to one *current* process at a time; [`Op::Switch`] changes it.
+//! The first process ([`ProcessId::FIRST`]) exists and is current when a stream starts.
+
+use alloc::vec::Vec;
+
+use memvirt_addr::{Acc, Gva};
+
+/// The number of a guest process within one stream, given by the stream itself and never reused in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProcessId(pub u32);
+
+impl ProcessId {
+    /// The process that a stream starts with.
+    pub const FIRST: Self = Self(0);
+
+    /// The number.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+}
+
+/// What a memory area permits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Prot {
+    /// Loads are permitted.
+    pub read: bool,
+    /// Stores are permitted (x86: implies loads).
+    pub write: bool,
+    /// Instruction fetches are permitted.
+    pub execute: bool,
+}
+
+impl Prot {
+    /// Nothing is permitted.
+    pub const NONE: Self = Self { read: false, write: false, execute: false };
+    /// Loads only.
+    pub const R: Self = Self { read: true, write: false, execute: false };
+    /// Loads and stores.
+    pub const RW: Self = Self { read: true, write: true, execute: false };
+    /// Loads and fetches.
+    pub const RX: Self = Self { read: true, write: false, execute: true };
+    /// Everything.
+    pub const RWX: Self = Self { read: true, write: true, execute: true };
+}
+
+/// Where the contents of an area come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Backing {
+    /// Zero-filled memory, private to the process and copied on write after a fork.
+    AnonymousPrivate,
+    /// Zero-filled memory that stays shared over a fork.
+    AnonymousShared,
+    /// Pages of a file, private: reads share the file's page, the first write copies it.
+    FilePrivate,
+    /// Pages of a file, shared: writes go to the file's page.
+    FileShared,
+}
+
+/// A half-open range of virtual addresses, `start..start + bytes`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Range {
+    /// The first address.
+    pub start: Gva,
+    /// The length in bytes; rounded up to whole 4 KiB pages by whoever applies it.
+    pub bytes: u64,
+}
+
+/// What a process does besides accessing memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// Makes a memory area. Whatever the range held before is unmapped first (`MAP_FIXED`).
+    Mmap {
+        /// The addresses.
+        range: Range,
+        /// What the area permits.
+        prot: Prot,
+        /// Where its contents come from.
+        backing: Backing,
+    },
+    /// Removes all areas (or parts of areas) in the range.
+    Munmap {
+        /// The addresses.
+        range: Range,
+    },
+    /// Changes the permissions of all areas (or parts of areas) in the range.
+    Mprotect {
+        /// The addresses.
+        range: Range,
+        /// What they permit from now on.
+        prot: Prot,
+    },
+    /// Makes a copy-on-write child of the current process. The parent stays current.
+    Fork {
+        /// The number of the child; new in this stream.
+        child: ProcessId,
+    },
+    /// Replaces the current process' address space by an empty one.
+    Exec,
+    /// Ends the current process. A [`Op::Switch`] must follow before the next access.
+    Exit,
+    /// Makes another process current.
+    Switch {
+        /// The process to run.
+        to: ProcessId,
+    },
+    /// Any other system call: the process enters the kernel and comes back.
+    Syscall {
+        /// The system call's number (Linux x86-64), for statistics.
+        number: u32,
+    },
+}
+
+/// A run of accesses by the current process, and what ends it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Accesses in program order. None crosses a 4 KiB page: whoever makes the batch splits those that do.
+    pub run: Vec<Acc>,
+    /// Instructions that the process executed over this run.
+    pub instructions: u64,
+    /// What the process does after the run.
+    pub then: Option<Op>,
+}
+
+impl Batch {
+    /// How many accesses a source puts into a batch at most.
+    pub const CAPACITY: usize = 4096;
+
+    /// Empties the batch; its buffer is kept.
+    pub fn clear(&mut self) {
+        self.run.clear();
+        self.instructions = 0;
+        self.then = None;
+    }
+
+    /// Whether nothing happens in the batch.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.run.is_empty() && self.instructions == 0 && self.then.is_none()
+    }
+}
+
+/// A stream of batches: a workload generator or a trace reader.
+pub trait Source {
+    /// What can go wrong while reading; [`core::convert::Infallible`] for generators.
+    type Error;
+
+    /// Clears `batch` and fills it with what comes next. Returns `false`, with an empty batch, at the end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// Where the underlying input cannot be read further. What was delivered before stays valid.
+    fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, Self::Error>;
+}
+
+impl<S: Source + ?Sized> Source for &mut S {
+    type Error = S::Error;
+
+    fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, Self::Error> {
+        (**self).next_batch(batch)
+    }
+}
