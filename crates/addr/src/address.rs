@@ -17,7 +17,7 @@ mod sealed {
 }
 
 /// An address space. Sealed: the three spaces of a virtual machine, and no conversion between them.
-pub trait Space: sealed::Sealed + 'static {
+pub trait Space: sealed::Sealed + Copy + fmt::Debug + Ord + Hash + 'static {
     /// The prefix in debug output, as in `gpa:0x1000`.
     const NAME: &'static str;
     /// Address width in bits.
@@ -29,7 +29,7 @@ pub trait Space: sealed::Sealed + 'static {
 macro_rules! space {
     ($(#[$doc:meta])* $name:ident, $prefix:literal, $bits:literal, $sign:literal) => {
         $(#[$doc])*
-        #[derive(Debug)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum $name {}
         impl sealed::Sealed for $name {}
         impl Space for $name {
