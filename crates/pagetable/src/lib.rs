@@ -4,12 +4,18 @@
 
 extern crate alloc;
 
+mod error;
 pub mod format;
 pub mod frames;
+pub mod map;
 pub mod mem;
+pub mod tree;
 pub mod walk;
 
+pub use error::{LookupError, MapError, SplitError};
 pub use format::{Attrs, Entry, Ept, Ept4, Format, Guest4, LongMode, Npt4, Shadow4};
 pub use frames::{FrameAllocator, FramePool};
+pub use map::{Mapper, TableAttrs};
 pub use mem::{PhysMem, TableMem};
+pub use tree::{Mapping, TableCount, Tree};
 pub use walk::{Path, Step, Walk, Walked, walk};

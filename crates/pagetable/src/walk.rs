@@ -38,6 +38,15 @@ impl<'m, F: Format, M: TableMem<F::Out>> Walk<'m, F, M> {
     pub fn new(mem: &'m M, root: Frame<F::Out>, at: Addr<F::In>) -> Self {
         Self { mem, at, table: Some(root), level: F::ROOT }
     }
+
+    /// One reference: reads the entry for `at` in `table`, a table of `level`.
+    #[must_use]
+    #[inline]
+    pub fn step(mem: &M, table: Frame<F::Out>, level: Level, at: Addr<F::In>) -> Step<F> {
+        let entry_at = table.entry(F::index(at, level));
+        let raw = mem.read_entry(entry_at);
+        Step { level, entry_at, raw, entry: F::decode(raw, level) }
+    }
 }
 
 impl<F: Format, M: TableMem<F::Out>> Iterator for Walk<'_, F, M> {
@@ -46,14 +55,12 @@ impl<F: Format, M: TableMem<F::Out>> Iterator for Walk<'_, F, M> {
     #[inline]
     fn next(&mut self) -> Option<Step<F>> {
         let (table, level) = (self.table.take()?, self.level);
-        let entry_at = table.entry(F::index(self.at, level));
-        let raw = self.mem.read_entry(entry_at);
-        let entry = F::decode(raw, level);
-        if let (Entry::Table { next, .. }, Some(below)) = (entry, level.below()) {
+        let step = Self::step(self.mem, table, level, self.at);
+        if let (Entry::Table { next, .. }, Some(below)) = (step.entry, level.below()) {
             self.table = Some(next);
             self.level = below;
         }
-        Some(Step { level, entry_at, raw, entry })
+        Some(step)
     }
 }
 

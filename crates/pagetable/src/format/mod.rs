@@ -158,6 +158,35 @@ pub trait Format: Copy + Debug + Eq + 'static {
         1 << Self::index_bits(level)
     }
 
+    /// How many low bits of an input address the tables translate: 48 for 4 levels, 57 for 5, never more than the space has.
+    #[must_use]
+    fn input_bits() -> u32 {
+        (Self::ROOT.entry_shift() + Self::index_bits(Self::ROOT)).min(Self::In::BITS)
+    }
+
+    /// The input address with these low [`Format::input_bits`]; virtual addresses are sign-extended from the highest.
+    #[must_use]
+    fn input(linear: u64) -> Addr<Self::In> {
+        let spare = 64 - Self::input_bits();
+        let sign = if Self::In::SIGN_EXTENDED { u64::MAX } else { 0 };
+        let high = if (linear << spare) >> 63 == 1 { sign & !(u64::MAX >> spare) } else { 0 };
+        Addr::new_truncate(((linear << spare) >> spare) | high)
+    }
+
+    /// Whether the tables can translate `at`: canonical for this number of levels, or within a physical space's width.
+    #[must_use]
+    #[inline]
+    fn covers(at: Addr<Self::In>) -> bool {
+        Self::input(at.as_u64()) == at
+    }
+
+    /// The first address of the upper half, where the space is sign-extended and has one.
+    #[must_use]
+    fn upper_half() -> Option<Addr<Self::In>> {
+        let first = Self::input(1 << (Self::input_bits() - 1));
+        (first.as_u64() >> 63 == 1).then_some(first)
+    }
+
     /// The attributes that an entry of `level` can carry; `leaf` tells leaves from pointers to tables.
     #[must_use]
     fn supports(level: Level, leaf: bool) -> Attrs;
