@@ -1,0 +1,21 @@
+#![doc = include_str!("../README.md")]
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod array;
+mod entry;
+mod flush;
+mod geometry;
+mod small;
+mod stats;
+mod tag;
+mod tlb;
+
+pub use entry::{Entry, Perms};
+pub use flush::KeepGlobal;
+pub use geometry::{ArrayGeometry, CacheLevel, Geometry, GeometryError, Sizes};
+pub use stats::Stats;
+pub use tag::Tag;
+pub use tlb::Tlb;

@@ -1,0 +1,204 @@
+//! The TLB equals the naive one on random shapes, streams, fills and flushes: same hits in the same order, same
+//! counts, same contents after each operation.
+
+#![expect(clippy::cast_possible_truncation, reason = "small test numbers")]
+
+mod naive;
+
+use memvirt_addr::{Acc, AccessKind, Gva, Hfn, PageSize, Privilege};
+use memvirt_tlb::{ArrayGeometry, CacheLevel, Entry, Geometry, KeepGlobal, Perms, Sizes, Tag, Tlb};
+use naive::NaiveTlb;
+use proptest::prelude::*;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Run(Tag, Vec<Acc>),
+    Lookup(Tag, Acc),
+    Fill(Tag, Entry),
+    FlushPage(Tag, Gva),
+    FlushTag(Tag, KeepGlobal),
+    FlushVpid(u16, KeepGlobal),
+    FlushAll,
+}
+
+fn tag() -> impl Strategy<Value = Tag> {
+    // Neighbours and extremes, so that a bit leaking between the fields shows.
+    (prop::sample::select(vec![0u16, 1, u16::MAX]), prop::sample::select(vec![0u16, 1, 0xfff]))
+        .prop_map(|(vpid, pcid)| Tag::new(vpid, pcid))
+}
+
+/// Few enough addresses that operations meet: some in each of several 2M and 1G pages, in both halves of the space.
+fn gva() -> impl Strategy<Value = Gva> {
+    (prop::sample::select(vec![0u64, 1, 4, 1024, (1 << 27) - 1]), 0u64..4, 0u64..24, 0u64..4096)
+        .prop_map(|(gib, mib2, page, offset)| Gva::new_truncate(gib << 30 | mib2 << 21 | page << 12 | offset))
+}
+
+fn acc() -> impl Strategy<Value = Acc> {
+    let kind = prop::sample::select(vec![AccessKind::Read, AccessKind::Write, AccessKind::Fetch]);
+    let privilege = prop::sample::select(vec![Privilege::User, Privilege::Supervisor]);
+    (gva(), kind, privilege).prop_map(|(gva, kind, privilege)| Acc::new(gva, kind, privilege))
+}
+
+fn size() -> impl Strategy<Value = PageSize> {
+    prop_oneof![6 => Just(PageSize::Size4K), 3 => Just(PageSize::Size2M), 1 => Just(PageSize::Size1G)]
+}
+
+fn entry() -> impl Strategy<Value = Entry> {
+    (gva(), 0u64..1 << 40, size(), size(), 0u8..8, prop::bool::weighted(0.2)).prop_map(
+        |(gva, frame, size, guest, perms, global)| {
+            let frame = Hfn::new(frame).align_down(size);
+            let entry = Entry::new(gva.frame().align_down(size), frame, size, Perms::from_bits(perms));
+            let entry = entry.with_guest_size(guest);
+            if global { entry.with_global() } else { entry }
+        },
+    )
+}
+
+fn keep() -> impl Strategy<Value = KeepGlobal> {
+    prop::sample::select(vec![KeepGlobal::Yes, KeepGlobal::No])
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        10 => (tag(), prop::collection::vec(acc(), 1..40)).prop_map(|(t, run)| Op::Run(t, run)),
+        5 => (tag(), acc()).prop_map(|(t, a)| Op::Lookup(t, a)),
+        20 => (tag(), entry()).prop_map(|(t, e)| Op::Fill(t, e)),
+        3 => (tag(), gva()).prop_map(|(t, g)| Op::FlushPage(t, g)),
+        1 => (tag(), keep()).prop_map(|(t, k)| Op::FlushTag(t, k)),
+        1 => (tag(), keep()).prop_map(|(t, k)| Op::FlushVpid(t.vpid(), k)),
+        1 => Just(Op::FlushAll),
+    ]
+}
+
+fn array(sizes: Sizes) -> impl Strategy<Value = ArrayGeometry> {
+    (0u32..4, prop::sample::select(vec![1u32, 2, 3, 4, 5, 8, 12]))
+        .prop_map(move |(sets, ways)| ArrayGeometry::new(sizes, ways << sets, ways))
+}
+
+/// The arrays of a level: one per size, or shared in any way, or absent.
+fn level() -> impl Strategy<Value = Vec<ArrayGeometry>> {
+    let sizes = |of: &[usize; 3], index: usize| {
+        let mine = PageSize::ALL.iter().zip(of).filter(|(_, array)| **array == index);
+        mine.fold(Sizes::NONE, |sizes, (size, _)| sizes.with(*size))
+    };
+    prop::array::uniform3(0usize..4).prop_flat_map(move |of| {
+        let arrays: Vec<_> = (0..3).map(|i| sizes(&of, i)).filter(|s| *s != Sizes::NONE).map(array).collect();
+        arrays
+    })
+}
+
+fn geometry() -> impl Strategy<Value = Geometry> {
+    (level(), level()).prop_map(|(l1, l2)| Geometry::new(&l1, &l2).expect("each level is valid by construction"))
+}
+
+/// What a walk would cache for an access: a function of the address, so that both sides fill alike.
+fn walked(acc: Acc) -> Entry {
+    let page = acc.gva().frame();
+    let size = PageSize::ALL[(page.number() as usize / 512) % 3];
+    let perms = Perms::needed_by(acc).with(Perms::from_bits(page.number() as u8 & 7));
+    Entry::new(page.align_down(size), Hfn::new(page.number() ^ 0x5a000).align_down(size), size, perms)
+}
+
+fn check_run(tlb: &mut Tlb, naive: &mut NaiveTlb, tag: Tag, mut run: &[Acc]) -> Result<(), TestCaseError> {
+    while !run.is_empty() {
+        let done = tlb.hits(tag, run);
+        for acc in &run[..done] {
+            prop_assert!(naive.lookup(tag, *acc).is_some(), "{acc:?} hit, and misses in the naive TLB");
+        }
+        if let Some(missed) = run.get(done) {
+            prop_assert_eq!(naive.lookup(tag, *missed), None);
+            tlb.fill(tag, walked(*missed));
+            naive.fill(tag, walked(*missed));
+        }
+        run = run.get(done + 1..).unwrap_or(&[]);
+    }
+    Ok(())
+}
+
+fn apply(tlb: &mut Tlb, naive: &mut NaiveTlb, op: &Op) -> Result<(), TestCaseError> {
+    match *op {
+        Op::Run(tag, ref run) => check_run(tlb, naive, tag, run)?,
+        Op::Lookup(tag, acc) => prop_assert_eq!(tlb.lookup(tag, acc), naive.lookup(tag, acc)),
+        Op::Fill(tag, entry) => {
+            tlb.fill(tag, entry);
+            naive.fill(tag, entry);
+            // Where any level holds the size, the new entry is what is cached now.
+            let probed = tlb.probe(tag, entry.page.base());
+            prop_assert!(probed.is_none() || probed == Some(entry));
+        }
+        Op::FlushPage(tag, gva) => {
+            tlb.flush_page(tag, gva);
+            naive.flush_page(tag, gva);
+            prop_assert_eq!(tlb.probe(tag, gva), None);
+        }
+        Op::FlushTag(tag, keep) => {
+            tlb.flush_tag(tag, keep);
+            naive.flush_tag(tag, keep);
+        }
+        Op::FlushVpid(vpid, keep) => {
+            tlb.flush_vpid(vpid, keep);
+            naive.flush_vpid(vpid, keep);
+        }
+        Op::FlushAll => {
+            tlb.flush_all();
+            naive.flush_all();
+        }
+    }
+    Ok(())
+}
+
+fn contents(tlb: &Tlb) -> Vec<String> {
+    sorted(tlb.entries().collect())
+}
+
+fn sorted(entries: Vec<(CacheLevel, Tag, Entry)>) -> Vec<String> {
+    let mut lines: Vec<_> = entries
+        .into_iter()
+        // A global entry belongs to no PCID; under which it was filled is nobody's business.
+        .map(|(level, tag, e)| if e.global { (level, Tag::new(tag.vpid(), 0), e) } else { (level, tag, e) })
+        .map(|line| format!("{line:?}"))
+        .collect();
+    lines.sort();
+    lines
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn equals_the_naive_tlb(
+        geometry in geometry(),
+        ops in prop::collection::vec(op(), 1..120),
+        probes in prop::collection::vec((tag(), gva()), 8),
+    ) {
+        let (mut tlb, mut naive) = (Tlb::new(&geometry), NaiveTlb::new(&geometry));
+        for op in &ops {
+            apply(&mut tlb, &mut naive, op)?;
+            prop_assert_eq!(tlb.stats(), naive.stats, "after {:?}", op);
+            prop_assert_eq!(contents(&tlb), sorted(naive.entries()), "after {:?}", op);
+            for (tag, gva) in &probes {
+                prop_assert_eq!(tlb.probe(*tag, *gva), naive.probe(*tag, *gva));
+            }
+        }
+    }
+
+    /// The hot path and the single lookup are the same thing.
+    #[test]
+    fn hits_equals_one_lookup_each(
+        geometry in geometry(),
+        fills in prop::collection::vec(entry(), 1..40),
+        run in prop::collection::vec(acc(), 1..200),
+        tag in tag(),
+    ) {
+        let (mut fast, mut slow) = (Tlb::new(&geometry), Tlb::new(&geometry));
+        for entry in &fills {
+            fast.fill(tag, *entry);
+            slow.fill(tag, *entry);
+        }
+        let done = fast.hits(tag, &run);
+        let expected = run.iter().take_while(|acc| slow.lookup(tag, **acc).is_some()).count();
+        prop_assert_eq!(done, expected);
+        prop_assert_eq!(fast.stats(), slow.stats());
+        prop_assert_eq!(contents(&fast), contents(&slow));
+    }
+}
