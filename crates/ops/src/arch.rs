@@ -173,6 +173,38 @@ impl VcpuSet {
     }
 }
 
+/// An instruction that has nothing to do with paging and leaves the guest under every hypervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Trap {
+    /// A hypercall (VMCALL, VMMCALL).
+    Hypercall,
+    /// Port I/O.
+    PortIo,
+    /// A read or write of a model-specific register.
+    Msr,
+    /// CPUID.
+    Cpuid,
+    /// HLT.
+    Halt,
+}
+
+/// A privileged operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Control {
+    /// INVLPG.
+    Invlpg(Gva),
+    /// MOV to CR3.
+    Cr3(Cr3),
+    /// A write to another control register.
+    Cr(CrWrite),
+    /// INVPCID.
+    Invpcid(Invpcid),
+    /// An inter-processor interrupt to these vCPUs.
+    Ipi(VcpuSet),
+    /// An instruction that leaves the guest for reasons other than paging; nothing happens on a bare machine.
+    Trap(Trap),
+}
+
 /// What a vCPU does besides plain accesses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
@@ -187,17 +219,17 @@ pub enum Event {
         via: Gva,
         /// What is stored, and how.
         op: StoreOp,
+        /// The address of the storing instruction. Some hypervisors count repeated stores by it.
+        ip: Gva,
     },
-    /// INVLPG.
-    Invlpg(Gva),
-    /// MOV to CR3.
-    Cr3(Cr3),
-    /// A write to another control register.
-    Cr(CrWrite),
-    /// INVPCID.
-    Invpcid(Invpcid),
-    /// An inter-processor interrupt to these vCPUs.
-    Ipi(VcpuSet),
+    /// A privileged operation.
+    Control(Control),
+}
+
+impl From<Control> for Event {
+    fn from(control: Control) -> Self {
+        Self::Control(control)
+    }
 }
 
 /// A half-open range of guest frames.

@@ -1,0 +1,337 @@
+//! The engine: CPUs, virtual machines and one regime, made into a [`Platform`].
+//!
+//! All regimes share this one path for accesses: the TLB serves runs of hits without calling anybody, and each miss goes to
+//! the [`Regime`], which performs exactly one hardware walk and, where that walk exits, whatever the hypervisor does about
+//! it. A regime is one unit: hardware walk, exit handlers, privileged operations and host events together.
+
+use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, Gva, Hfn, HostPhys, Hpa};
+use memvirt_ops::arch::{Control, Event, GuestFault, HostEvent, StoreOp};
+use memvirt_ops::{VcpuId, VmId};
+use memvirt_pagetable::PhysMem;
+use memvirt_tlb::{Entry, Geometry, Tlb};
+
+use crate::cpu::{Cpu, Regs, Vcpu};
+use crate::cx::{Cx, Tags};
+use crate::host::{GuestMem, Host, MemoryMap, read_guest};
+use crate::ledger::Ledger;
+use crate::seam::{Horizon, Platform, Reached, Refusal, Stop, TableBytes};
+
+/// An access that missed the TLB.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The access.
+    pub acc: Acc,
+    /// What it stores, where the value matters. `None` for a plain access: a hypervisor that has to carry out such a store
+    /// leaves the bytes as they are.
+    pub store: Option<&'a StoreOp>,
+    /// The address of the instruction, 0 where nobody said.
+    pub ip: Gva,
+}
+
+/// What came of one hardware walk.
+#[derive(Clone, Copy, Debug)]
+pub enum Outcome {
+    /// The translation was found: the access is performed through it.
+    Filled(Entry),
+    /// The walk exited and the hypervisor changed something: the instruction starts again.
+    Retry,
+    /// The walk exited and the hypervisor carried out the access itself.
+    Emulated,
+    /// The guest must handle a page fault.
+    Fault(GuestFault),
+    /// The walk would exit, and the horizon forbids that. Nothing was changed.
+    Horizon,
+    /// The host has no frame left.
+    OutOfMemory,
+}
+
+/// How addresses are translated, and what a hypervisor does to keep it so.
+pub trait Regime {
+    /// One hardware walk for an access that missed the TLB, and where it exits, its handling.
+    fn miss(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome;
+
+    /// A privileged operation.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`], where the operation cannot be carried out.
+    fn control(&mut self, cx: &mut Cx<'_>, control: &Control) -> Result<(), Refusal>;
+
+    /// Something the host does by itself to the virtual machine of `cx`.
+    fn host(&mut self, cx: &mut Cx<'_>, event: &HostEvent);
+
+    /// The bytes of all tables that this regime keeps.
+    fn table_bytes(&self) -> TableBytes;
+}
+
+/// One virtual machine to be made.
+#[derive(Debug)]
+pub struct VmSpec {
+    /// Its memory.
+    pub map: MemoryMap,
+    /// How many vCPUs it has; each runs on a physical CPU of its own where there are enough.
+    pub vcpus: u16,
+}
+
+#[derive(Debug)]
+struct Vm<R> {
+    map: MemoryMap,
+    regime: R,
+}
+
+/// CPUs and virtual machines under one kind of regime.
+#[derive(Debug)]
+pub struct Engine<R> {
+    host: Host,
+    cpus: Vec<Cpu>,
+    vcpus: Vec<Vcpu>,
+    vms: Vec<Vm<R>>,
+    tags: Tags,
+}
+
+/// An access served, or why not.
+type Served = Result<Option<Entry>, Stop>;
+
+/// How often one access may start again. A walk exits for each level it meets at most a few times; beyond that a regime has
+/// stopped making progress, which is a bug of the regime, not of its input.
+const MAX_RETRIES: u32 = 1000;
+
+impl<R: Regime> Engine<R> {
+    /// A machine with `cpus` physical CPUs and these virtual machines.
+    ///
+    /// vCPUs are numbered over all machines in the order given and placed on the CPUs in turn. Each virtual machine gets a
+    /// VPID of its own.
+    #[must_use]
+    pub fn new(host: Host, cpus: usize, geometry: &Geometry, tags: Tags, vms: Vec<(VmSpec, R)>) -> Self {
+        let cpus = (0..cpus.max(1)).map(|_| Cpu { tlb: Tlb::new(geometry) }).collect::<Vec<_>>();
+        let regs = Regs::kernel(memvirt_ops::arch::Cr3::flushing(Gpa::ZERO));
+        let mut vcpus = Vec::new();
+        for (vm, (spec, _)) in (0u16..).zip(&vms) {
+            for _ in 0..spec.vcpus {
+                let cpu = vcpus.len() % cpus.len();
+                vcpus.push(Vcpu { vm: VmId(vm), cpu, regs, vpid: vm + 1 });
+            }
+        }
+        let vms = vms.into_iter().map(|(spec, regime)| Vm { map: spec.map, regime }).collect();
+        Self { host, cpus, vcpus, vms, tags }
+    }
+
+    /// The regime of a virtual machine, for what only it can tell.
+    ///
+    /// # Panics
+    ///
+    /// For a machine that does not exist.
+    #[must_use]
+    pub fn regime(&self, vm: VmId) -> &R {
+        &self.vms[vm.index()].regime
+    }
+
+    /// The registers of a vCPU.
+    ///
+    /// # Panics
+    ///
+    /// For a vCPU that does not exist.
+    #[must_use]
+    pub fn regs(&self, v: VcpuId) -> &Regs {
+        &self.vcpus[v.index()].regs
+    }
+
+    /// The memory map of a virtual machine.
+    ///
+    /// # Panics
+    ///
+    /// For a machine that does not exist.
+    #[must_use]
+    pub fn map(&self, vm: VmId) -> &MemoryMap {
+        &self.vms[vm.index()].map
+    }
+
+    /// The host.
+    #[must_use]
+    pub const fn machine(&self) -> &Host {
+        &self.host
+    }
+
+    fn with<T>(
+        &mut self,
+        v: VcpuId,
+        at: usize,
+        horizon: Horizon,
+        out: &mut Ledger,
+        act: impl FnOnce(&mut R, &mut Cx<'_>) -> T,
+    ) -> T {
+        let vm = self.vcpus[v.index()].vm;
+        let Vm { map, regime } = &mut self.vms[vm.index()];
+        let mut cx = Cx {
+            me: v,
+            vm,
+            vcpus: &mut self.vcpus,
+            cpus: &mut self.cpus,
+            host: &mut self.host,
+            map,
+            out,
+            horizon,
+            tags: self.tags,
+            at,
+        };
+        act(regime, &mut cx)
+    }
+
+    /// Serves one access that missed, until it is performed.
+    fn serve(&mut self, v: VcpuId, request: &Request<'_>, at: usize, horizon: Horizon, out: &mut Ledger) -> Served {
+        for _ in 0..MAX_RETRIES {
+            let outcome = self.with(v, at, horizon, out, |regime, cx| regime.miss(cx, request));
+            let vcpu = &self.vcpus[v.index()];
+            let (tlb, tag) = (&mut self.cpus[vcpu.cpu].tlb, vcpu.tag());
+            match outcome {
+                Outcome::Filled(entry) => {
+                    tlb.fill(tag, entry);
+                    return Ok(Some(entry));
+                }
+                Outcome::Emulated => return Ok(None),
+                Outcome::Retry => {
+                    if let Some(entry) = tlb.lookup(tag, request.acc) {
+                        return Ok(Some(entry));
+                    }
+                }
+                Outcome::Fault(fault) => {
+                    tlb.flush_page(tag, fault.gva);
+                    out.counters.guest_page_faults += 1;
+                    return Err(Stop::GuestFault(fault));
+                }
+                Outcome::Horizon => return Err(Stop::Horizon),
+                Outcome::OutOfMemory => return Err(Stop::HostOutOfMemory),
+            }
+        }
+        unreachable!("{:?} never completes under this regime", request.acc)
+    }
+
+    /// Performs one access whose value matters; returns the host address reached, `None` where it was emulated.
+    fn access_one(&mut self, v: VcpuId, request: &Request<'_>, out: &mut Ledger) -> Result<Option<Hpa>, Refusal> {
+        let vcpu = &self.vcpus[v.index()];
+        let (cpu, tag) = (vcpu.cpu, vcpu.tag());
+        let before = self.cpus[cpu].tlb.stats();
+        let served = match self.cpus[cpu].tlb.lookup(tag, request.acc) {
+            Some(entry) => Ok(Some(entry)),
+            None => self.serve(v, request, 0, Horizon::Open, out),
+        };
+        out.counters.add_tlb(&before, &self.cpus[cpu].tlb.stats());
+        let gva = request.acc.gva();
+        match served {
+            Ok(entry) => {
+                out.counters.accesses += 1;
+                Ok(entry.map(|entry| entry.frame_of(gva).at(gva.as_u64())))
+            }
+            Err(Stop::GuestFault(fault)) => Err(Refusal::GuestFault(fault)),
+            Err(_) => Err(Refusal::HostOutOfMemory),
+        }
+    }
+
+    fn store(&mut self, v: VcpuId, via: Gva, op: &StoreOp, ip: Gva, out: &mut Ledger) -> Result<(), Refusal> {
+        let elements = if let StoreOp::RepStos { count, .. } = op { u64::from(*count) } else { 1 };
+        for i in 0..elements {
+            let acc = Acc::supervisor(via.wrapping_add(8 * i), AccessKind::Write);
+            if let Some(at) = self.access_one(v, &Request { acc, store: Some(op), ip }, out)? {
+                store_element(&mut self.host.mem, at, op);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Stores one element of `op` in host memory.
+pub fn store_element(mem: &mut PhysMem<HostPhys>, at: Hpa, op: &StoreOp) {
+    match *op {
+        StoreOp::Mov { width, value } => mem.write_bytes(at, width.bytes(), value),
+        StoreOp::And { mask } => {
+            let old = mem.read(at);
+            mem.write(at, old & mask);
+        }
+        StoreOp::Or { bits } => {
+            let old = mem.read(at);
+            mem.write(at, old | bits);
+        }
+        StoreOp::RepStos { value, .. } => mem.write(at, value),
+        StoreOp::Vector => {
+            mem.write_bytes(at, 8, 0);
+            mem.write_bytes(at.wrapping_add(8), 8, 0);
+        }
+    }
+}
+
+impl<R: Regime> Platform for Engine<R> {
+    fn accesses(&mut self, v: VcpuId, run: &[Acc], horizon: Horizon, out: &mut Ledger) -> (usize, Stop) {
+        let vcpu = &self.vcpus[v.index()];
+        let (cpu, tag) = (vcpu.cpu, vcpu.tag());
+        let before = self.cpus[cpu].tlb.stats();
+        let mut done = 0;
+        let stop = loop {
+            done += self.cpus[cpu].tlb.hits(tag, &run[done..]);
+            let Some(acc) = run.get(done) else { break Stop::Done };
+            let request = Request { acc: *acc, store: None, ip: Gva::ZERO };
+            match self.serve(v, &request, done, horizon, out) {
+                Ok(_) => done += 1,
+                Err(stop) => break stop,
+            }
+        };
+        out.counters.accesses += done as u64;
+        out.counters.add_tlb(&before, &self.cpus[cpu].tlb.stats());
+        (done, stop)
+    }
+
+    fn event(&mut self, v: VcpuId, event: &Event, out: &mut Ledger) -> Result<Option<u64>, Refusal> {
+        match event {
+            Event::Load { gva } => {
+                let acc = Acc::supervisor(*gva, AccessKind::Read);
+                let at = self.access_one(v, &Request { acc, store: None, ip: Gva::ZERO }, out)?;
+                Ok(Some(at.map_or(0, |at| self.host.mem.read(at))))
+            }
+            Event::Store { via, op, ip } => self.store(v, *via, op, *ip, out).map(|()| None),
+            Event::Control(control) => {
+                self.with(v, 0, Horizon::Open, out, |regime, cx| regime.control(cx, control)).map(|()| None)
+            }
+        }
+    }
+
+    fn host(&mut self, event: &HostEvent, out: &mut Ledger) {
+        let (HostEvent::Unmap(vm, _)
+        | HostEvent::DirtyLog(vm, _)
+        | HostEvent::DirtyRound(vm)
+        | HostEvent::SlotChange(vm)
+        | HostEvent::WorldSwitch(vm)
+        | HostEvent::ShadowPageLimit(vm, _)) = *event;
+        let Some(first) = self.vcpus.iter().position(|vcpu| vcpu.vm == vm) else { return };
+        let first = VcpuId(u16::try_from(first).unwrap_or(u16::MAX));
+        self.with(first, 0, Horizon::Open, out, |regime, cx| regime.host(cx, event));
+    }
+
+    fn peek(&self, vm: VmId, at: Gpa) -> u64 {
+        read_guest(&self.host, &self.vms[vm.index()].map, at)
+    }
+
+    fn poke(&mut self, vm: VmId, at: Gpa, value: u64) {
+        let Vm { map, .. } = &mut self.vms[vm.index()];
+        GuestMem { host: &mut self.host, map }.write_bytes(at, 8, value);
+    }
+
+    fn backing(&self, vm: VmId, gfn: Gfn) -> Option<Hfn> {
+        self.vms[vm.index()].map.lookup(gfn).map(|backed| backed.frame)
+    }
+
+    fn reached(&self, v: VcpuId, gva: Gva) -> Option<Reached> {
+        let vcpu = &self.vcpus[v.index()];
+        let entry = self.cpus[vcpu.cpu].tlb.probe(vcpu.tag(), gva)?;
+        Some(Reached { frame: entry.frame_of(gva), writable: entry.perms.contains(memvirt_tlb::Perms::WRITE) })
+    }
+
+    fn table_bytes(&self) -> TableBytes {
+        let mut sum = TableBytes::default();
+        for vm in &self.vms {
+            let bytes = vm.regime.table_bytes();
+            sum.shadow += bytes.shadow;
+            sum.nested += bytes.nested;
+            sum.metadata += bytes.metadata;
+        }
+        sum
+    }
+}

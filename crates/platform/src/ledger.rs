@@ -1,0 +1,104 @@
+//! What a platform counts: plain sums, and on request the exits one by one.
+
+use memvirt_tlb::Stats;
+
+use crate::exit::{Exit, ExitReason, Work};
+
+/// Memory references made by hardware page walks, by what they read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct WalkRefs {
+    /// Entries of guest tables (on the bare machine: of the operating system's tables).
+    pub guest: u64,
+    /// Entries of shadow tables.
+    pub shadow: u64,
+    /// Entries of nested tables.
+    pub host: u64,
+}
+
+impl WalkRefs {
+    /// All references.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.guest + self.shadow + self.host
+    }
+}
+
+/// The sums over a run. All are exact counts of things that happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Accesses completed, plain ones and those of loads and stores whose value matters.
+    pub accesses: u64,
+    /// Accesses served by the first TLB level.
+    pub l1_hits: u64,
+    /// Accesses served by the second TLB level.
+    pub l2_hits: u64,
+    /// TLB misses. An access that is retried after a fault or an exit can miss more than once.
+    pub misses: u64,
+    /// Page walks by hardware; each begins with a TLB miss.
+    pub walks: u64,
+    /// Table references of those walks.
+    pub refs: WalkRefs,
+    /// Accessed and dirty bits set by hardware, each a locked update.
+    pub ad_updates: u64,
+    /// TLB invalidations wider than one page.
+    pub tlb_flushes: u64,
+    /// Page faults that the guest saw.
+    pub guest_page_faults: u64,
+    /// Exits by [`ExitReason`].
+    pub exits: [u64; ExitReason::COUNT],
+    /// What the hypervisor did at all exits together.
+    pub work: Work,
+}
+
+impl Counters {
+    /// How often the guest exited for `reason`.
+    #[must_use]
+    pub const fn exits_for(&self, reason: ExitReason) -> u64 {
+        self.exits[reason as usize]
+    }
+
+    /// All exits.
+    #[must_use]
+    pub fn total_exits(&self) -> u64 {
+        self.exits.iter().sum()
+    }
+
+    pub(crate) fn add_tlb(&mut self, before: &Stats, after: &Stats) {
+        self.l1_hits += after.l1_hits - before.l1_hits;
+        self.l2_hits += after.l2_hits - before.l2_hits;
+        self.misses += after.misses - before.misses;
+    }
+}
+
+/// Where a platform writes what happened.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    /// The sums.
+    pub counters: Counters,
+    /// The exits one by one, where somebody wants them (`Some`); the reader empties the list.
+    pub exits: Option<Vec<Exit>>,
+}
+
+impl Ledger {
+    /// A ledger that keeps sums only.
+    #[must_use]
+    pub fn sums() -> Self {
+        Self::default()
+    }
+
+    /// A ledger that also lists every exit.
+    #[must_use]
+    pub fn listing() -> Self {
+        Self { exits: Some(Vec::new()), ..Self::default() }
+    }
+
+    /// Enters one exit.
+    pub fn exit(&mut self, exit: Exit) {
+        self.counters.exits[exit.reason as usize] += 1;
+        self.counters.work += exit.work;
+        if let Some(list) = &mut self.exits {
+            list.push(exit);
+        }
+    }
+}

@@ -1,0 +1,20 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+pub mod cpu;
+pub mod cx;
+pub mod engine;
+pub mod exit;
+pub mod host;
+pub mod ledger;
+pub mod native;
+pub mod seam;
+
+pub use cpu::{Cpu, Regs, Vcpu};
+pub use cx::{Cx, Tags, Vendor, tlb_entry};
+pub use engine::{Engine, Outcome, Regime, Request, VmSpec, store_element};
+pub use exit::{Exit, ExitReason, LockMode, Work};
+pub use host::{Backed, GuestMem, Host, MemoryMap, read_guest};
+pub use ledger::{Counters, Ledger, WalkRefs};
+pub use native::Native;
+pub use seam::{Horizon, Platform, Reached, Refusal, Stop, TableBytes};

@@ -1,0 +1,101 @@
+//! The seam: everything that a guest can ask of what lies below it.
+//!
+//! The bare machine, every shadow MMU, nested paging and a real hypervisor are [`Platform`]s. They execute the same stream of
+//! accesses and [`Event`]s and report the same counters. A platform counts and never prices: clocks, prices and the queue at
+//! the MMU lock belong to whoever drives it.
+//!
+//! **Order.** An access or event is executed completely, exits included, before the call returns, and what it stored is
+//! visible to all vCPUs from then on. A driver of several vCPUs keeps them in order with [`Horizon::NextExit`]: the platform
+//! then stops *before* an access that would exit, having changed nothing that another vCPU can see, and the driver repeats
+//! that access, alone, when its turn comes. Events are always executed in turn. So no exit handler runs out of order, and
+//! between exits vCPUs share only accessed and dirty bits.
+
+use memvirt_addr::{Acc, Gfn, Gpa, Gva, Hfn};
+use memvirt_ops::arch::{Event, GuestFault, HostEvent};
+use memvirt_ops::{VcpuId, VmId};
+
+use crate::ledger::Ledger;
+
+/// How far a run of accesses may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Horizon {
+    /// To its end; exits are handled as they come.
+    Open,
+    /// Up to the first access that would exit.
+    NextExit,
+}
+
+/// Why a run of accesses stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// All accesses are done.
+    Done,
+    /// The next access raised a page fault that the guest must handle; it had no other effect.
+    GuestFault(GuestFault),
+    /// The next access would exit, and the [`Horizon`] forbids that.
+    Horizon,
+    /// The host has no frame left to go on with.
+    HostOutOfMemory,
+}
+
+/// Why an event was not carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It raised a page fault that the guest must handle; it had no other effect. A `rep stos` keeps the elements it has
+    /// already stored, as the instruction does.
+    GuestFault(GuestFault),
+    /// The host has no frame left to go on with.
+    HostOutOfMemory,
+}
+
+/// What the hardware holds for a page right now. For checking, never for running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// The host frame that holds the address.
+    pub frame: Hfn,
+    /// Whether a store would go through without a walk.
+    pub writable: bool,
+}
+
+/// Bytes of tables that exist because of virtualization, now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableBytes {
+    /// Shadow tables.
+    pub shadow: u64,
+    /// Nested tables.
+    pub nested: u64,
+    /// What the hypervisor keeps beside them: headers, reverse maps, saved indices.
+    pub metadata: u64,
+}
+
+/// What executes a guest.
+pub trait Platform {
+    /// Performs the accesses of `run` in order on vCPU `v`. Returns how many were completed, and why it stopped there.
+    fn accesses(&mut self, v: VcpuId, run: &[Acc], horizon: Horizon, out: &mut Ledger) -> (usize, Stop);
+
+    /// Carries out one event on vCPU `v`. [`Event::Load`] returns the value read.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`]: architectural outcomes, not mistakes.
+    fn event(&mut self, v: VcpuId, event: &Event, out: &mut Ledger) -> Result<Option<u64>, Refusal>;
+
+    /// Carries out what the host does by itself.
+    fn host(&mut self, event: &HostEvent, out: &mut Ledger);
+
+    /// The aligned word at a guest-physical address, as the guest kernel knows it. Uncounted: a kernel keeps what it needs
+    /// of its own tables in registers and caches.
+    fn peek(&self, vm: VmId, at: Gpa) -> u64;
+
+    /// Stores an aligned word in guest memory behind everybody's back, as a boot loader does before the guest runs.
+    fn poke(&mut self, vm: VmId, at: Gpa, value: u64);
+
+    /// The host frame behind a guest frame, `None` while there is none.
+    fn backing(&self, vm: VmId, gfn: Gfn) -> Option<Hfn>;
+
+    /// What the hardware of vCPU `v` holds for the page of `gva`.
+    fn reached(&self, v: VcpuId, gva: Gva) -> Option<Reached>;
+
+    /// The bytes of all tables below the guest.
+    fn table_bytes(&self) -> TableBytes;
+}
