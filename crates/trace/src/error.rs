@@ -1,0 +1,80 @@
+//! What can be wrong with a trace: [`TraceError`] ends the reading, [`Malformed`] is one line that was skipped.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// Why a trace cannot be read, or not further. Whatever was delivered before stays valid.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TraceError {
+    /// The file cannot be opened.
+    #[error("cannot open trace {}: {source}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Reading failed: an error of the device, or damaged compressed data.
+    #[error("cannot read trace {name} beyond line {line}: {source}")]
+    Read {
+        /// The name of the trace.
+        name: String,
+        /// How many whole lines were read before.
+        line: u64,
+        /// What the operating system or the decompressor said.
+        source: io::Error,
+    },
+    /// The compressed data ends too early.
+    #[error(
+        "trace {name} is cut off: its {compression} data ends in the middle, after line {line}; copy the whole file again"
+    )]
+    Truncated {
+        /// The name of the trace.
+        name: String,
+        /// How it is compressed.
+        compression: crate::Compression,
+        /// How many whole lines were read before.
+        line: u64,
+    },
+    /// The input is something else than a lackey log.
+    #[error(
+        "{name} is not a Valgrind lackey log: {found}; record one with \
+         `valgrind --tool=lackey --trace-mem=yes --trace-syscalls=yes --log-file={name} PROGRAM`"
+    )]
+    NotALog {
+        /// The name of the trace.
+        name: String,
+        /// What was found in place of a log.
+        found: String,
+    },
+}
+
+/// A line that could not be understood and was skipped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Malformed {
+    /// The name of the trace, as given when it was opened.
+    pub file: String,
+    /// The number of the line, counted from 1.
+    pub line: u64,
+    /// What would have been right.
+    pub expected: String,
+    /// The beginning of what stands there instead, with unprintable bytes escaped.
+    pub found: String,
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: line {}: expected {}, found `{}`", self.file, self.line, self.expected, self.found)
+    }
+}
+
+/// The beginning of `bytes` for a message: at most 60 bytes, unprintable ones escaped.
+pub(crate) fn excerpt(bytes: &[u8]) -> String {
+    const SHOWN: usize = 60;
+    let shown = bytes.get(..SHOWN).unwrap_or(bytes);
+    let dots = if bytes.len() > SHOWN { "..." } else { "" };
+    format!("{}{dots}", shown.escape_ascii())
+}

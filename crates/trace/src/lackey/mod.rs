@@ -1,0 +1,40 @@
+//! Valgrind lackey logs of one process.
+//!
+//! [`LackeyReader`] turns a log into batches of accesses and operations ([`Source`]). It reads in bounded memory
+//! (`buffer`), parses nearly all lines with a loop-free nom parser (`access`) and the others with a grammar of nom combinators
+//! (`line`), lowers system calls (`calls`), and counts (`tally`). Source of the format: the Valgrind 3.19 manual, chapter 13,
+//! and logs recorded with it.
+
+mod access;
+mod buffer;
+mod calls;
+mod line;
+mod reader;
+mod split;
+mod tally;
+
+use std::fs::File;
+use std::path::Path;
+
+#[cfg(doc)]
+use memvirt_ops::process::Source;
+
+pub use reader::LackeyReader;
+pub use tally::Tally;
+
+use crate::error::TraceError;
+use crate::input::Progress;
+
+/// Opens a log. Whether it is one is found out by the first batch.
+///
+/// # Errors
+///
+/// [`TraceError::Open`] where the file cannot be opened.
+pub fn open(path: impl AsRef<Path>) -> Result<LackeyReader<File>, TraceError> {
+    let path = path.as_ref();
+    let failed = |source| TraceError::Open { path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let total = metadata.is_file().then_some(metadata.len());
+    Ok(LackeyReader::with_progress(file, path.display().to_string(), Progress::new(total)))
+}

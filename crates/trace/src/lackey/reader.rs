@@ -1,0 +1,341 @@
+//! The reader itself: from lines to batches.
+
+use std::io::Read;
+
+use memvirt_addr::{Acc, AccessKind, Gva, PageSize};
+use memvirt_ops::process::{Batch, Op, Source};
+
+use super::access::{self, Access, Kind};
+use super::buffer::{Lines, Peek};
+use super::calls::{Calls, Ops};
+use super::line::{self, Line, Remark};
+use super::split;
+use super::tally::Tally;
+use crate::error::{TraceError, excerpt};
+use crate::input::{Compression, Input, Progress};
+
+/// So many lines or bytes may be anything before the first access or system call; then the input is refused.
+const PATIENCE_LINES: u64 = 1000;
+const PATIENCE_BYTES: u64 = 64 << 10;
+const CAPACITY: usize = Batch::CAPACITY;
+
+/// A streaming reader of a lackey log, plain or compressed with zstd, xz or gzip.
+///
+/// Batches hold at most [`Batch::CAPACITY`] accesses and depend on the bytes of the log only, not on how they arrive.
+/// Malformed lines are counted and skipped ([`LackeyReader::tally`]).
+pub struct LackeyReader<R: Read> {
+    name: String,
+    lines: Lines<Input<R>>,
+    tally: Tally,
+    calls: Calls,
+    /// The second operation of a call that has two.
+    queued: Option<Op>,
+    /// Malformed lines and bytes before the first access or call; `None` once that has come.
+    doubt: Option<(u64, u64)>,
+    started: bool,
+    exited: bool,
+    finished: bool,
+}
+
+/// What a line did to the batch.
+enum Step {
+    /// The batch can take more.
+    More,
+    /// The batch is complete; the line stays for the next one where it was not consumed.
+    Full,
+}
+
+impl<R: Read> LackeyReader<R> {
+    /// A reader of `input`, which messages call `name`.
+    pub fn new(input: R, name: impl Into<String>) -> Self {
+        Self::with_progress(input, name.into(), Progress::default())
+    }
+
+    pub(super) fn with_progress(input: R, name: String, progress: Progress) -> Self {
+        Self {
+            name,
+            lines: Lines::new(Input::new(input, progress)),
+            tally: Tally::default(),
+            calls: Calls::default(),
+            queued: None,
+            doubt: Some((0, 0)),
+            started: false,
+            exited: false,
+            finished: false,
+        }
+    }
+
+    /// The name given when the trace was opened.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What has been counted so far.
+    #[must_use]
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// How far the input has been read, for a progress display.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.lines.input().progress()
+    }
+
+    /// How the input is compressed; known after the first batch.
+    #[must_use]
+    pub fn compression(&self) -> Compression {
+        self.lines.input().compression()
+    }
+
+    /// Parses access lines as lackey writes them until something else comes or the batch is nearly full.
+    fn fast_lines(&mut self, batch: &mut Batch) {
+        let available = self.lines.available();
+        let mut input = available;
+        let mut counts = [0u64; 4];
+        while batch.run.len() + 2 <= CAPACITY
+            && let Ok((rest, access)) = access::fast(input)
+            && let Some((first, second)) = in_one_page(access)
+        {
+            batch.run.push(first);
+            batch.run.extend(second);
+            counts[access.kind as usize] += 1;
+            input = rest;
+        }
+        let used = available.len() - input.len();
+        if used > 0 {
+            let [fetches, loads, stores, modifies] = counts;
+            self.tally.fetches += fetches;
+            self.tally.loads += loads;
+            self.tally.stores += stores;
+            self.tally.modifies += modifies;
+            self.tally.lines += fetches + loads + stores + modifies;
+            self.tally.raw_bytes += used as u64;
+            batch.instructions += fetches;
+            self.doubt = None;
+            self.lines.consume(used);
+        }
+    }
+
+    /// Parses one line by the full grammar.
+    fn any_line(&mut self, text: usize, whole: usize, batch: &mut Batch) -> Step {
+        let available = &self.lines.available()[..text];
+        let content = available.strip_suffix(b"\r").unwrap_or(available);
+        let parsed = line::line(content);
+        let (rest, line) = match parsed {
+            Ok(parsed) => parsed,
+            Err(mismatch) => {
+                self.tally.malformed(
+                    &self.name,
+                    mismatch.expected,
+                    if mismatch.at.is_empty() { content } else { mismatch.at },
+                );
+                self.count_doubt(whole as u64);
+                self.end_line(whole);
+                return Step::More;
+            }
+        };
+        // What follows on the same line is read as a line of its own; spaces before the newline are nothing.
+        let used = if rest.trim_ascii().is_empty() { whole } else { content.len() - rest.len() };
+        let judged = match line {
+            Line::Access(access) => match self.tally_access(access, batch) {
+                Some(Step::Full) => return Step::Full,
+                Some(Step::More) => Ok([None; 2]),
+                None if self.exited => Err("nothing, as the process has exited"),
+                None => Err("a canonical address"),
+            },
+            Line::Call(call) => {
+                self.doubt = None;
+                self.tally.pid(call.caller.pid);
+                self.tally.syscall(call.name);
+                self.calls.call(&call)
+            }
+            Line::Result { caller, outcome } => self.calls.result(caller, outcome),
+            Line::Remark(remark) => {
+                self.tally.remarks += 1;
+                match remark {
+                    Remark::Command { pid, command } => {
+                        self.tally.pid(pid);
+                        self.tally.command.get_or_insert_with(|| String::from_utf8_lossy(command).trim().to_owned());
+                    }
+                    Remark::Schedule => self.tally.schedule_remarks += 1,
+                    Remark::Text { pid } => self.tally.pid(pid),
+                    Remark::Other => {}
+                }
+                Ok([None; 2])
+            }
+            Line::Blank => {
+                self.tally.blank_lines += 1;
+                Ok([None; 2])
+            }
+        };
+        let ops = judged.unwrap_or_else(|expected| {
+            let available = &self.lines.available()[..text];
+            self.tally.malformed(&self.name, expected, available.trim_ascii_end());
+            [None; 2]
+        });
+        if used == whole {
+            self.end_line(whole);
+        } else {
+            self.tally.raw_bytes += used as u64;
+            self.lines.consume(used);
+        }
+        self.apply(ops, batch)
+    }
+
+    /// Adds an access to the batch; `None` where it is impossible.
+    fn tally_access(&mut self, access: Access, batch: &mut Batch) -> Option<Step> {
+        if self.exited {
+            return None;
+        }
+        let (pages, count) = split::shape(access)?;
+        if batch.run.len() + count > CAPACITY {
+            return Some(Step::Full);
+        }
+        split::append(access, pages, &mut batch.run);
+        batch.instructions += u64::from(access.kind == Kind::Fetch);
+        self.tally.access(access.kind);
+        self.tally.page_crossings += u64::from(pages > 1);
+        self.doubt = None;
+        Some(Step::More)
+    }
+
+    fn apply(&mut self, [first, second]: Ops, batch: &mut Batch) -> Step {
+        if self.exited || first.is_none() {
+            return Step::More;
+        }
+        self.exited = matches!(first, Some(Op::Exit));
+        batch.then = first;
+        self.queued = second;
+        Step::Full
+    }
+
+    fn end_line(&mut self, whole: usize) {
+        self.tally.lines += 1;
+        self.tally.raw_bytes += whole as u64;
+        self.lines.consume(whole);
+    }
+
+    fn long_line(&mut self) {
+        let found = self.lines.available();
+        self.tally.malformed(&self.name, "a line of at most 64 KiB", found);
+        let dropped = self.lines.skip_line();
+        self.tally.lines += 1;
+        self.tally.raw_bytes += dropped;
+        self.count_doubt(dropped);
+    }
+
+    fn count_doubt(&mut self, bytes: u64) {
+        if let Some((lines, total)) = &mut self.doubt {
+            *lines += 1;
+            *total += bytes;
+        }
+    }
+
+    /// Refuses what cannot be a log by its first bytes.
+    fn start(&mut self) -> Result<(), TraceError> {
+        const TAR_MAGIC: std::ops::Range<usize> = 257..262;
+        self.started = true;
+        self.lines.prefetch(512);
+        let first = self.lines.available();
+        if first.get(TAR_MAGIC) == Some(b"ustar") {
+            return Err(self.refuse("it is a tar archive; unpack it and name one log in it".into()));
+        }
+        let text = &first[..first.len().min(512)];
+        if text.contains(&0) {
+            return Err(self.refuse(format!("it holds binary data, `{}`", excerpt(text))));
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, found: String) -> TraceError {
+        self.finished = true;
+        TraceError::NotALog { name: self.name.clone(), found }
+    }
+
+    fn refuse_doubted(&mut self) -> TraceError {
+        let found = match &self.tally.first_malformed {
+            Some(first) => {
+                let (lines, line, text) = (self.tally.lines, first.line, &first.found);
+                format!("none of its first {lines} lines is a memory access or a system call; line {line} is `{text}`")
+            }
+            None if self.tally.raw_bytes == 0 => "it is empty".into(),
+            None => "it holds Valgrind's remarks only, no memory access and no system call".into(),
+        };
+        self.refuse(found)
+    }
+
+    /// The stream has ended: whether that is in order.
+    fn end(&mut self) -> Result<(), TraceError> {
+        self.finished = true;
+        let (name, line, compression) = (self.name.clone(), self.tally.lines, self.compression());
+        match self.lines.take_failure() {
+            Some(source) if source.kind() == std::io::ErrorKind::UnexpectedEof && compression != Compression::Plain => {
+                Err(TraceError::Truncated { name, compression, line })
+            }
+            Some(source) => Err(TraceError::Read { name, line, source }),
+            None if self.doubt.is_some() => Err(self.refuse_doubted()),
+            None => Ok(()),
+        }
+    }
+
+    fn fill(&mut self, batch: &mut Batch) -> Result<(), TraceError> {
+        if !self.started {
+            self.start()?;
+        }
+        if let Some(op) = self.queued.take() {
+            batch.then = Some(op);
+            return Ok(());
+        }
+        loop {
+            if !self.exited {
+                self.fast_lines(batch);
+            }
+            match self.lines.peek() {
+                Peek::Line { text, whole } => match self.any_line(text, whole, batch) {
+                    Step::More => {}
+                    Step::Full => return Ok(()),
+                },
+                Peek::TooLong => self.long_line(),
+                // What came before is delivered first; the verdict waits for the next call.
+                Peek::End if !batch.is_empty() => return Ok(()),
+                Peek::End => return self.end(),
+            }
+            if self.doubt.is_some_and(|(lines, bytes)| lines >= PATIENCE_LINES || bytes >= PATIENCE_BYTES) {
+                return Err(self.refuse_doubted());
+            }
+        }
+    }
+}
+
+/// The one or two accesses of an access line that stays within one page and the lower half of the canonical addresses.
+#[inline]
+fn in_one_page(access: Access) -> Option<(Acc, Option<Acc>)> {
+    let offset = access.address & (PageSize::Size4K.bytes() - 1);
+    if access.address >= 1 << 56 || offset + u64::from(access.bytes) > PageSize::Size4K.bytes() {
+        return None;
+    }
+    let gva = Gva::new_truncate(access.address);
+    let first = match access.kind {
+        Kind::Fetch => AccessKind::Fetch,
+        Kind::Load | Kind::Modify => AccessKind::Read,
+        Kind::Store => AccessKind::Write,
+    };
+    let second = matches!(access.kind, Kind::Modify).then(|| Acc::user(gva, AccessKind::Write));
+    Some((Acc::user(gva, first), second))
+}
+
+impl<R: Read> Source for LackeyReader<R> {
+    type Error = TraceError;
+
+    fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, TraceError> {
+        batch.clear();
+        if self.finished {
+            return Ok(false);
+        }
+        batch.run.reserve(CAPACITY);
+        self.fill(batch)?;
+        Ok(!batch.is_empty())
+    }
+}

@@ -1,0 +1,96 @@
+//! What a log holds, counted while it is read.
+
+use std::collections::BTreeMap;
+
+use super::access::Kind;
+use crate::error::{Malformed, excerpt};
+
+/// Counts of what was read so far. Lines that were read further than the last batch delivered are not in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Tally {
+    /// Lines, of any kind.
+    pub lines: u64,
+    /// Bytes of the log, decompressed.
+    pub raw_bytes: u64,
+    /// Instruction fetches: instructions executed.
+    pub fetches: u64,
+    /// Loads.
+    pub loads: u64,
+    /// Stores.
+    pub stores: u64,
+    /// Modifies: a load and a store by one instruction to one address.
+    pub modifies: u64,
+    /// Accesses that lie in more than one 4 KiB page; each is delivered as one access a page.
+    pub page_crossings: u64,
+    /// System calls by name.
+    pub syscalls: BTreeMap<String, u64>,
+    /// Lines that are Valgrind's own.
+    pub remarks: u64,
+    /// Those among them by the scheduler.
+    pub schedule_remarks: u64,
+    /// Empty lines.
+    pub blank_lines: u64,
+    /// Lines that could not be understood and were skipped.
+    pub malformed: u64,
+    /// The first of them.
+    pub first_malformed: Option<Malformed>,
+    /// The command line of the program, as Valgrind printed it.
+    pub command: Option<String>,
+    /// The process numbers in the log, in order of appearance; at most the first 16.
+    pub pids: Vec<u32>,
+}
+
+impl Tally {
+    /// Memory access lines of all kinds.
+    #[must_use]
+    pub fn access_lines(&self) -> u64 {
+        self.fetches + self.loads + self.stores + self.modifies
+    }
+
+    /// System calls of all names.
+    #[must_use]
+    pub fn syscall_count(&self) -> u64 {
+        self.syscalls.values().sum()
+    }
+
+    pub(super) fn access(&mut self, kind: Kind) {
+        match kind {
+            Kind::Fetch => self.fetches += 1,
+            Kind::Load => self.loads += 1,
+            Kind::Store => self.stores += 1,
+            Kind::Modify => self.modifies += 1,
+        }
+    }
+
+    pub(super) fn syscall(&mut self, name: &[u8]) {
+        // Names of real calls are few and short; others must not fill the memory.
+        const MAX_NAME_BYTES: usize = 40;
+        const MAX_NAMES: usize = 512;
+        let name = String::from_utf8_lossy(name.get(..MAX_NAME_BYTES).unwrap_or(name));
+        if let Some(count) = self.syscalls.get_mut(name.as_ref()) {
+            *count += 1;
+        } else if self.syscalls.len() < MAX_NAMES {
+            self.syscalls.insert(name.into_owned(), 1);
+        } else {
+            *self.syscalls.entry("(other names)".into()).or_default() += 1;
+        }
+    }
+
+    pub(super) fn pid(&mut self, pid: u32) {
+        const MAX_PIDS: usize = 16;
+        if self.pids.len() < MAX_PIDS && !self.pids.contains(&pid) {
+            self.pids.push(pid);
+        }
+    }
+
+    /// Counts a malformed line, which is the one after those counted in `lines`.
+    pub(super) fn malformed(&mut self, file: &str, expected: &str, found: &[u8]) {
+        self.malformed += 1;
+        if self.first_malformed.is_none() {
+            let (line, expected) = (self.lines + 1, expected.to_owned());
+            self.first_malformed = Some(Malformed { file: file.to_owned(), line, expected, found: excerpt(found) });
+        }
+    }
+}
