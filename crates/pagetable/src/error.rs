@@ -56,6 +56,14 @@ pub enum MapError {
         /// The level of the entry that points to the table.
         level: Level,
     },
+    /// There is no table that a leaf could take the place of.
+    #[error("no table to collapse at {at:#x}: the entry of level {} is absent", level.number())]
+    NothingToCollapse {
+        /// The address.
+        at: u64,
+        /// The level of the absent entry.
+        level: Level,
+    },
     /// An entry on the way has reserved bits set.
     #[error("the entry of level {} for {at:#x} has reserved bits set", level.number())]
     Reserved {

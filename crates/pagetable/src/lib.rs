@@ -4,17 +4,21 @@
 
 extern crate alloc;
 
+mod eptp;
 mod error;
 pub mod format;
 pub mod frames;
+pub mod free;
 pub mod map;
 pub mod mem;
 pub mod tree;
 pub mod walk;
 
+pub use eptp::{EptAd, EptLevels, EptMemoryType, Eptp, EptpError};
 pub use error::{LookupError, MapError, SplitError};
 pub use format::{Attrs, Entry, Ept, Ept4, Format, Guest4, LongMode, Npt4, Shadow4};
 pub use frames::{FrameAllocator, FramePool};
+pub use free::Teardown;
 pub use map::{Mapper, TableAttrs};
 pub use mem::{PhysMem, TableMem};
 pub use tree::{Mapping, TableCount, Tree};

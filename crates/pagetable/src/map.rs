@@ -4,7 +4,7 @@
 //! that is already there, so a caller that wraps the memory sees each store that a kernel would make. New tables are cleared
 //! before they are linked, and linked root first; a split table is filled before it replaces the leaf: a concurrent walk
 //! sees the old or the new translation. An operation that fails has stored nothing and holds no frame. Nothing allocates but
-//! the caller's [`FrameAllocator`]. No flush is implied by anything here.
+//! the caller's [`FrameAllocator`]. Tables are freed in [`free`](crate::free). No flush is implied by anything here.
 
 use core::fmt;
 use core::ops::RangeBounds;
@@ -136,37 +136,41 @@ impl<'m, F: Format, M: TableMem<F::Out>> Mapper<'m, F, M> {
         attrs: Attrs,
         alloc: &mut impl FrameAllocator<F::Out>,
     ) -> Result<u8, MapError> {
-        let step = self.vacancy(at, frame, size)?;
-        let raw = F::encode(Entry::Leaf { frame, size, attrs }, size.level());
-        if !matches!(F::decode(raw, size.level()), Entry::Leaf { .. }) {
-            return Err(MapError::BadAttrs { attrs });
+        let (step, raw) = self.prepare(at, frame, size, attrs)?;
+        if let Entry::Table { .. } = step.entry {
+            return Err(MapError::TableInTheWay { at: at.as_u64(), level: step.level });
+        }
+        if let Some(error) = obstacle(at, size, &step) {
+            return Err(error);
         }
         let (leaf_at, old, made) = self.build(step, at, size.level(), alloc)?;
         self.store(leaf_at, old, raw);
         Ok(made)
     }
 
-    /// The absent entry at which the walk for a new page ends.
-    fn vacancy(&self, at: Addr<F::In>, frame: Frame<F::Out>, size: PageSize) -> Result<Step<F>, MapError> {
-        let at_raw = at.as_u64();
+    /// Checks what a new leaf would be; where the walk for it ends, and its raw bits.
+    pub(crate) fn prepare(
+        &self,
+        at: Addr<F::In>,
+        frame: Frame<F::Out>,
+        size: PageSize,
+        attrs: Attrs,
+    ) -> Result<(Step<F>, u64), MapError> {
         if !F::covers(at) {
-            return Err(MapError::NonCanonical { at: at_raw });
+            return Err(MapError::NonCanonical { at: at.as_u64() });
         }
-        if size.level() > F::ROOT || !F::has_leaves(size.level()) {
+        let level = size.level();
+        if level > F::ROOT || !F::has_leaves(level) {
             return Err(MapError::UnsupportedSize { size });
         }
         if !at.is_aligned(size) || !frame.is_aligned(size) {
-            return Err(MapError::Misaligned { at: at_raw, frame: frame.number(), size });
+            return Err(MapError::Misaligned { at: at.as_u64(), frame: frame.number(), size });
         }
-        let step = self.tree().descend(at, size.level());
-        let level = step.level;
-        match step.entry {
-            Entry::Absent => Ok(step),
-            Entry::Leaf { .. } if level == size.level() => Err(MapError::AlreadyMapped { at: at_raw, level }),
-            Entry::Leaf { size, .. } => Err(MapError::HugeInTheWay { at: at_raw, size }),
-            Entry::Table { .. } => Err(MapError::TableInTheWay { at: at_raw, level }),
-            Entry::Reserved => Err(MapError::Reserved { at: at_raw, level }),
+        let raw = F::encode(Entry::Leaf { frame, size, attrs }, level);
+        if !matches!(F::decode(raw, level), Entry::Leaf { .. }) {
+            return Err(MapError::BadAttrs { attrs });
         }
+        Ok((self.tree().descend(at, level), raw))
     }
 
     /// Makes the tables from the absent entry of `from` down to `until`; where the entry for `at` there lies, its raw bits,
@@ -201,7 +205,7 @@ impl<'m, F: Format, M: TableMem<F::Out>> Mapper<'m, F, M> {
         Level::ALL.iter().filter(|level| **level > until && **level <= from).all(links)
     }
 
-    /// Removes the page that covers `at`, of whatever size, and says what it was. Tables stay.
+    /// Removes the page that covers `at`, of whatever size, and says what it was. Tables stay, see [`Mapper::prune`].
     ///
     /// # Errors
     ///
@@ -315,6 +319,17 @@ impl<'m, F: Format, M: TableMem<F::Out>> Mapper<'m, F, M> {
         if old != new {
             self.mem.write_entry(entry_at, new);
         }
+    }
+}
+
+/// What keeps a leaf of `size` from being put where `step` ended: another leaf, or reserved bits.
+pub(crate) fn obstacle<F: Format>(at: Addr<F::In>, size: PageSize, step: &Step<F>) -> Option<MapError> {
+    let (at, level) = (at.as_u64(), step.level);
+    match step.entry {
+        Entry::Leaf { size: found, .. } if found == size => Some(MapError::AlreadyMapped { at, level }),
+        Entry::Leaf { size, .. } => Some(MapError::HugeInTheWay { at, size }),
+        Entry::Reserved => Some(MapError::Reserved { at, level }),
+        Entry::Absent | Entry::Table { .. } => None,
     }
 }
 

@@ -6,7 +6,7 @@ use memvirt_addr::{Addr, Gfn, GuestPhys, Gva, Hfn, Hpa, Level, PageSize};
 
 use crate::{
     Attrs, Ept4, FrameAllocator, FramePool, Guest4, LookupError, MapError, Mapper, PhysMem, SplitError, TableAttrs,
-    TableMem,
+    TableMem, Teardown,
 };
 
 const RW: Attrs = Attrs::READ.union(Attrs::WRITE).union(Attrs::USER);
@@ -153,4 +153,93 @@ fn ept_refuses_leaves_that_would_be_absent_or_misconfigured() {
     let mut mapper = mapper.with_table_attrs(TableAttrs::new(Attrs::WRITE));
     let refused = mapper.map(Addr::new(1 << 40), Hfn::new(9), PageSize::Size4K, attrs, &mut pool);
     assert_eq!(refused, Err(MapError::BadAttrs { attrs: Attrs::WRITE }));
+}
+
+#[test]
+fn prune_frees_empty_tables_only_and_unlinks_them_first() {
+    let (mut mem, mut pool) = recorder();
+    let (one, two) = (Gva::new(0x1000), Gva::new(0x4000_0000));
+    let mut mapper = Mapper::<Guest4, _>::create(&mut mem, &mut pool, TableAttrs::USER).unwrap();
+    mapper.map(one, Gfn::new(99), PageSize::Size4K, RW, &mut pool).unwrap();
+    mapper.map(two, Gfn::new(98), PageSize::Size4K, RW, &mut pool).unwrap();
+    assert_eq!(mapper.prune(.., &mut pool), 0);
+    mapper.unmap(one).unwrap();
+    mapper.unmap(two).unwrap();
+    assert_eq!(mapper.prune(two.., &mut pool), 2, "the shared table of level 3 is not empty yet");
+    assert_eq!((mapper.count().tables, pool.allocated()), ([1, 1, 1, 1, 0], 4));
+    assert_eq!(mapper.prune(one..two, &mut pool), 3);
+    assert_eq!((mapper.count().all_tables(), pool.allocated()), (1, 1));
+    let zeros = mem.stores.iter().filter(|(_, value)| *value == 0).count();
+    assert_eq!(zeros, 2 + 5);
+}
+
+#[test]
+fn a_swap_slot_keeps_its_table() {
+    let (mut mem, mut pool) = recorder();
+    let mut mapper = Mapper::<Guest4, _>::create(&mut mem, &mut pool, TableAttrs::USER).unwrap();
+    mapper.map(Gva::new(0), Gfn::new(99), PageSize::Size4K, RW, &mut pool).unwrap();
+    let leaf = mapper.unmap(Gva::new(0)).unwrap();
+    mapper.mem.mem.write(leaf.entry_at, 0x1234 << 12);
+    assert_eq!(mapper.prune(.., &mut pool), 0);
+}
+
+#[test]
+fn collapse_takes_one_store_and_gives_the_table_back() {
+    let (mut mem, mut pool) = recorder();
+    let base = Gva::new(0xffff_ffff_ffe0_0000);
+    let mut mapper = Mapper::<Guest4, _>::create(&mut mem, &mut pool, TableAttrs::USER).unwrap();
+    let missing = mapper.collapse(base, Gfn::new(0x200), PageSize::Size2M, RW, &mut pool, |_| {});
+    assert_eq!(missing, Err(MapError::NothingToCollapse { at: base.as_u64(), level: Level::L4 }));
+    for page in [0, 7, 511] {
+        mapper.map(base.wrapping_add(page << 12), Gfn::new(700 + page), PageSize::Size4K, RW, &mut pool).unwrap();
+    }
+    let stores = mapper.mem.stores.len();
+    let mut seen = Vec::new();
+    let freed = mapper.collapse(base, Gfn::new(0x200), PageSize::Size2M, RW, &mut pool, |leaf| seen.push(leaf.frame));
+    assert_eq!((freed, seen), (Ok(1), [700, 707, 1211].map(Gfn::new).to_vec()));
+    assert_eq!((mapper.mem.stores.len(), pool.allocated()), (stores + 1, 3));
+    assert_eq!(mapper.translate(Gva::new(u64::MAX)), Some((Addr::new(0x3f_ffff), RW, PageSize::Size2M)));
+    let again = mapper.collapse(base, Gfn::new(0x200), PageSize::Size2M, RW, &mut pool, |_| {});
+    assert_eq!(again, Err(MapError::AlreadyMapped { at: base.as_u64(), level: Level::L2 }));
+}
+
+#[test]
+fn teardown_spares_the_kept_half_and_clears_what_it_says() {
+    // Clearing stores zero in two leaves and three links (PDE, PDPTE, PML4E); unlinking in the root's slot alone.
+    for (how, zeros) in [(Teardown::ClearEntries, 2 + 3), (Teardown::Unlink, 1)] {
+        let (mut mem, mut pool) = recorder();
+        let mut mapper = Mapper::<Guest4, _>::create(&mut mem, &mut pool, TableAttrs::USER).unwrap();
+        let kernel = Gva::new(0xffff_8880_0000_0000);
+        mapper.map(kernel, Gfn::new(0), PageSize::Size1G, RW, &mut pool).unwrap();
+        mapper.map(Gva::new(0x1000), Gfn::new(99), PageSize::Size4K, RW, &mut pool).unwrap();
+        mapper.map(Gva::new(0x20_0000), Gfn::new(0x400), PageSize::Size2M, RW, &mut pool).unwrap();
+        let mut seen = Vec::new();
+        let freed = mapper.free_tree(&mut pool, 256..512, how, |leaf| seen.push((leaf.at.as_u64(), leaf.size)));
+        assert_eq!(freed, 3);
+        assert_eq!(seen, [(0x1000, PageSize::Size4K), (0x20_0000, PageSize::Size2M)]);
+        assert_eq!((mapper.count().tables, mapper.count().leaves), ([0, 0, 1, 1, 0], [0, 0, 1]));
+        assert_eq!(pool.allocated(), 2);
+        assert_eq!(mem.stores.iter().filter(|(_, value)| *value == 0).count(), zeros);
+    }
+}
+
+#[test]
+fn ranges_cross_the_hole_between_the_halves() {
+    let (mut mem, mut pool) = recorder();
+    let mut mapper = Mapper::<Guest4, _>::create(&mut mem, &mut pool, TableAttrs::USER).unwrap();
+    let pages = [0x0, 0x7fff_ffff_f000, 0xffff_8000_0000_0000, 0xffff_ffff_ffff_f000].map(Gva::new);
+    for page in pages {
+        mapper.map(page, Gfn::new(99), PageSize::Size4K, RW, &mut pool).unwrap();
+    }
+    let found = |range: (core::ops::Bound<Gva>, core::ops::Bound<Gva>)| {
+        mapper.leaves(range).map(|leaf| leaf.at).collect::<Vec<_>>()
+    };
+    use core::ops::Bound::{Excluded, Included, Unbounded};
+    assert_eq!(found((Unbounded, Unbounded)), pages);
+    assert_eq!(found((Included(Gva::new(0xfff)), Excluded(pages[2]))), pages[..2]);
+    assert_eq!(found((Included(Gva::new(1 << 50)), Unbounded)), pages[2..]);
+    assert_eq!(found((Unbounded, Included(Gva::new(1 << 50)))), pages[..2]);
+    assert_eq!(found((Excluded(Gva::new(0x7fff_ffff_ffff)), Included(pages[2]))), pages[2..3]);
+    assert_eq!(found((Included(Gva::new(0xff00_0000_0000_0000)), Excluded(pages[2]))), []);
+    assert_eq!(found((Unbounded, Excluded(Gva::new(0)))), []);
 }
