@@ -1,0 +1,134 @@
+//! What can be said of a workload without running it.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::spec::{Churn, ForkAndExit, Spec};
+use crate::units::Weight;
+
+/// A number of things in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Figure {
+    /// So many, whatever the seed.
+    Exact(u64),
+    /// So many expected; the seed decides. Displayed with a `~`.
+    About(u64),
+}
+
+impl Figure {
+    /// The number.
+    #[must_use]
+    pub const fn value(self) -> u64 {
+        match self {
+            Self::Exact(value) | Self::About(value) => value,
+        }
+    }
+
+    /// How many of `draws` independent draws fall on something with this weight.
+    const fn drawn(draws: u64, weight: Weight, total: u32) -> Self {
+        match weight.get() {
+            0 => Self::Exact(0),
+            all if all == total => Self::Exact(draws),
+            // At most 10^12 draws times a weight of 10^6: below 2^64.
+            part => Self::About(draws * part as u64 / total as u64),
+        }
+    }
+
+    const fn times(self, factor: u64) -> Self {
+        match self {
+            Self::Exact(value) => Self::Exact(value.saturating_mul(factor)),
+            Self::About(value) => Self::About(value.saturating_mul(factor)),
+        }
+    }
+}
+
+impl fmt::Display for Figure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(value) => value.fmt(f),
+            Self::About(value) => write!(f, "~{value}"),
+        }
+    }
+}
+
+/// The figures of a workload. All counts are over the whole run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Facts {
+    /// The generator's kind.
+    pub kind: &'static str,
+    /// Bytes of all areas that are mapped at the same time, in one process.
+    pub footprint_bytes: u64,
+    /// Memory accesses.
+    pub accesses: Figure,
+    /// Instructions that the processes execute, accesses included.
+    pub instructions: Figure,
+    /// Areas mapped. Where a mix unmaps more than it maps, the generator maps more than this to have something to unmap.
+    pub mmaps: Figure,
+    /// Unmap operations.
+    pub munmaps: Figure,
+    /// Changes of permissions.
+    pub mprotects: Figure,
+    /// Children forked; as many exit.
+    pub forks: u64,
+    /// Switches from one process to another.
+    pub switches: u64,
+}
+
+impl Facts {
+    pub(crate) fn of(spec: &Spec) -> Self {
+        let steady = |footprint_bytes, accesses| Self::steady(spec.kind(), footprint_bytes, accesses);
+        let facts = match spec {
+            Spec::Sequential(s) => steady(s.footprint.bytes(), s.accesses.get()),
+            Spec::Uniform(s) => steady(s.footprint.bytes(), s.accesses.get()),
+            Spec::Zipf(s) => steady(s.footprint.bytes(), s.accesses.get()),
+            Spec::PointerChase(s) => steady(s.footprint.bytes(), s.accesses.get()),
+            Spec::TouchAndFree(s) => {
+                let times = Figure::Exact(s.iterations.get());
+                let steady = steady(s.footprint.bytes(), s.footprint.pages() * s.iterations.get());
+                Self { mmaps: times, munmaps: times, ..steady }
+            }
+            Spec::ForkAndExit(s) => Self::fork(s, spec.kind()),
+            Spec::Churn(s) => Self::churn(s, spec.kind()),
+        };
+        Self { instructions: facts.accesses.times(u64::from(spec.instructions_per_access().get())), ..facts }
+    }
+
+    /// One area, mapped once.
+    const fn steady(kind: &'static str, footprint_bytes: u64, accesses: u64) -> Self {
+        const NONE: Figure = Figure::Exact(0);
+        Self {
+            kind,
+            footprint_bytes,
+            accesses: Figure::Exact(accesses),
+            instructions: NONE,
+            mmaps: Figure::Exact(1),
+            munmaps: NONE,
+            mprotects: NONE,
+            forks: 0,
+            switches: 0,
+        }
+    }
+
+    fn fork(s: &ForkAndExit, kind: &'static str) -> Self {
+        let forks = s.forks.get();
+        let accesses = s.footprint.pages() + forks * (s.child_pages() + s.parent_pages());
+        Self { forks, switches: 2 * forks, ..Self::steady(kind, s.footprint.bytes(), accesses) }
+    }
+
+    fn churn(s: &Churn, kind: &'static str) -> Self {
+        let drawn = |weight| Figure::drawn(s.operations.get(), weight, s.mix.total());
+        let areas = u64::from(s.areas.get());
+        Self {
+            accesses: drawn(s.mix.touch).times(s.touches.get()),
+            mmaps: match drawn(s.mix.mmap) {
+                Figure::Exact(mmaps) if s.mix.munmap.get() == 0 => Figure::Exact(areas + mmaps),
+                mmaps => Figure::About(areas + mmaps.value()),
+            },
+            munmaps: drawn(s.mix.munmap),
+            mprotects: drawn(s.mix.mprotect),
+            ..Self::steady(kind, areas * s.area.bytes(), 0)
+        }
+    }
+}

@@ -1,0 +1,21 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod builtin;
+mod error;
+mod facts;
+mod generator;
+mod guest;
+mod parse;
+pub mod spec;
+mod text;
+pub mod units;
+mod workload;
+
+pub use builtin::Builtin;
+pub use error::WorkloadError;
+pub use facts::{Facts, Figure};
+pub use generator::Generator;
+pub use guest::GuestSwitches;
+pub use spec::{Spec, SpecError};
+pub use workload::Workload;
