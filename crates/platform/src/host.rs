@@ -14,7 +14,25 @@ use memvirt_pagetable::{FrameAllocator, FramePool, PhysMem, TableMem};
 pub struct Host {
     /// What the frames hold.
     pub mem: PhysMem<HostPhys>,
-    frames: Box<dyn FrameAllocator<HostPhys>>,
+    frames: HostFrames,
+}
+
+/// The allocator of a host's frames, whatever its kind.
+#[derive(Debug)]
+pub struct HostFrames(Box<dyn FrameAllocator<HostPhys>>);
+
+impl FrameAllocator<HostPhys> for HostFrames {
+    fn allocate(&mut self, size: PageSize) -> Option<Hfn> {
+        self.0.allocate(size)
+    }
+
+    fn free(&mut self, frame: Hfn, size: PageSize) {
+        self.0.free(frame, size);
+    }
+
+    fn allocated(&self) -> u64 {
+        self.0.allocated()
+    }
 }
 
 impl Host {
@@ -35,7 +53,7 @@ impl Host {
     /// For more frames than [`PhysMem::MAX_FRAMES`].
     #[must_use]
     pub fn with_allocator(frames: u64, allocator: Box<dyn FrameAllocator<HostPhys>>) -> Self {
-        Self { mem: PhysMem::new(frames), frames: allocator }
+        Self { mem: PhysMem::new(frames), frames: HostFrames(allocator) }
     }
 
     /// A free, zeroed page of `size`; `None` when memory is used up.
@@ -49,6 +67,11 @@ impl Host {
             self.mem.discard(frame.offset(i));
         }
         self.frames.free(frame, size);
+    }
+
+    /// Memory and allocator at once, for those who build tables.
+    pub fn parts(&mut self) -> (&mut PhysMem<HostPhys>, &mut HostFrames) {
+        (&mut self.mem, &mut self.frames)
     }
 
     /// How many frames are in use.
@@ -101,6 +124,12 @@ impl MemoryMap {
     #[must_use]
     pub const fn frames(&self) -> u64 {
         self.frames
+    }
+
+    /// The size of the host pages behind it.
+    #[must_use]
+    pub const fn page_size(&self) -> PageSize {
+        self.size
     }
 
     /// Whether `gfn` is memory.

@@ -14,7 +14,7 @@ pub use cpu::{Cpu, Regs, Vcpu};
 pub use cx::{Cx, Tags, Vendor, tlb_entry};
 pub use engine::{Engine, Outcome, Regime, Request, VmSpec, store_element};
 pub use exit::{Exit, ExitReason, LockMode, Work};
-pub use host::{Backed, GuestMem, Host, MemoryMap, read_guest};
+pub use host::{Backed, GuestMem, Host, HostFrames, MemoryMap, read_guest};
 pub use ledger::{Counters, Ledger, WalkRefs};
 pub use native::Native;
 pub use seam::{Horizon, Platform, Reached, Refusal, Stop, TableBytes};
