@@ -80,10 +80,11 @@ pub enum Walked<F: Format> {
     Reserved(Level),
 }
 
-/// Every entry that a walk read.
+/// Every entry that a walk read, as it was read.
 #[derive(Clone, Copy, Debug)]
 pub struct Path<F: Format> {
-    steps: [Option<Step<F>>; 5],
+    /// Where each entry lies and its raw bits, root first. Meanings are decoded again when asked for: few callers ask for all.
+    reads: [(Addr<F::Out>, u64); 5],
     len: u8,
     /// The permissions of all present entries, ANDed.
     pub perms: Attrs,
@@ -93,8 +94,11 @@ pub struct Path<F: Format> {
 
 impl<F: Format> Path<F> {
     /// The references in order, root first.
-    pub fn steps(&self) -> impl DoubleEndedIterator<Item = &Step<F>> {
-        self.steps.iter().flatten()
+    pub fn steps(&self) -> impl DoubleEndedIterator<Item = Step<F>> {
+        self.reads[..usize::from(self.len)].iter().enumerate().filter_map(|(depth, (entry_at, raw))| {
+            let level = Level::from_number(F::ROOT.number() - u8::try_from(depth).ok()?)?;
+            Some(Step { level, entry_at: *entry_at, raw: *raw, entry: F::decode(*raw, level) })
+        })
     }
 
     /// How many references the walk made.
@@ -105,13 +109,13 @@ impl<F: Format> Path<F> {
 
     /// The leaf's step, where there is one.
     #[must_use]
-    pub fn leaf(&self) -> Option<&Step<F>> {
+    pub fn leaf(&self) -> Option<Step<F>> {
         self.steps().next_back().filter(|step| matches!(step.entry, Entry::Leaf { .. }))
     }
 
     /// The steps whose entry is present and has its accessed bit clear.
-    pub fn missing_accessed(&self) -> impl Iterator<Item = &Step<F>> {
-        self.steps().filter(|step| step.entry.is_present() && step.raw & F::RAW_ACCESSED == 0)
+    pub fn missing_accessed(&self) -> impl Iterator<Item = Step<F>> {
+        self.steps().filter(|step| step.entry.is_present() && !step.raw & F::accessed_bit(step.level) != 0)
     }
 
     /// The frame that `at`, the address walked, reaches; `None` where nothing is mapped.
@@ -128,21 +132,28 @@ impl<F: Format> Path<F> {
 #[must_use]
 #[inline]
 pub fn walk<F: Format, M: TableMem<F::Out>>(mem: &M, root: Frame<F::Out>, at: Addr<F::In>) -> Path<F> {
-    let mut path = Path { steps: [None; 5], len: 0, perms: Attrs::PERMISSIONS, end: Walked::Absent(F::ROOT) };
-    for step in Walk::<F, M>::new(mem, root, at) {
-        path.steps[path.len as usize] = Some(step);
+    let mut path =
+        Path { reads: [(Addr::ZERO, 0); 5], len: 0, perms: Attrs::PERMISSIONS, end: Walked::Absent(F::ROOT) };
+    let (mut table, mut level) = (root, F::ROOT);
+    loop {
+        let step = Walk::<F, M>::step(mem, table, level, at);
+        path.reads[usize::from(path.len)] = (step.entry_at, step.raw);
         path.len += 1;
-        match step.entry {
-            Entry::Table { attrs, .. } => path.perms &= attrs,
-            Entry::Leaf { frame, size, attrs } => {
+        path.end = match (step.entry, level.below()) {
+            (Entry::Table { next, attrs }, Some(below)) => {
                 path.perms &= attrs;
-                path.end = Walked::Mapped { frame, size };
+                (table, level) = (next, below);
+                continue;
             }
-            Entry::Absent => path.end = Walked::Absent(step.level),
-            Entry::Reserved => path.end = Walked::Reserved(step.level),
-        }
+            (Entry::Leaf { frame, size, attrs }, _) => {
+                path.perms &= attrs;
+                Walked::Mapped { frame, size }
+            }
+            (Entry::Absent, _) => Walked::Absent(level),
+            (Entry::Reserved | Entry::Table { .. }, _) => Walked::Reserved(level),
+        };
+        return path;
     }
-    path
 }
 
 #[cfg(test)]

@@ -22,33 +22,11 @@ const LARGE: u64 = 1 << 7;
 /// Memory type, ignore-PAT: reserved in entries that point to a table.
 const LEAF_ONLY: u64 = 0b1111 << 3;
 
-const COMMON: &[(Attrs, u64)] = &[
-    (Attrs::READ, 1 << 0),
-    (Attrs::WRITE, 1 << 1),
-    (Attrs::EXEC, 1 << 2),
-    (Attrs::ACCESSED, 1 << 8),
-    (Attrs::USER_EXEC, 1 << 10),
-    (Attrs::SOFT_0, 1 << 11),
-    (Attrs::SOFT_1, 1 << 52),
-    (Attrs::SOFT_2, 1 << 53),
-];
-const TABLE: BitMap = BitMap(COMMON);
-const LEAF: BitMap = BitMap(&[
-    COMMON[0],
-    COMMON[1],
-    COMMON[2],
-    COMMON[3],
-    COMMON[4],
-    COMMON[5],
-    COMMON[6],
-    COMMON[7],
-    (Attrs::MEMTYPE_0, 1 << 3),
-    (Attrs::MEMTYPE_1, 1 << 4),
-    (Attrs::MEMTYPE_2, 1 << 5),
-    (Attrs::IGNORE_PAT, 1 << 6),
-    (Attrs::DIRTY, 1 << 9),
-    (Attrs::SUPPRESS_VE, 1 << 63),
-]);
+/// R and W; X; A and software bit 11; mode-based execute; software bits 53:52.
+const TABLE: BitMap<5> = BitMap([(0b11, 0), (1 << 2, 1), (0x900, -2), (1 << 10, 7), (0b11 << 52, -42)]);
+/// As tables, and D beside A; memory type and ignore-PAT; suppress #VE.
+const LEAF: BitMap<7> =
+    BitMap([TABLE.0[0], TABLE.0[1], (0xb00, -2), TABLE.0[3], TABLE.0[4], (LEAF_ONLY, 10), (1 << 63, -45)]);
 
 impl<const N: u8, In: Space, Out: Space> Ept<N, In, Out> {
     const ROOT_LEVEL: Level = {
@@ -80,8 +58,13 @@ impl<const N: u8, In: Space, Out: Space> Format for Ept<N, In, Out> {
         match (leaf, Self::has_leaves(level)) {
             (true, true) => LEAF.attrs(),
             (true, false) => Attrs::empty(),
+            (false, _) if level == Level::L1 => Attrs::empty(),
             (false, _) => TABLE.attrs(),
         }
+    }
+
+    fn implied(_level: Level, _leaf: bool) -> Attrs {
+        Attrs::empty()
     }
 
     #[inline]
@@ -100,6 +83,7 @@ impl<const N: u8, In: Space, Out: Space> Format for Ept<N, In, Out> {
         Entry::Table { next: Frame::new((raw & ADDRESS) >> 12), attrs: TABLE.to_attrs(raw) }
     }
 
+    #[inline]
     fn encode(entry: Entry<Out>, level: Level) -> u64 {
         match entry {
             Entry::Leaf { frame, size, attrs } if level.page_size() == Some(size) => {

@@ -26,29 +26,10 @@ const LARGE: u64 = 1 << 7;
 const LARGE_PAT: u64 = 1 << 12;
 const NO_EXECUTE: u64 = 1 << 63;
 
-const COMMON: &[(Attrs, u64)] = &[
-    (Attrs::WRITE, 1 << 1),
-    (Attrs::USER, 1 << 2),
-    (Attrs::WRITE_THROUGH, 1 << 3),
-    (Attrs::CACHE_DISABLE, 1 << 4),
-    (Attrs::ACCESSED, 1 << 5),
-    (Attrs::SOFT_0, 1 << 9),
-    (Attrs::SOFT_1, 1 << 10),
-    (Attrs::SOFT_2, 1 << 11),
-];
-const TABLE: BitMap = BitMap(COMMON);
-const LEAF: BitMap = BitMap(&[
-    COMMON[0],
-    COMMON[1],
-    COMMON[2],
-    COMMON[3],
-    COMMON[4],
-    COMMON[5],
-    COMMON[6],
-    COMMON[7],
-    (Attrs::DIRTY, 1 << 6),
-    (Attrs::GLOBAL, 1 << 8),
-]);
+/// R/W and U/S; PWT, PCD and A; the software bits 11:9.
+const TABLE: BitMap<3> = BitMap([(0b110, 0), (0b111 << 3, 1), (0b111 << 9, 0)]);
+/// As tables, and D beside A, G beside the software bits.
+const LEAF: BitMap<3> = BitMap([(0b110, 0), (0b1111 << 3, 1), (0b1111 << 8, 0)]);
 
 /// Where a leaf of `level` keeps PAT: bit 7 of a PTE, bit 12 of larger leaves.
 const fn pat_bit(level: Level) -> u64 {
@@ -98,8 +79,13 @@ impl<const N: u8, In: Space, Out: Space> Format for LongMode<N, In, Out> {
         match (leaf, Self::has_leaves(level)) {
             (true, true) => LEAF.attrs() | both | Attrs::PAT,
             (true, false) => Attrs::empty(),
+            (false, _) if level == Level::L1 => Attrs::empty(),
             (false, _) => TABLE.attrs() | both,
         }
+    }
+
+    fn implied(_level: Level, _leaf: bool) -> Attrs {
+        Attrs::READ
     }
 
     #[inline]
@@ -113,6 +99,7 @@ impl<const N: u8, In: Space, Out: Space> Format for LongMode<N, In, Out> {
         Entry::Table { next: Frame::new((raw & ADDRESS) >> 12), attrs: TABLE.to_attrs(raw) | read_and_exec(raw) }
     }
 
+    #[inline]
     fn encode(entry: Entry<Out>, level: Level) -> u64 {
         let (frame, mut raw, attrs) = match entry {
             Entry::Leaf { frame, size, attrs } if level.page_size() == Some(size) => {

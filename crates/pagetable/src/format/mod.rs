@@ -16,50 +16,52 @@ pub use long_mode::{Guest4, LongMode, Npt4, Shadow4};
 
 bitflags! {
     /// What an entry permits and carries, independent of where a format keeps the bit.
+    ///
+    /// The numbers are chosen so that runs of bits keep their order in the formats: decoding is a few shifts.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct Attrs: u32 {
         /// Loads. Implied by presence in the x86-64 formats, a bit of its own in EPT.
         const READ = 1 << 0;
         /// Stores.
         const WRITE = 1 << 1;
-        /// Instruction fetches (x86-64: NX clear; EPT: X, for supervisor mode where mode-based execute control is on).
-        const EXEC = 1 << 2;
         /// User-mode accesses (x86-64 only).
-        const USER = 1 << 3;
-        /// Set by hardware when the entry is used.
-        const ACCESSED = 1 << 4;
-        /// Set by hardware when the page is stored to. Leaves only.
-        const DIRTY = 1 << 5;
-        /// Survives CR3 loads while CR4.PGE is set (x86-64 leaves).
-        const GLOBAL = 1 << 6;
+        const USER = 1 << 2;
+        /// Instruction fetches (x86-64: NX clear; EPT: X, for supervisor mode where mode-based execute control is on).
+        const EXEC = 1 << 3;
         /// PWT (x86-64).
-        const WRITE_THROUGH = 1 << 7;
+        const WRITE_THROUGH = 1 << 4;
         /// PCD (x86-64).
-        const CACHE_DISABLE = 1 << 8;
-        /// PAT (x86-64 leaves; bit 7 of a PTE, bit 12 of larger leaves).
-        const PAT = 1 << 9;
-        /// Bit 0 of the EPT memory type (leaves). UC = 0, WC = 1, WT = 4, WP = 5, WB = 6.
-        const MEMTYPE_0 = 1 << 10;
-        /// Bit 1 of the EPT memory type.
-        const MEMTYPE_1 = 1 << 11;
-        /// Bit 2 of the EPT memory type.
-        const MEMTYPE_2 = 1 << 12;
-        /// Ignore PAT (EPT leaves).
-        const IGNORE_PAT = 1 << 13;
-        /// User-mode fetches under mode-based execute control (EPT bit 10).
-        const USER_EXEC = 1 << 14;
-        /// Suppress #VE (EPT bit 63).
-        const SUPPRESS_VE = 1 << 15;
+        const CACHE_DISABLE = 1 << 5;
+        /// Set by hardware when the entry is used.
+        const ACCESSED = 1 << 6;
+        /// Set by hardware when the page is stored to. Leaves only.
+        const DIRTY = 1 << 7;
+        /// Survives CR3 loads while CR4.PGE is set (x86-64 leaves).
+        const GLOBAL = 1 << 8;
         /// First bit free for software (x86-64 bit 9, EPT bit 11).
-        const SOFT_0 = 1 << 16;
+        const SOFT_0 = 1 << 9;
         /// Second bit free for software (x86-64 bit 10, EPT bit 52).
-        const SOFT_1 = 1 << 17;
+        const SOFT_1 = 1 << 10;
         /// Third bit free for software (x86-64 bit 11, EPT bit 53).
-        const SOFT_2 = 1 << 18;
+        const SOFT_2 = 1 << 11;
+        /// PAT (x86-64 leaves; bit 7 of a PTE, bit 12 of larger leaves).
+        const PAT = 1 << 12;
+        /// Bit 0 of the EPT memory type (leaves). UC = 0, WC = 1, WT = 4, WP = 5, WB = 6.
+        const MEMTYPE_0 = 1 << 13;
+        /// Bit 1 of the EPT memory type.
+        const MEMTYPE_1 = 1 << 14;
+        /// Bit 2 of the EPT memory type.
+        const MEMTYPE_2 = 1 << 15;
+        /// Ignore PAT (EPT leaves).
+        const IGNORE_PAT = 1 << 16;
+        /// User-mode fetches under mode-based execute control (EPT bit 10).
+        const USER_EXEC = 1 << 17;
+        /// Suppress #VE (EPT bit 63).
+        const SUPPRESS_VE = 1 << 18;
 
         /// The permissions that accumulate (AND) along a walk.
         const PERMISSIONS = Self::READ.bits() | Self::WRITE.bits() | Self::EXEC.bits() | Self::USER.bits();
-        /// Every permission and both A/D bits: a kernel's own mapping, before `USER` is removed.
+        /// Loads, stores and fetches: a kernel's own mapping.
         const RWX = Self::READ.bits() | Self::WRITE.bits() | Self::EXEC.bits();
         /// EPT memory type 6, write-back.
         const WRITE_BACK = Self::MEMTYPE_1.bits() | Self::MEMTYPE_2.bits();
@@ -120,7 +122,8 @@ impl<Out: Space> Entry<Out> {
 
 /// One paging-structure format.
 ///
-/// `decode(encode(e, l), l) == e` for every entry that is valid at level `l` ([`Format::supports`]).
+/// `decode(encode(e, l), l) == e` for every entry that is valid at level `l`: its attributes lie between
+/// [`Format::implied`] and [`Format::supports`], and the format does not reserve their combination.
 pub trait Format: Copy + Debug + Eq + 'static {
     /// The space of the addresses that the tables translate.
     type In: Space;
@@ -191,6 +194,18 @@ pub trait Format: Copy + Debug + Eq + 'static {
     #[must_use]
     fn supports(level: Level, leaf: bool) -> Attrs;
 
+    /// The attributes that every present entry of `level` has, whatever its bits: they cannot be taken away.
+    #[must_use]
+    fn implied(level: Level, leaf: bool) -> Attrs;
+
+    /// The accessed bit of an entry of `level`, as it lies in memory; 0 where such entries have none.
+    #[must_use]
+    #[inline]
+    fn accessed_bit(level: Level) -> u64 {
+        let _ = level;
+        Self::RAW_ACCESSED
+    }
+
     /// Whether `level` can hold leaf entries.
     #[must_use]
     fn has_leaves(level: Level) -> bool {
@@ -207,23 +222,46 @@ pub trait Format: Copy + Debug + Eq + 'static {
     fn encode(entry: Entry<Self::Out>, level: Level) -> u64;
 }
 
-/// Copies attribute bits to raw bits and back, by a table of pairs.
-pub(crate) struct BitMap(pub(crate) &'static [(Attrs, u64)]);
+/// Copies runs of attribute bits to raw bits and back: each run is its mask in the raw entry and how far to the left it lies
+/// in [`Attrs`] (negative: to the right).
+#[derive(Clone, Copy)]
+pub(crate) struct BitMap<const N: usize>(pub(crate) [(u64, i8); N]);
 
-impl BitMap {
+impl<const N: usize> BitMap<N> {
     #[inline]
-    pub(crate) fn to_raw(&self, attrs: Attrs) -> u64 {
-        self.0.iter().filter(|(attr, _)| attrs.contains(*attr)).fold(0, |raw, (_, bit)| raw | bit)
+    pub(crate) const fn to_raw(self, attrs: Attrs) -> u64 {
+        let (mut raw, mut run) = (0, 0);
+        while run < N {
+            let (mask, left) = self.0[run];
+            raw |= shift(attrs.bits() as u64, -left) & mask;
+            run += 1;
+        }
+        raw
     }
 
     #[inline]
-    pub(crate) fn to_attrs(&self, raw: u64) -> Attrs {
-        self.0.iter().filter(|(_, bit)| raw & bit != 0).fold(Attrs::empty(), |attrs, (attr, _)| attrs | *attr)
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "every run lands within the bits of Attrs; a test compares all"
+    )]
+    pub(crate) const fn to_attrs(self, raw: u64) -> Attrs {
+        let (mut bits, mut run) = (0, 0);
+        while run < N {
+            let (mask, left) = self.0[run];
+            bits |= shift(raw & mask, left) as u32;
+            run += 1;
+        }
+        Attrs::from_bits_retain(bits)
     }
 
-    pub(crate) fn attrs(&self) -> Attrs {
-        self.0.iter().fold(Attrs::empty(), |attrs, (attr, _)| attrs | *attr)
+    /// Every attribute that the map knows.
+    pub(crate) const fn attrs(self) -> Attrs {
+        self.to_attrs(u64::MAX)
     }
+}
+
+const fn shift(bits: u64, left: i8) -> u64 {
+    if left >= 0 { bits << left } else { bits >> -left }
 }
 
 /// Physical-address bits 51:12 of an entry.
