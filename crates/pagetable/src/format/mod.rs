@@ -5,6 +5,7 @@
 
 mod ept;
 mod long_mode;
+mod pae;
 
 use core::fmt::Debug;
 
@@ -13,6 +14,7 @@ use memvirt_addr::{Addr, Frame, Level, PageSize, Space};
 
 pub use ept::{Ept, Ept4};
 pub use long_mode::{Guest4, LongMode, Npt4, Shadow4};
+pub use pae::Pae;
 
 bitflags! {
     /// What an entry permits and carries, independent of where a format keeps the bit.
