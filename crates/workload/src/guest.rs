@@ -3,7 +3,7 @@
 use memvirt_addr::PageSize;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::units::{Field, FieldVisitor};
+use crate::field::{Field, FieldVisitor};
 
 /// The switches of the `[guest]` table. Each is left to the machine where the file does not name it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

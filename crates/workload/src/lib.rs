@@ -4,6 +4,7 @@
 mod builtin;
 mod error;
 mod facts;
+mod field;
 mod generator;
 mod guest;
 mod parse;

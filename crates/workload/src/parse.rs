@@ -70,7 +70,10 @@ impl<'a> Document<'a> {
         let mut fields = table.clone();
         fields.remove("kind");
         let fields = Deserializer::from(Spanned::new(value.span(), fields));
-        let spec = match kind.get_ref().as_str().unwrap_or_default() {
+        let Some(found) = kind.get_ref().as_str() else {
+            return wrong(Some(kind.span()), "generator.kind", format!("expected a string, one of {kinds}"));
+        };
+        let spec = match found {
             "sequential" => Deserialize::deserialize(fields).map(Spec::Sequential),
             "uniform" => Deserialize::deserialize(fields).map(Spec::Uniform),
             "zipf" => Deserialize::deserialize(fields).map(Spec::Zipf),
@@ -78,16 +81,23 @@ impl<'a> Document<'a> {
             "touch-and-free" => Deserialize::deserialize(fields).map(Spec::TouchAndFree),
             "fork-and-exit" => Deserialize::deserialize(fields).map(Spec::ForkAndExit),
             "churn" => Deserialize::deserialize(fields).map(Spec::Churn),
-            _ => return wrong(Some(kind.span()), "generator.kind", format!("unknown kind, expected one of {kinds}")),
+            _ => {
+                let message = format!("unknown kind \"{found}\", expected one of {kinds}");
+                return wrong(Some(kind.span()), "generator.kind", message);
+            }
         };
         spec.map_err(|error| self.refused(root, "generator", &error))
     }
 
     /// An error of the typed reading, traced to the field that holds its position.
     fn refused(&self, root: &Spanned<DeTable<'_>>, table: &str, error: &toml::de::Error) -> WorkloadError {
-        let field = error.span().and_then(|span| field_at(root.get_ref(), span.start));
-        // A missing field is reported at its table, whose name says where it belongs.
-        let field = field.unwrap_or_else(|| table.to_owned());
+        let at = error.span().and_then(|span| field_at(root.get_ref(), span.start));
+        let field = match at {
+            // A missing field is reported at its table; the document's own has no name and starts with any field.
+            Some(_) if table.is_empty() && error.message().starts_with("missing field") => String::new(),
+            Some(at) => at,
+            None => table.to_owned(),
+        };
         self.invalid(error.span(), Some(field), error.message())
     }
 

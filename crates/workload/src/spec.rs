@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::facts::Facts;
 use crate::units::{Areas, Base, Count, Exponent, Footprint, InstructionsPerAccess, Share, Stride, Weight};
 
 /// Walks through an area in equal steps and begins again at its end.
@@ -271,6 +272,12 @@ impl Spec {
             Self::ForkAndExit(s) => s.instructions_per_access,
             Self::Churn(s) => s.instructions_per_access,
         }
+    }
+
+    /// Figures for listings, without running anything.
+    #[must_use]
+    pub fn facts(&self) -> Facts {
+        Facts::of(self)
     }
 
     /// These parameters with the length of the run multiplied by `factor`.

@@ -1,8 +1,6 @@
 //! The checked texts of a workload file: what ends up in tables, legends and file names, and so must fit there.
 
-use serde::{Deserialize, Deserializer};
-
-use crate::units::{Field, FieldVisitor, deserialize_field};
+use crate::field::{Field, deserialize_field};
 
 /// A key: usable in file names and on the command line without quotes.
 pub(crate) struct Name(pub(crate) String);

@@ -6,8 +6,9 @@
 
 use std::fmt;
 
-use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 use serde::{Serialize, Serializer};
+
+use crate::field::{Field, deserialize_field};
 
 /// A value outside the bounds of its type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,68 +17,6 @@ pub struct OutOfBounds {
     /// What the type admits, as it also stands in errors about workload files.
     pub expected: &'static str,
 }
-
-/// How one field type reads the TOML scalars. `None` refuses.
-pub(crate) trait Field: Sized {
-    const EXPECTED: &'static str;
-
-    fn from_integer(_value: i64) -> Option<Self> {
-        None
-    }
-
-    fn from_float(_value: f64) -> Option<Self> {
-        None
-    }
-
-    fn from_text(_value: &str) -> Option<Self> {
-        None
-    }
-}
-
-pub(crate) struct FieldVisitor<T>(std::marker::PhantomData<T>);
-
-impl<T> FieldVisitor<T> {
-    pub(crate) const fn new() -> Self {
-        Self(std::marker::PhantomData)
-    }
-}
-
-impl<T: Field> Visitor<'_> for FieldVisitor<T> {
-    type Value = T;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(T::EXPECTED)
-    }
-
-    fn visit_i64<E: de::Error>(self, value: i64) -> Result<T, E> {
-        T::from_integer(value).ok_or_else(|| E::invalid_value(Unexpected::Signed(value), &self))
-    }
-
-    fn visit_u64<E: de::Error>(self, value: u64) -> Result<T, E> {
-        let field = i64::try_from(value).ok().and_then(T::from_integer);
-        field.ok_or_else(|| E::invalid_value(Unexpected::Unsigned(value), &self))
-    }
-
-    fn visit_f64<E: de::Error>(self, value: f64) -> Result<T, E> {
-        T::from_float(value).ok_or_else(|| E::invalid_value(Unexpected::Float(value), &self))
-    }
-
-    fn visit_str<E: de::Error>(self, value: &str) -> Result<T, E> {
-        T::from_text(value).ok_or_else(|| E::invalid_value(Unexpected::Str(value), &self))
-    }
-}
-
-/// Gives a [`Field`] type its `Deserialize`.
-macro_rules! deserialize_field {
-    ($($name:ident),+ $(,)?) => {$(
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                deserializer.deserialize_any(FieldVisitor::<Self>::new())
-            }
-        }
-    )+};
-}
-pub(crate) use deserialize_field;
 
 /// An integer type with inclusive bounds.
 macro_rules! bounded_integer {

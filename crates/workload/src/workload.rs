@@ -155,7 +155,7 @@ impl Workload {
     /// Figures for listings, without running anything.
     #[must_use]
     pub fn facts(&self) -> Facts {
-        Facts::of(&self.generator)
+        self.generator.facts()
     }
 
     /// The stream of the workload. The same seed gives the same stream.

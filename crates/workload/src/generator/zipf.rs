@@ -4,6 +4,8 @@
 //! bounded support a table is several times faster. Sources: Walker, ACM TOMS 3 (1977); Vose, IEEE TSE 17 (1991). The
 //! powers come from `libm`, whose results do not depend on the platform's own mathematics library.
 
+use std::hint::select_unpredictable;
+
 use memvirt_addr::Acc;
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -13,8 +15,11 @@ use super::draw::{self, WORD, WriteShare};
 use super::steady::Pattern;
 use crate::spec;
 
-/// Words in a page, a power of two.
-const WORDS: u32 = 512;
+/// A page has 2^9 words of 8 bytes.
+const WORD_BITS: u32 = 9;
+
+/// Numbers drawn at once: the look-ups that follow do not wait for the random stream, so that their cache misses overlap.
+const GROUP: usize = 128;
 
 /// A column of the alias table: of 2^32 equally likely values, those below `threshold` mean `page`, the others `alias`.
 #[derive(Clone, Copy, Debug)]
@@ -44,14 +49,24 @@ impl Zipf {
 impl Pattern for Zipf {
     fn extend(&mut self, rng: &mut ChaCha8Rng, count: usize, run: &mut Vec<Acc>) {
         let Self { base, ref table, writes } = *self;
-        run.extend((0..count).map(|_| {
-            let (index, fraction) = draw::split(rng.next_u64(), table.len() as u64);
-            #[expect(clippy::cast_possible_truncation, reason = "an index into the table")]
-            let column = table[index as usize];
-            let page = if fraction < column.threshold { column.page } else { column.alias };
-            let (word, rest) = draw::split(rng.next_u64(), u64::from(WORDS));
-            draw::user(base + (u64::from(page) << 12) + word * WORD, writes.kind(rest))
-        }));
+        let columns = table.len() as u64;
+        let mut draws = [(0, 0); GROUP];
+        let mut left = count;
+        while left > 0 {
+            let group = &mut draws[..left.min(GROUP)];
+            group.fill_with(|| (rng.next_u64(), rng.next_u32()));
+            run.extend(group.iter().map(|&(bits, rest)| {
+                let (index, fraction) = draw::split(bits, columns);
+                #[expect(clippy::cast_possible_truncation, reason = "an index into the table")]
+                let column = table[index as usize];
+                // Which of the two is a coin toss that no branch predictor foresees.
+                let page = select_unpredictable(fraction < column.threshold, column.page, column.alias);
+                // The top bits choose the word, the others load or store.
+                let word = u64::from(rest >> (u32::BITS - WORD_BITS));
+                draw::user(base + (u64::from(page) << 12) + word * WORD, writes.kind(rest << WORD_BITS))
+            }));
+            left -= left.min(GROUP);
+        }
     }
 }
 
