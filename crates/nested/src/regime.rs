@@ -224,7 +224,7 @@ where
     fn host(&mut self, cx: &mut Cx<'_>, event: &HostEvent) {
         let mut work = Work::default();
         let changed = match *event {
-            HostEvent::Unmap(_, range) => {
+            HostEvent::Unmap(_, range) | HostEvent::Discard(_, range) => {
                 cx.map.unmap(range);
                 self.drop_leaves(cx, range)
             }

@@ -255,6 +255,9 @@ pub enum HostEvent {
     /// The host takes frames away (swap, migration, ballooning): all translations to them go; contents are kept and come
     /// back on the next touch.
     Unmap(VmId, GfnRange),
+    /// The host takes frames away and forgets what they held (`MADV_DONTNEED`, a balloon): all translations to them go, and
+    /// the next touch finds zeros.
+    Discard(VmId, GfnRange),
     /// Dirty logging starts (true) or ends (false).
     DirtyLog(VmId, bool),
     /// The host fetches and clears the dirty log; the next store to each page is logged again.

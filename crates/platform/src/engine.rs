@@ -26,6 +26,8 @@ pub struct Request<'a> {
     pub store: Option<&'a StoreOp>,
     /// The address of the instruction, 0 where nobody said.
     pub ip: Gva,
+    /// Which element of a repeated store (`rep stos`) the access is; 0 for everything else.
+    pub element: u16,
 }
 
 /// What came of one hardware walk.
@@ -37,6 +39,9 @@ pub enum Outcome {
     Retry,
     /// The walk exited and the hypervisor carried out the access itself.
     Emulated,
+    /// The walk exited and the hypervisor carried out the whole instruction: this access and all later elements of its
+    /// repeated store.
+    EmulatedAll,
     /// The guest must handle a page fault.
     Fault(GuestFault),
     /// The walk would exit, and the horizon forbids that. Nothing was changed.
@@ -89,8 +94,19 @@ pub struct Engine<R> {
     tags: Tags,
 }
 
+/// How an access was performed.
+#[derive(Clone, Copy)]
+enum Done<T> {
+    /// By the CPU, through a translation.
+    Through(T),
+    /// By the hypervisor.
+    Emulated,
+    /// By the hypervisor, with the rest of the instruction.
+    EmulatedAll,
+}
+
 /// An access served, or why not.
-type Served = Result<Option<Entry>, Stop>;
+type Served = Result<Done<Entry>, Stop>;
 
 /// How often one access may start again. A walk exits for each level it meets at most a few times; beyond that a regime has
 /// stopped making progress, which is a bug of the regime, not of its input.
@@ -186,12 +202,13 @@ impl<R: Regime> Engine<R> {
             match outcome {
                 Outcome::Filled(entry) => {
                     tlb.fill(tag, entry);
-                    return Ok(Some(entry));
+                    return Ok(Done::Through(entry));
                 }
-                Outcome::Emulated => return Ok(None),
+                Outcome::Emulated => return Ok(Done::Emulated),
+                Outcome::EmulatedAll => return Ok(Done::EmulatedAll),
                 Outcome::Retry => {
                     if let Some(entry) = tlb.lookup(tag, request.acc) {
-                        return Ok(Some(entry));
+                        return Ok(Done::Through(entry));
                     }
                 }
                 Outcome::Fault(fault) => {
@@ -206,21 +223,25 @@ impl<R: Regime> Engine<R> {
         unreachable!("{:?} never completes under this regime", request.acc)
     }
 
-    /// Performs one access whose value matters; returns the host address reached, `None` where it was emulated.
-    fn access_one(&mut self, v: VcpuId, request: &Request<'_>, out: &mut Ledger) -> Result<Option<Hpa>, Refusal> {
+    /// Performs one access whose value matters; returns the host address reached, if the CPU performed it.
+    fn access_one(&mut self, v: VcpuId, request: &Request<'_>, out: &mut Ledger) -> Result<Done<Hpa>, Refusal> {
         let vcpu = &self.vcpus[v.index()];
         let (cpu, tag) = (vcpu.cpu, vcpu.tag());
         let before = self.cpus[cpu].tlb.stats();
         let served = match self.cpus[cpu].tlb.lookup(tag, request.acc) {
-            Some(entry) => Ok(Some(entry)),
+            Some(entry) => Ok(Done::Through(entry)),
             None => self.serve(v, request, 0, Horizon::Open, out),
         };
         out.counters.add_tlb(&before, &self.cpus[cpu].tlb.stats());
         let gva = request.acc.gva();
         match served {
-            Ok(entry) => {
+            Ok(done) => {
                 out.counters.accesses += 1;
-                Ok(entry.map(|entry| entry.frame_of(gva).at(gva.as_u64())))
+                Ok(match done {
+                    Done::Through(entry) => Done::Through(entry.frame_of(gva).at(gva.as_u64())),
+                    Done::Emulated => Done::Emulated,
+                    Done::EmulatedAll => Done::EmulatedAll,
+                })
             }
             Err(Stop::GuestFault(fault)) => Err(Refusal::GuestFault(fault)),
             Err(_) => Err(Refusal::HostOutOfMemory),
@@ -231,8 +252,15 @@ impl<R: Regime> Engine<R> {
         let elements = if let StoreOp::RepStos { count, .. } = op { u64::from(*count) } else { 1 };
         for i in 0..elements {
             let acc = Acc::supervisor(via.wrapping_add(8 * i), AccessKind::Write);
-            if let Some(at) = self.access_one(v, &Request { acc, store: Some(op), ip }, out)? {
-                store_element(&mut self.host.mem, at, op);
+            let Some(at) = self.access_one(v, &Request { acc, store: Some(op), ip }, out)? else { continue };
+            store_element(&mut self.host.mem, at, op);
+            // The page is the most recently used entry of the TLB now: what is left of a `rep stos` hits it.
+            if i + 1 < elements && self.reached(v, acc.gva()).is_some_and(|reached| reached.writable) {
+                let left = elements - i - 1;
+                (1..=left).for_each(|k| store_element(&mut self.host.mem, at.wrapping_add(8 * k), op));
+                out.counters.accesses += left;
+                out.counters.l1_hits += left;
+                break;
             }
         }
         Ok(())
@@ -268,7 +296,7 @@ impl<R: Regime> Platform for Engine<R> {
         let stop = loop {
             done += self.cpus[cpu].tlb.hits(tag, &run[done..]);
             let Some(acc) = run.get(done) else { break Stop::Done };
-            let request = Request { acc: *acc, store: None, ip: Gva::ZERO };
+            let request = Request { acc: *acc, store: None, ip: Gva::ZERO, element: 0 };
             match self.serve(v, &request, done, horizon, out) {
                 Ok(_) => done += 1,
                 Err(stop) => break stop,
@@ -283,8 +311,8 @@ impl<R: Regime> Platform for Engine<R> {
         match event {
             Event::Load { gva } => {
                 let acc = Acc::supervisor(*gva, AccessKind::Read);
-                let at = self.access_one(v, &Request { acc, store: None, ip: Gva::ZERO }, out)?;
-                Ok(Some(at.map_or(0, |at| self.host.mem.read(at))))
+                let done = self.access_one(v, &Request { acc, store: None, ip: Gva::ZERO, element: 0 }, out)?;
+                Ok(Some(if let Done::Through(at) = done { self.host.mem.read(at) } else { 0 }))
             }
             Event::Store { via, op, ip } => self.store(v, *via, op, *ip, out).map(|()| None),
             Event::Control(control) => {
@@ -295,6 +323,7 @@ impl<R: Regime> Platform for Engine<R> {
 
     fn host(&mut self, event: &HostEvent, out: &mut Ledger) {
         let (HostEvent::Unmap(vm, _)
+        | HostEvent::Discard(vm, _)
         | HostEvent::DirtyLog(vm, _)
         | HostEvent::DirtyRound(vm)
         | HostEvent::SlotChange(vm)
@@ -302,7 +331,12 @@ impl<R: Regime> Platform for Engine<R> {
         | HostEvent::ShadowPageLimit(vm, _)) = *event;
         let Some(first) = self.vcpus.iter().position(|vcpu| vcpu.vm == vm) else { return };
         let first = VcpuId(u16::try_from(first).unwrap_or(u16::MAX));
-        self.with(first, 0, Horizon::Open, out, |regime, cx| regime.host(cx, event));
+        self.with(first, 0, Horizon::Open, out, |regime, cx| {
+            regime.host(cx, event);
+            if let HostEvent::Discard(_, range) = event {
+                cx.guest().forget(*range);
+            }
+        });
     }
 
     fn peek(&self, vm: VmId, at: Gpa) -> u64 {

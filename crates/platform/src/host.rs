@@ -216,6 +216,16 @@ impl GuestMem<'_> {
         read_guest(self.host, self.map, at)
     }
 
+    /// Forgets what the frames of `range` hold: they read as zero.
+    pub fn forget(&mut self, range: GfnRange) {
+        let frames = range.frames.min(self.map.frames().saturating_sub(range.start.number()));
+        for i in 0..frames {
+            if let Some(at) = self.host_address(range.start.offset(i).base()) {
+                self.host.mem.discard(at.frame());
+            }
+        }
+    }
+
     /// Stores `bytes` bytes; returns false, having stored nothing, where there is no memory or the host has no frame left.
     pub fn write_bytes(&mut self, at: Gpa, bytes: u64, value: u64) -> bool {
         let Some((backed, _)) = self.map.back(at.frame(), self.host) else { return false };
