@@ -249,21 +249,32 @@ impl<R: Regime> Engine<R> {
     }
 
     fn store(&mut self, v: VcpuId, via: Gva, op: &StoreOp, ip: Gva, out: &mut Ledger) -> Result<(), Refusal> {
-        let elements = if let StoreOp::RepStos { count, .. } = op { u64::from(*count) } else { 1 };
-        for i in 0..elements {
-            let acc = Acc::supervisor(via.wrapping_add(8 * i), AccessKind::Write);
-            let Some(at) = self.access_one(v, &Request { acc, store: Some(op), ip }, out)? else { continue };
-            store_element(&mut self.host.mem, at, op);
-            // The page is the most recently used entry of the TLB now: what is left of a `rep stos` hits it.
-            if i + 1 < elements && self.reached(v, acc.gva()).is_some_and(|reached| reached.writable) {
-                let left = elements - i - 1;
-                (1..=left).for_each(|k| store_element(&mut self.host.mem, at.wrapping_add(8 * k), op));
-                out.counters.accesses += left;
-                out.counters.l1_hits += left;
-                break;
+        let elements = if let StoreOp::RepStos { count, .. } = op { *count } else { 1 };
+        for element in 0..elements {
+            let acc = Acc::supervisor(via.wrapping_add(8 * u64::from(element)), AccessKind::Write);
+            match self.access_one(v, &Request { acc, store: Some(op), ip, element }, out)? {
+                Done::Through(at) => {
+                    store_element(&mut self.host.mem, at, op);
+                    let left = u64::from(elements - element - 1);
+                    if left > 0 && self.reached(v, acc.gva()).is_some_and(|reached| reached.writable) {
+                        self.store_rest(at, op, left, out);
+                        break;
+                    }
+                }
+                Done::Emulated => {}
+                Done::EmulatedAll => break,
             }
         }
         Ok(())
+    }
+
+    /// What is left of a `rep stos` whose page has just become the most recently used entry of the TLB: all hits.
+    fn store_rest(&mut self, at: Hpa, op: &StoreOp, left: u64, out: &mut Ledger) {
+        for k in 1..=left {
+            store_element(&mut self.host.mem, at.wrapping_add(8 * k), op);
+        }
+        out.counters.accesses += left;
+        out.counters.l1_hits += left;
     }
 }
 

@@ -99,3 +99,37 @@ pub trait Platform {
     /// The bytes of all tables below the guest.
     fn table_bytes(&self) -> TableBytes;
 }
+
+impl<P: Platform + ?Sized> Platform for Box<P> {
+    fn accesses(&mut self, v: VcpuId, run: &[Acc], horizon: Horizon, out: &mut Ledger) -> (usize, Stop) {
+        (**self).accesses(v, run, horizon, out)
+    }
+
+    fn event(&mut self, v: VcpuId, event: &Event, out: &mut Ledger) -> Result<Option<u64>, Refusal> {
+        (**self).event(v, event, out)
+    }
+
+    fn host(&mut self, event: &HostEvent, out: &mut Ledger) {
+        (**self).host(event, out);
+    }
+
+    fn peek(&self, vm: VmId, at: Gpa) -> u64 {
+        (**self).peek(vm, at)
+    }
+
+    fn poke(&mut self, vm: VmId, at: Gpa, value: u64) {
+        (**self).poke(vm, at, value);
+    }
+
+    fn backing(&self, vm: VmId, gfn: Gfn) -> Option<Hfn> {
+        (**self).backing(vm, gfn)
+    }
+
+    fn reached(&self, v: VcpuId, gva: Gva) -> Option<Reached> {
+        (**self).reached(v, gva)
+    }
+
+    fn table_bytes(&self) -> TableBytes {
+        (**self).table_bytes()
+    }
+}

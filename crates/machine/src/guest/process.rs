@@ -1,0 +1,83 @@
+//! A process: its roots, its areas, its kernel stack.
+
+use std::collections::BTreeMap;
+
+use memvirt_addr::{Gfn, GuestPhys, PageSize};
+use memvirt_pagetable::map::TableAttrs;
+use memvirt_pagetable::{Attrs, FrameAllocator, Guest4, Mapper, TableMem};
+
+use super::area::Areas;
+use super::frames::Frames;
+use super::memory::{Hands, KernelMem};
+use super::{Guest, Halted};
+
+/// What entries that point to user tables carry (Linux: `_PAGE_TABLE`).
+pub(crate) const USER_TABLES: TableAttrs = TableAttrs::USER.with(Attrs::ACCESSED);
+
+/// The root tables of a process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Roots {
+    /// The root that the kernel runs on.
+    pub(crate) root: Gfn,
+    /// Under kernel-page-table isolation: the root that the process runs on.
+    pub(crate) user_root: Option<Gfn>,
+}
+
+/// One process.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) roots: Roots,
+    pub(crate) areas: Areas,
+    /// Pages that are in memory but mapped nowhere while their area permits nothing, by page number.
+    pub(crate) hidden: BTreeMap<u64, (Gfn, PageSize)>,
+    pub(crate) kernel_stack: Gfn,
+}
+
+impl Guest {
+    /// A process with an empty user half.
+    pub(crate) fn new_process(&mut self, hands: &mut Hands<'_>) -> Result<Process, Halted> {
+        let root = self.new_root(hands, false)?;
+        let user_root = if self.config.kpti { Some(self.new_root(hands, true)?) } else { None };
+        let kernel_stack = self.frames.allocate_data(PageSize::Size4K).ok_or(Halted::GuestOutOfMemory)?;
+        let roots = Roots { root, user_root };
+        Ok(Process { roots, areas: Areas::default(), hidden: BTreeMap::new(), kernel_stack })
+    }
+
+    /// A root table whose upper half shows the kernel, or under isolation its entry area only.
+    fn new_root(&mut self, hands: &mut Hands<'_>, entry_area_only: bool) -> Result<Gfn, Halted> {
+        let root = FrameAllocator::<GuestPhys>::allocate(&mut self.frames, PageSize::Size4K)
+            .ok_or(Halted::GuestOutOfMemory)?;
+        let kernel_root = self.kernel_root;
+        let mut mem = KernelMem::new(hands, None);
+        mem.clear(root);
+        for index in 256..512 {
+            let entry = mem.read_entry(kernel_root.entry(index));
+            if entry != 0 && (!entry_area_only || index == super::boot::ENTRY_SLOT) {
+                mem.write_entry(root.entry(index), entry);
+            }
+        }
+        mem.finish()?;
+        Ok(root)
+    }
+
+    /// Frees the roots and the kernel stack of a process whose user half is empty and which no CPU runs on.
+    pub(crate) fn free_roots(&mut self, process: &Process) {
+        for root in [Some(process.roots.root), process.roots.user_root].into_iter().flatten() {
+            self.frames.free(root, PageSize::Size4K);
+        }
+        self.frames.release(process.kernel_stack);
+    }
+
+    /// Runs table code on the tables under the roots of a process.
+    pub(crate) fn with_tables<T>(
+        &mut self,
+        hands: &mut Hands<'_>,
+        roots: Roots,
+        act: impl FnOnce(&mut Mapper<'_, Guest4, KernelMem<'_, '_>>, &mut Frames) -> Result<T, Halted>,
+    ) -> Result<T, Halted> {
+        let mut mem = KernelMem::new(hands, roots.user_root.map(|user_root| (roots.root, user_root)));
+        let result = act(&mut Mapper::new(&mut mem, roots.root, USER_TABLES), &mut self.frames);
+        mem.finish()?;
+        result
+    }
+}

@@ -1,0 +1,69 @@
+//! What the guest's kernel did: events of the guest's side, the same under every regime.
+
+use serde::Serialize;
+
+/// Counts of the guest's own events. They do not depend on what the guest runs on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct GuestStats {
+    /// Instructions executed by processes.
+    pub instructions: u64,
+    /// Accesses made by processes.
+    pub user_accesses: u64,
+    /// Accesses made by the kernel.
+    pub kernel_accesses: u64,
+    /// Entries into the kernel, by faults, system calls and ticks.
+    pub kernel_entries: u64,
+    /// System calls, memory ones included.
+    pub syscalls: u64,
+    /// Timer ticks.
+    pub ticks: u64,
+    /// Context switches to another process.
+    pub switches: u64,
+    /// Page faults that mapped the shared zero page.
+    pub faults_zero_page: u64,
+    /// Page faults that mapped a fresh page.
+    pub faults_fresh: u64,
+    /// Page faults that mapped a page of a file.
+    pub faults_file: u64,
+    /// Page faults that copied a shared page for a store.
+    pub faults_copy: u64,
+    /// Page faults that made a page writable in place.
+    pub faults_reuse: u64,
+    /// Accesses that no area permits; each was dropped.
+    pub faults_refused: u64,
+    /// 4 KiB pages cleared.
+    pub pages_cleared: u64,
+    /// 4 KiB pages copied.
+    pub pages_copied: u64,
+    /// Stores to page tables.
+    pub table_stores: u64,
+    /// INVLPG instructions.
+    pub invlpgs: u64,
+    /// CR3 loads.
+    pub cr3_loads: u64,
+    /// Flushes of a whole address space.
+    pub full_flushes: u64,
+    /// Processes forked.
+    pub forks: u64,
+    /// Address spaces replaced by exec.
+    pub execs: u64,
+    /// Processes ended.
+    pub exits: u64,
+    /// Operations that made no sense where they stood (exit of a dead process, a fork of a number in use); each was ignored.
+    pub ignored_ops: u64,
+    /// Pages of data in use at most, in 4 KiB frames.
+    pub peak_data_frames: u64,
+}
+
+impl GuestStats {
+    /// All page faults handled.
+    #[must_use]
+    pub const fn faults(&self) -> u64 {
+        self.faults_zero_page
+            + self.faults_fresh
+            + self.faults_file
+            + self.faults_copy
+            + self.faults_reuse
+            + self.faults_refused
+    }
+}
