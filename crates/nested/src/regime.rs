@@ -41,6 +41,9 @@ pub struct NestedStats {
     pub leaves: [u64; 3],
     /// Violations fixed without the MMU lock: stores to pages that are write-protected for dirty logging.
     pub fast_fixes: u64,
+    /// Flushes of the guest's own translations that the hypervisor carries out for it: one for each intercepted store to CR4
+    /// that changes PGE (KVM's `tlb_flush`).
+    pub guest_flushes: u64,
 }
 
 impl<H, G> Nested<H, G>
@@ -214,6 +217,9 @@ where
             Control::Trap(trap) => ((*trap).into(), 1),
             Control::Invlpg(_) | Control::Cr3(_) | Control::Cr(_) | Control::Invpcid(_) => (ExitReason::CrAccess, 0),
         };
+        if *control == Control::Cr(CrWrite::TogglePge) && exits > 0 {
+            self.stats.guest_flushes += 2;
+        }
         for _ in 0..exits {
             cx.exit(reason, Work::default(), None, VcpuSet::EMPTY);
         }

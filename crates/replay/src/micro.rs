@@ -1,0 +1,1 @@
+//! The named scenarios of the micro recordings, as data.
