@@ -118,7 +118,8 @@ fn zipf_agrees_with_rejection_sampling() {
 
 #[test]
 fn zipf_stores_are_spread_over_all_words() {
-    let (run, _) = stream("kind = 'zipf'\nfootprint = '4MiB'\naccesses = 1_000_000\nexponent = 0.99\nwrite_share = 0.4", 4);
+    let (run, _) =
+        stream("kind = 'zipf'\nfootprint = '4MiB'\naccesses = 1_000_000\nexponent = 0.99\nwrite_share = 0.4", 4);
     let stores: Vec<_> = run.iter().filter(|acc| acc.is_write()).collect();
     let mut words = [0; 512];
     stores.iter().for_each(|acc| words[(acc.gva().as_u64() & 4095) as usize / 8] += 1);
