@@ -1,12 +1,20 @@
 //! Frame allocators: who hands out the frames that tables and pages lie in.
 //!
 //! A guest allocates from its pool of guest frames, the hypervisor from the host's. The type parameter keeps them apart.
+//! [`FramePool`] is the plain one; [`BuddyAllocator`] keeps memory contiguous as a kernel does, [`ScatteredAllocator`] gives
+//! none.
+
+mod buddy;
+mod scattered;
 
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 use core::fmt::Debug;
 
 use memvirt_addr::{Frame, PageSize, Space};
+
+pub use buddy::BuddyAllocator;
+pub use scattered::ScatteredAllocator;
 
 /// Hands out frames of space `S`.
 pub trait FrameAllocator<S: Space>: Debug {
@@ -107,43 +115,4 @@ impl<S: Space> FrameAllocator<S> for FramePool<S> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use alloc::collections::BTreeSet;
-    use memvirt_addr::{Gfn, GuestPhys};
-    use proptest::prelude::*;
-
-    #[test]
-    fn freed_frames_come_back_first() {
-        let mut pool = FramePool::<GuestPhys>::new(Gfn::new(3), 4096);
-        let first = pool.allocate(PageSize::Size4K);
-        assert_eq!(first, Some(Gfn::new(3)));
-        let large = pool.allocate(PageSize::Size2M);
-        assert_eq!(large, Some(Gfn::new(512)));
-        assert_eq!(pool.allocate(PageSize::Size4K), Some(Gfn::new(4)), "alignment gaps are used");
-        pool.free(Gfn::new(3), PageSize::Size4K);
-        assert_eq!(pool.allocate(PageSize::Size4K), Some(Gfn::new(3)));
-        assert_eq!(pool.allocated(), 514);
-    }
-
-    proptest! {
-        #[test]
-        fn no_frame_is_given_out_twice(ops in prop::collection::vec((0u8..3, any::<bool>(), any::<prop::sample::Index>()), 1..200)) {
-            let mut pool = FramePool::<GuestPhys>::new(Gfn::new(1), 3000);
-            let mut live: Vec<(Gfn, PageSize)> = Vec::new();
-            for (size, free, which) in ops {
-                if free && !live.is_empty() {
-                    let (frame, size) = live.swap_remove(which.index(live.len()));
-                    pool.free(frame, size);
-                } else if let Some(frame) = pool.allocate(PageSize::ALL[usize::from(size)]) {
-                    prop_assert!(frame.is_aligned(PageSize::ALL[usize::from(size)]));
-                    live.push((frame, PageSize::ALL[usize::from(size)]));
-                }
-                let frames: Vec<u64> = live.iter().flat_map(|(f, s)| f.number()..f.number() + s.frames()).collect();
-                prop_assert_eq!(frames.len() as u64, pool.allocated());
-                prop_assert!(frames.iter().all(|f| (1..3001).contains(f)));
-                prop_assert_eq!(frames.iter().collect::<BTreeSet<_>>().len(), frames.len());
-            }
-        }
-    }
-}
+mod tests;
