@@ -61,9 +61,7 @@ struct Context {
 impl Context {
     fn flush_all(&mut self, at: Tick) {
         self.tlb.flush_all(at);
-        self.upper.clear();
         self.upper.push(at);
-        self.upper_for.clear();
     }
 
     fn flush_upper_for(&mut self, gva: Gva, at: Tick) {
@@ -200,5 +198,13 @@ impl Flushes {
     pub(crate) fn prune(&mut self, floor: Tick) {
         let gone = self.segments.partition_point(|segment| segment.to <= floor);
         self.segments.drain(..gone);
+        let forget = |ticks: &mut Vec<Tick>| drop(ticks.drain(..ticks.partition_point(|at| *at <= floor)));
+        for context in self.contexts.values_mut() {
+            forget(&mut context.upper);
+            context.upper_for.retain(|_, ticks| {
+                forget(ticks);
+                !ticks.is_empty()
+            });
+        }
     }
 }

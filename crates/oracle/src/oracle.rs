@@ -176,10 +176,10 @@ impl<F: Format<In = GuestVirt, Out = GuestPhys>> Oracle<F> {
     ///
     /// For a vCPU that does not exist.
     #[must_use]
-    pub fn possible(&self, v: VcpuId, gva: Gva, view: &View<'_>) -> Vec<Translation> {
+    pub fn possible(&mut self, v: VcpuId, gva: Gva, view: &View<'_>) -> Vec<Translation> {
         let Vcpu { state, flushes } = &self.vcpus[v.index()];
-        let globals = self.globals && state.global_pages;
-        Search { words: &self.words, flushes, view, gva }.run::<F>(state.pcid(), globals)
+        let search = Search { words: &self.words, flushes, view, gva };
+        search.run::<F>(state.pcid(), state.global_pages, &mut self.globals)
     }
 
     /// Judges a completed access.

@@ -56,8 +56,9 @@ pub(crate) struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// The translations that may be cached under `pcid` now. Global ones, where they count, may come from any PCID.
-    pub(crate) fn run<F>(&self, pcid: Pcid, globals: bool) -> Vec<Translation>
+    /// The translations that may be cached under `pcid` now. Where `pge` is on, global ones may come from any PCID; they are
+    /// looked for once `globals` says that there are any, and it is set when one is found.
+    pub(crate) fn run<F>(&self, pcid: Pcid, pge: bool, globals: &mut bool) -> Vec<Translation>
     where
         F: Format<In = GuestVirt, Out = GuestPhys>,
     {
@@ -65,11 +66,13 @@ impl Search<'_> {
         let mut found = Vec::new();
         let since = flushes.last(pcid, gva, PageSize::Size4K);
         for (translation, until) in self.descend::<F>(pcid, since) {
-            if until > flushes.last(pcid, gva, translation.size) {
+            if pge && translation.global {
+                *globals = true;
+            } else if until > flushes.last(pcid, gva, translation.size) {
                 push_new(&mut found, translation);
             }
         }
-        if globals {
+        if pge && *globals {
             for pcid in flushes.pcids() {
                 for (translation, until) in self.descend::<F>(pcid, flushes.everything()) {
                     if translation.global && until > flushes.last_global(gva, translation.size) {
