@@ -1,58 +1,74 @@
-//! [`Array`]: one set-associative array of packed entries, with true LRU order.
+//! [`Array`]: one set-associative array of packed entries.
 //!
-//! Storage is a structure of arrays indexed by slot (`set * ways + way`): a lookup reads keys, and of the one slot whose
-//! key matches the meta word. Order of use is a time stamp per slot, so a hit costs one store and only a replacement
-//! searches for the oldest. A slot is empty where its key is 0; its stamp is then 0 too, so the oldest of a set is an
-//! empty slot if there is one.
+//! A slot (`set * ways + way`) is empty where its key is 0. What goes next is [`Order`]'s business.
 //!
-//! A *hint* remembers for the low bits of a page number the slot where that page was last found. Hints only save the
-//! search: a hint is believed where the slot holds the right key.
+//! Two short cuts save searches and change no result. A *signature* of 8 bits a way, eight in a word, lets one set be
+//! searched with a few operations on words; what matches is verified. The *front* of a first-level array ([`Front`]) maps
+//! the low bits of a page number straight to a slot.
 
 use alloc::boxed::Box;
 use alloc::vec;
 
 use memvirt_addr::PageSize;
 
-use crate::entry::{Key, Meta, Packed};
-use crate::geometry::{ArrayGeometry, CacheLevel, Sizes};
+use crate::entry::{Data, Key, Packed};
+use crate::front::Front;
+use crate::geometry::{ArrayGeometry, CacheLevel, Replacement, Sizes};
+use crate::order::Order;
 
-/// Slots that every first-level array has in storage, used or not: a constant, so that a masked index needs no check.
+/// Words of order that every first-level array has in storage, used or not: a constant, so that a masked index needs no
+/// check.
 pub(crate) const L1_SLOTS: usize = 1024;
-/// Hints of an array.
-pub(crate) const HINTS: usize = 512;
+
+const EACH_BYTE: u64 = 0x0101_0101_0101_0101;
+const LOW_BITS: u64 = 0x7f * EACH_BYTE;
 
 pub(crate) struct Array {
     pub(crate) sizes: Sizes,
-    ways: usize,
+    pub(crate) ways: usize,
     set_mask: u64,
-    entries: usize,
-    pub(crate) keys: Box<[u64]>,
-    pub(crate) metas: Box<[u32]>,
-    frames: Box<[u64]>,
-    pub(crate) stamps: Box<[u64]>,
-    pub(crate) hints: Box<[u16; HINTS]>,
+    /// Words of signatures in a set.
+    words: usize,
+    signatures: Box<[u64]>,
+    slots: Box<[Packed]>,
+    pub(crate) order: Order,
+    /// Only in the first level.
+    pub(crate) front: Option<Front>,
     /// Live entries by size; index 0 is not used.
     live: [u32; 4],
     fractured: u32,
 }
 
+/// The signature of a key, repeated in each byte; never 0, which stands for an empty way.
+#[inline]
+fn signature(key: Key) -> u64 {
+    (key.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56 | 1) * EACH_BYTE
+}
+
+/// The top bit of each byte in which two words agree.
+#[inline]
+fn equal_bytes(a: u64, b: u64) -> u64 {
+    let differs = a ^ b;
+    !(((differs & LOW_BITS) + LOW_BITS) | differs | LOW_BITS)
+}
+
 impl Array {
-    pub(crate) fn new(geometry: &ArrayGeometry, level: CacheLevel) -> Self {
-        let entries = geometry.entries as usize;
-        let slots = match level {
-            CacheLevel::L1 => L1_SLOTS,
-            CacheLevel::L2 => entries,
+    pub(crate) fn new(geometry: &ArrayGeometry, level: CacheLevel, replacement: Replacement, index: u64) -> Self {
+        let (entries, ways) = (geometry.entries as usize, geometry.ways as usize);
+        let (order_words, front) = match level {
+            CacheLevel::L1 => (L1_SLOTS, Some(Front::default())),
+            CacheLevel::L2 => (entries, None),
         };
+        let words = ways.div_ceil(8);
         Self {
             sizes: geometry.sizes,
-            ways: geometry.ways as usize,
+            ways,
             set_mask: u64::from(geometry.entries / geometry.ways) - 1,
-            entries,
-            keys: vec![0; slots].into(),
-            metas: vec![0; slots].into(),
-            frames: vec![0; slots].into(),
-            stamps: vec![0; slots].into(),
-            hints: Box::new([0; HINTS]),
+            words,
+            signatures: vec![0; entries / ways * words].into(),
+            slots: vec![Packed::default(); entries].into(),
+            order: Order::new(replacement, order_words, ways, level, index),
+            front,
             live: [0; 4],
             fractured: 0,
         }
@@ -71,112 +87,136 @@ impl Array {
         self.fractured
     }
 
-    fn set_base(&self, key: Key) -> usize {
-        #[expect(clippy::cast_possible_truncation, reason = "masked below the number of sets")]
-        let set = (key.number() & self.set_mask) as usize;
-        set * self.ways
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "masked below the number of sets")]
+    fn set_of(&self, key: Key) -> usize {
+        (key.number() & self.set_mask) as usize
+    }
+
+    /// The first way of a set whose entry has this key and data that `wanted` accepts.
+    #[inline]
+    fn way_of(&self, set: usize, key: Key, wanted: impl Fn(Data) -> bool) -> Option<usize> {
+        let signature = signature(key);
+        let slots = &self.slots[set * self.ways..(set + 1) * self.ways];
+        for (word, held) in self.signatures[set * self.words..(set + 1) * self.words].iter().enumerate() {
+            let mut candidates = equal_bytes(*held, signature);
+            while candidates != 0 {
+                let way = 8 * word + candidates.trailing_zeros() as usize / 8;
+                if slots.get(way).is_some_and(|slot| slot.key == key && wanted(slot.data)) {
+                    return Some(way);
+                }
+                candidates &= candidates - 1;
+            }
+        }
+        None
     }
 
     /// The slot of the entry with this key that `pcid` sees. There is at most one.
     #[inline]
     pub(crate) fn find(&self, key: Key, pcid: u16) -> Option<usize> {
-        let base = self.set_base(key);
-        let keys = &self.keys[base..base + self.ways];
-        let metas = &self.metas[base..base + self.ways];
-        let way = keys.iter().zip(metas).position(|(k, m)| *k == key.0 && Meta(*m).visible_to(pcid))?;
-        Some(base + way)
+        let set = self.set_of(key);
+        Some(set * self.ways + self.way_of(set, key, |data| data.visible_to(pcid))?)
     }
 
+    #[inline]
     pub(crate) fn packed(&self, slot: usize) -> Packed {
-        Packed { key: Key(self.keys[slot]), meta: Meta(self.metas[slot]), frame: self.frames[slot] }
+        self.slots[slot]
     }
 
-    /// Notes a use at `now`.
+    /// Notes a hit at `now`.
     #[inline]
-    pub(crate) fn touch(&mut self, slot: usize, now: u64) {
-        self.stamps[slot] = now;
+    pub(crate) fn hit(&mut self, slot: usize, now: u64) {
+        let packed = self.slots[slot];
+        let set = self.set_of(packed.key);
+        self.order.hit(set, slot - set * self.ways, now);
+        self.bring_to_front(&packed, slot);
     }
 
+    /// Lets the hot path find an entry, which the process it runs for must see.
     #[inline]
-    pub(crate) fn hint(&mut self, key: Key, slot: usize) {
-        #[expect(clippy::cast_possible_truncation, reason = "masked; an array has at most 65536 slots")]
-        {
-            self.hints[key.number() as usize % HINTS] = slot as u16;
+    fn bring_to_front(&mut self, packed: &Packed, slot: usize) {
+        if let Some(front) = &mut self.front {
+            front.put(packed, slot);
         }
     }
 
-    /// Stores `new` as the most recently used entry of its set and returns whether a live entry had to go for it.
-    ///
-    /// Entries for the same page that some process sees besides `new` are replaced: the first in place, others dropped.
-    pub(crate) fn insert(&mut self, new: &Packed, now: u64) -> bool {
-        let mut slot = None;
-        let base = self.set_base(new.key);
-        let (pcid, global) = (new.meta.pcid(), new.meta.is_global());
-        for at in base..base + self.ways {
-            if self.keys[at] == new.key.0 && Meta(self.metas[at]).meets(pcid, global) {
-                self.remove(at);
-                slot = slot.or(Some(at));
-            }
-        }
-        let slot = slot.unwrap_or_else(|| self.oldest(base));
-        let evicts = self.keys[slot] != 0;
-        if evicts {
-            self.remove(slot);
-        }
-        self.put(slot, new, now);
-        evicts
-    }
-
-    fn oldest(&self, base: usize) -> usize {
-        let stamps = &self.stamps[base..base + self.ways];
-        let (mut way, mut least) = (0, u64::MAX);
-        for (at, stamp) in stamps.iter().enumerate() {
-            if *stamp < least {
-                (way, least) = (at, *stamp);
-            }
-        }
-        base + way
-    }
-
-    fn put(&mut self, slot: usize, new: &Packed, now: u64) {
-        self.keys[slot] = new.key.0;
-        self.metas[slot] = new.meta.0;
-        self.frames[slot] = new.frame;
-        self.stamps[slot] = now;
-        self.live[new.key.size() as usize] += 1;
+    /// Stores `new` and returns the live entry that had to go for it, if any. `seen` tells whether the process that the hot
+    /// path runs for sees it.
+    #[inline]
+    pub(crate) fn insert(&mut self, new: &Packed, now: u64, seen: bool) -> Option<Packed> {
+        let set = self.set_of(new.key);
+        let way = self.make_room(set, now);
+        let slot = set * self.ways + way;
+        let old = core::mem::replace(&mut self.slots[slot], *new);
+        self.set_signature(set, way, signature(new.key));
+        self.live[new.key.size_index() as usize] += 1;
         self.fractured += u32::from(new.fractured());
-        self.hint(new.key, slot);
+        let evicts = old.key.0 != 0;
+        if evicts {
+            self.forget(&old);
+        }
+        if seen {
+            self.bring_to_front(new, slot);
+        }
+        evicts.then_some(old)
+    }
+
+    /// Chooses the way for a new entry: the first empty one, if the policy does not find an empty one by itself.
+    #[inline]
+    fn make_room(&mut self, set: usize, now: u64) -> usize {
+        if !self.order.knows_empty() {
+            let mut slots = self.slots[set * self.ways..(set + 1) * self.ways].iter();
+            if let Some(way) = slots.position(|slot| slot.key.0 == 0) {
+                self.order.used(set, way, now);
+                return way;
+            }
+        }
+        self.order.replace(set, now)
+    }
+
+    #[inline]
+    fn set_signature(&mut self, set: usize, way: usize, signature: u64) {
+        let byte = 0xff << (8 * (way % 8));
+        let word = &mut self.signatures[set * self.words + way / 8];
+        *word = *word & !byte | signature & byte;
+    }
+
+    /// Takes an entry that is no longer held out of the accounts and the front.
+    #[inline]
+    fn forget(&mut self, old: &Packed) {
+        self.live[old.key.size_index() as usize] -= 1;
+        self.fractured -= u32::from(old.fractured());
+        if let Some(front) = &mut self.front {
+            front.remove(old.key);
+        }
     }
 
     /// Empties a live slot.
-    pub(crate) fn remove(&mut self, slot: usize) {
-        let old = self.packed(slot);
-        self.live[old.key.size() as usize] -= 1;
-        self.fractured -= u32::from(old.fractured());
-        self.keys[slot] = 0;
-        self.stamps[slot] = 0;
+    fn remove(&mut self, set: usize, way: usize) {
+        let old = core::mem::take(&mut self.slots[set * self.ways + way]);
+        self.set_signature(set, way, 0);
+        self.order.emptied(set, way);
+        self.forget(&old);
     }
 
-    /// Drops the entries of the set of `key` that have it and are seen where `(pcid, global)` is; returns how many.
+    /// Drops the entries with this key that are seen where `(pcid, global)` is; returns how many.
     pub(crate) fn remove_key(&mut self, key: Key, pcid: u16, global: bool) -> u64 {
-        let base = self.set_base(key);
+        let set = self.set_of(key);
         let mut dropped = 0;
-        for slot in base..base + self.ways {
-            if self.keys[slot] == key.0 && Meta(self.metas[slot]).meets(pcid, global) {
-                self.remove(slot);
-                dropped += 1;
-            }
+        while let Some(way) = self.way_of(set, key, |data| data.meets(pcid, global)) {
+            self.remove(set, way);
+            dropped += 1;
         }
         dropped
     }
 
     /// Drops every entry for which `condemned` holds; returns how many.
-    pub(crate) fn remove_where(&mut self, mut condemned: impl FnMut(Key, Meta) -> bool) -> u64 {
+    pub(crate) fn remove_where(&mut self, mut condemned: impl FnMut(&Packed) -> bool) -> u64 {
         let mut dropped = 0;
-        for slot in 0..self.entries {
-            let key = Key(self.keys[slot]);
-            if key.0 != 0 && condemned(key, Meta(self.metas[slot])) {
-                self.remove(slot);
+        for slot in 0..self.slots.len() {
+            let packed = self.slots[slot];
+            if packed.key.0 != 0 && condemned(&packed) {
+                self.remove(slot / self.ways, slot % self.ways);
                 dropped += 1;
             }
         }
@@ -187,16 +227,24 @@ impl Array {
     pub(crate) fn clear(&mut self) -> u64 {
         let live: u32 = self.live.iter().sum();
         if live > 0 {
-            self.keys[..self.entries].fill(0);
-            self.stamps[..self.entries].fill(0);
+            self.slots.fill(Packed::default());
+            self.signatures.fill(0);
+            self.order.clear();
+            self.clear_front();
             self.live = [0; 4];
             self.fractured = 0;
         }
         u64::from(live)
     }
 
+    pub(crate) fn clear_front(&mut self) {
+        if let Some(front) = &mut self.front {
+            front.clear();
+        }
+    }
+
     /// The live entries, for inspection.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Packed> {
-        (0..self.entries).filter(|slot| self.keys[*slot] != 0).map(|slot| self.packed(slot))
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Packed> {
+        self.slots.iter().filter(|slot| slot.key.0 != 0)
     }
 }

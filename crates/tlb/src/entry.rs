@@ -1,7 +1,6 @@
 //! [`Entry`] and [`Perms`], and the packed form in which an array keeps them.
 //!
-//! An array holds three words for an entry: [`Key`] (what a lookup compares first), [`Meta`] (process tag, permissions)
-//! and the host frame. The neighbours are `array` (storage) and `tlb` (lookup and fill).
+//! An array holds two words for an entry: [`Key`], what a lookup compares first, and [`Data`]. The neighbours are `array` (storage) and `tlb` (lookup and fill).
 
 use memvirt_addr::{Acc, AccessKind, Gva, Hfn, PageSize, Privilege, Vpn};
 
@@ -16,11 +15,11 @@ impl Perms {
     /// Supervisor reads only.
     pub const NONE: Self = Self(0);
     /// May be stored to right now: write permission, and the dirty bit already set, in every table concerned.
-    pub const WRITE: Self = Self(1);
+    pub const WRITE: Self = Self(2);
     /// May be fetched from.
-    pub const EXEC: Self = Self(2);
+    pub const EXEC: Self = Self(4);
     /// Reachable from user mode.
-    pub const USER: Self = Self(4);
+    pub const USER: Self = Self(1);
     /// Everything.
     pub const ALL: Self = Self(7);
 
@@ -61,10 +60,15 @@ impl Perms {
     #[must_use]
     #[inline]
     pub const fn needed_by(acc: Acc) -> Self {
-        // The kinds are numbered so that their numbers are the bits: read 0, write 1, fetch 2.
-        const { assert!(AccessKind::Write as u8 == 1 && AccessKind::Fetch as u8 == 2) };
-        const { assert!(Privilege::User as u8 == 0 && Privilege::Supervisor as u8 == 1) };
-        Self(acc.kind() as u8 | ((acc.privilege() as u8 ^ 1) << 2))
+        let kind = match acc.kind() {
+            AccessKind::Read => Self::NONE,
+            AccessKind::Write => Self::WRITE,
+            AccessKind::Fetch => Self::EXEC,
+        };
+        match acc.privilege() {
+            Privilege::User => kind.with(Self::USER),
+            Privilege::Supervisor => kind,
+        }
     }
 }
 
@@ -138,7 +142,7 @@ impl Entry {
         self.frame.align_down(self.size).offset(gva.frame().number() & (self.size.frames() - 1))
     }
 
-    /// The piece of `size` that holds `gva`, for machines that do not cache the whole page; the entry itself where
+    /// The piece of at most `size` that holds `gva`, for machines that do not cache the whole page; the entry itself where
     /// `size` is not smaller.
     #[must_use]
     pub fn narrowed(self, gva: Gva, size: PageSize) -> Self {
@@ -150,47 +154,66 @@ impl Entry {
     }
 }
 
-/// Page number, size and VPID in one word, never 0: the first compare of a lookup.
+/// Page, size and VPID in one word, never 0 in a live entry.
 ///
-/// Bit 0 is set, bits 1 to 16 are the VPID, 17 and 18 the size, 19 to 63 the page number in units of the size.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// Bit 0 is set, bits 1 to 16 are the VPID, 17 and 18 the size, 19 to 63 the first 4 KiB page.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Key(pub(crate) u64);
 
 impl Key {
-    pub(crate) const PAGE_SHIFT: u32 = 19;
-    const VPID_BITS: u64 = 0xffff << 1;
+    const PAGE_SHIFT: u32 = 19;
 
-    /// The key without its page number: fixed over a run of accesses.
+    /// The key without its page: fixed over a run of accesses.
     #[inline]
     pub(crate) const fn context(vpid: u16, size: PageSize) -> u64 {
         1 | (vpid as u64) << 1 | (size as u64) << 17
     }
 
+    /// The page of a key of size `SHIFT` (log2 of its bytes) for the 57-bit address that an access goes to.
+    #[inline]
+    pub(crate) const fn page_part<const SHIFT: u32>(address: u64) -> u64 {
+        (address << (Self::PAGE_SHIFT - 12)) & (u64::MAX << (SHIFT + Self::PAGE_SHIFT - 12))
+    }
+
     /// The key of the page of `size` that holds `page`, a number of 4 KiB pages in its low 45 bits.
     #[inline]
     pub(crate) const fn new(vpid: u16, size: PageSize, page: u64) -> Self {
-        let number = (page & ((1 << 45) - 1)) >> (size.shift() - 12);
-        Self(number << Self::PAGE_SHIFT | Self::context(vpid, size))
+        Self((page & !(size.frames() - 1)) << Self::PAGE_SHIFT | Self::context(vpid, size))
     }
 
     /// The page number in units of the size.
     #[inline]
     pub(crate) const fn number(self) -> u64 {
-        self.0 >> Self::PAGE_SHIFT
+        // The size is 1, 2 or 3 as a number, and each step is 9 bits.
+        self.0 >> (Self::PAGE_SHIFT - 9 + 9 * self.size_index())
+    }
+
+    /// The size as a number, 1 to 3.
+    #[inline]
+    pub(crate) const fn size_index(self) -> u32 {
+        (self.0 >> 17 & 3) as u32
+    }
+
+    /// The same, where the size is known: `SHIFT` is log2 of its bytes.
+    #[inline]
+    pub(crate) const fn number_of<const SHIFT: u32>(self) -> u64 {
+        self.0 >> (Self::PAGE_SHIFT - 12 + SHIFT)
     }
 
     /// The first 4 KiB page, 45 bits.
+    #[inline]
     pub(crate) const fn page(self) -> u64 {
-        self.number() << (self.size().shift() - 12)
+        self.0 >> Self::PAGE_SHIFT
     }
 
+    #[inline]
     pub(crate) const fn vpid(self) -> u16 {
-        ((self.0 & Self::VPID_BITS) >> 1) as u16
+        (self.0 >> 1 & 0xffff) as u16
     }
 
     #[inline]
     pub(crate) const fn size(self) -> PageSize {
-        match (self.0 >> 17) & 3 {
+        match self.size_index() {
             1 => PageSize::Size4K,
             2 => PageSize::Size2M,
             _ => PageSize::Size1G,
@@ -198,91 +221,95 @@ impl Key {
     }
 }
 
-/// Process tag, permissions and guest page size in one word.
+/// Host frame, process tag, guest page size and permissions in one word.
 ///
-/// Bits 0 to 11 are the PCID, 12 to 14 the permissions, 16 and 17 the guest's size, 20 to 31 the mask under which PCIDs
-/// are compared: all ones, or 0 in a global entry. So one expression without a branch serves both.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Meta(pub(crate) u32);
+/// Bits 0 to 39 are the frame, 40 to 51 the PCID, 52 is set in a global entry, 53 and 54 are the guest's size, and 61 to
+/// 63 what is *denied*: user mode, writing, fetching. [`denied_to`] puts what an access needs into the same bits.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Data(pub(crate) u64);
 
-impl Meta {
-    const PERMS_SHIFT: u32 = 12;
+/// The bits of [`Data`] that must be clear for an access.
+#[inline]
+pub(crate) fn denied_to(acc: Acc) -> u64 {
+    let user = matches!(acc.privilege(), Privilege::User);
+    let fetch = matches!(acc.kind(), AccessKind::Fetch);
+    u64::from(user) << 61 | u64::from(acc.is_write()) << 62 | u64::from(fetch) << 63
+}
 
-    pub(crate) const fn new(pcid: u16, entry: &Entry) -> Self {
-        let mask = if entry.global { 0 } else { 0xfff };
-        Self(pcid as u32 | (entry.perms.0 as u32) << Self::PERMS_SHIFT | (entry.guest_size as u32) << 16 | mask << 20)
+impl Data {
+    const FRAME: u64 = (1 << 40) - 1;
+    pub(crate) const DENIED: u64 = 7 << 61;
+
+    fn new(pcid: u16, entry: &Entry) -> Self {
+        // The permissions are numbered as these bits stand.
+        const { assert!(Perms::USER.0 == 1 && Perms::WRITE.0 == 2 && Perms::EXEC.0 == 4) };
+        let denied = u64::from(Perms::ALL.without(entry.perms).0) << 61;
+        let frame = entry.frame.align_down(entry.size).number() & Self::FRAME;
+        Self(frame | u64::from(pcid) << 40 | u64::from(entry.global) << 52 | (entry.guest_size as u64) << 53 | denied)
+    }
+
+    /// The PCID the entry was filled under.
+    #[inline]
+    pub(crate) const fn pcid(self) -> u16 {
+        (self.0 >> 40 & 0xfff) as u16
+    }
+
+    #[inline]
+    pub(crate) const fn is_global(self) -> bool {
+        self.0 >> 52 & 1 != 0
     }
 
     /// Whether a process sees the entry.
     #[inline]
     pub(crate) const fn visible_to(self, pcid: u16) -> bool {
-        (self.0 ^ pcid as u32) & (self.0 >> 20) == 0
-    }
-
-    /// Whether a process sees the entry and the entry permits what is needed.
-    #[inline]
-    pub(crate) const fn permits(self, pcid: u16, need: Perms) -> bool {
-        let need = (need.0 as u32) << Self::PERMS_SHIFT;
-        (self.0 ^ (pcid as u32 | need)) & ((self.0 >> 20) | need) == 0
+        self.is_global() || self.pcid() == pcid
     }
 
     /// Whether some process sees both this entry and one with the given PCID and globality.
+    #[inline]
     pub(crate) const fn meets(self, pcid: u16, global: bool) -> bool {
         global || self.visible_to(pcid)
     }
 
-    /// The PCID the entry was filled under.
-    pub(crate) const fn pcid(self) -> u16 {
-        (self.0 & 0xfff) as u16
-    }
-
-    pub(crate) const fn is_global(self) -> bool {
-        self.0 >> 20 == 0
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "the bits wanted are the low ones")]
-    pub(crate) const fn perms(self) -> Perms {
-        Perms::from_bits((self.0 >> Self::PERMS_SHIFT) as u8)
-    }
-
     pub(crate) const fn guest_size(self) -> PageSize {
-        match (self.0 >> 16) & 3 {
+        match (self.0 >> 53) & 3 {
             1 => PageSize::Size4K,
             2 => PageSize::Size2M,
             _ => PageSize::Size1G,
         }
     }
+
+    const fn perms(self) -> Perms {
+        Perms((!self.0 >> 61) as u8)
+    }
 }
 
-/// The three words of one array slot.
-#[derive(Clone, Copy)]
+/// One slot of an array.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Packed {
     pub(crate) key: Key,
-    pub(crate) meta: Meta,
-    pub(crate) frame: u64,
+    pub(crate) data: Data,
 }
 
 impl Packed {
+    #[inline]
     pub(crate) fn new(vpid: u16, pcid: u16, entry: &Entry) -> Self {
-        Self {
-            key: Key::new(vpid, entry.size, entry.page.number()),
-            meta: Meta::new(pcid, entry),
-            frame: entry.frame.align_down(entry.size).number(),
-        }
+        Self { key: Key::new(vpid, entry.size, entry.page.number()), data: Data::new(pcid, entry) }
     }
 
     pub(crate) fn entry(&self) -> Entry {
         Entry {
             page: Vpn::new(self.key.page()),
-            frame: Hfn::new(self.frame),
+            frame: Hfn::new(self.data.0 & Data::FRAME),
             size: self.key.size(),
-            guest_size: self.meta.guest_size(),
-            perms: self.meta.perms(),
-            global: self.meta.is_global(),
+            guest_size: self.data.guest_size(),
+            perms: self.data.perms(),
+            global: self.data.is_global(),
         }
     }
 
+    #[inline]
     pub(crate) fn fractured(&self) -> bool {
-        self.meta.guest_size() > self.key.size()
+        (self.data.0 >> 53 & 3) as u32 > self.key.size_index()
     }
 }

@@ -6,7 +6,8 @@
 
 use memvirt_addr::{Gva, PageSize};
 
-use crate::entry::{Key, Meta};
+use crate::entry::{Key, Packed};
+use crate::geometry::FracturedInvlpg;
 use crate::tag::Tag;
 use crate::tlb::Tlb;
 
@@ -21,8 +22,13 @@ pub enum KeepGlobal {
 
 impl Tlb {
     /// INVLPG, INVPCID type 0, INVVPID type 0: drops what translates `gva` for this tag, of any size, and the global
-    /// entries of this VPID that do. All pieces of a fractured guest page go, not only the one that holds `gva`.
+    /// entries of this VPID that do. All pieces of a fractured guest page go, not only the one that holds `gva`; with
+    /// [`FracturedInvlpg::DropsVpid`], everything of a VPID that has a fractured entry.
     pub fn flush_page(&mut self, tag: Tag, gva: Gva) {
+        if self.fractured == FracturedInvlpg::DropsVpid && self.holds_fractured(tag.vpid()) {
+            self.flush_vpid(tag.vpid(), KeepGlobal::No);
+            return;
+        }
         let (vpid, pcid, page) = (tag.vpid(), tag.pcid(), gva.frame().number());
         let mut dropped = 0;
         for level in [&mut self.l1, &mut self.l2] {
@@ -34,28 +40,34 @@ impl Tlb {
                 }
             }
             for array in level.arrays.iter_mut().filter(|array| array.fractured() > 0) {
-                dropped += array.remove_where(|key, meta| {
-                    let guest_page = Key::new(vpid, meta.guest_size(), page);
-                    guest_page == Key::new(key.vpid(), meta.guest_size(), key.page()) && meta.visible_to(pcid)
+                dropped += array.remove_where(|held| {
+                    let guest_size = held.data.guest_size();
+                    let its_page = Key::new(held.key.vpid(), guest_size, held.key.page());
+                    its_page == Key::new(vpid, guest_size, page) && held.data.visible_to(pcid)
                 });
             }
         }
         self.count_flush(dropped);
     }
 
+    fn holds_fractured(&self, vpid: u16) -> bool {
+        let mut arrays = self.l1.arrays.iter().chain(&self.l2.arrays).filter(|array| array.fractured() > 0);
+        arrays.any(|array| array.iter().any(|packed| packed.fractured() && packed.key.vpid() == vpid))
+    }
+
     /// Drops the entries of one tag: a CR3 load with [`KeepGlobal::Yes`], INVPCID type 1. With [`KeepGlobal::No`] the
     /// global entries of the VPID go too.
     pub fn flush_tag(&mut self, tag: Tag, keep: KeepGlobal) {
-        self.flush_where(|key, meta| {
-            let condemned = if meta.is_global() { keep == KeepGlobal::No } else { meta.pcid() == tag.pcid() };
-            key.vpid() == tag.vpid() && condemned
+        self.flush_where(|held| {
+            let condemned = if held.data.is_global() { keep == KeepGlobal::No } else { held.data.pcid() == tag.pcid() };
+            held.key.vpid() == tag.vpid() && condemned
         });
     }
 
     /// Drops the entries of all PCIDs of a VPID or ASID: INVVPID types 1 and 3, INVPCID types 2 and 3, a toggle of
     /// CR4.PGE, a new ASID.
     pub fn flush_vpid(&mut self, vpid: u16, keep: KeepGlobal) {
-        self.flush_where(|key, meta| key.vpid() == vpid && !(meta.is_global() && keep == KeepGlobal::Yes));
+        self.flush_where(|held| held.key.vpid() == vpid && !(held.data.is_global() && keep == KeepGlobal::Yes));
     }
 
     /// Drops everything: INVVPID type 2, INVEPT type 2, a world switch without tags.
@@ -66,7 +78,7 @@ impl Tlb {
         self.count_flush(dropped);
     }
 
-    fn flush_where(&mut self, mut condemned: impl FnMut(Key, Meta) -> bool) {
+    fn flush_where(&mut self, mut condemned: impl FnMut(&Packed) -> bool) {
         let mut dropped = 0;
         for array in self.l1.arrays.iter_mut().chain(&mut self.l2.arrays) {
             dropped += array.remove_where(&mut condemned);
@@ -75,6 +87,8 @@ impl Tlb {
     }
 
     fn count_flush(&mut self, dropped: u64) {
+        self.l1.note_live();
+        self.l2.note_live();
         self.stats.flushes += 1;
         self.stats.flushed_entries += dropped;
     }

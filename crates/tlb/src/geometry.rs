@@ -118,6 +118,55 @@ impl fmt::Display for CacheLevel {
     }
 }
 
+/// How a set chooses the entry that makes room for a new one. An empty way is always taken first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Replacement {
+    /// The least recently used entry.
+    #[default]
+    Lru,
+    /// The entry that a binary tree of bits points to, each bit away from the half used last. The ways must be a power of
+    /// two, at most 64.
+    TreePlru,
+    /// Any entry, drawn from a generator with this seed.
+    Random {
+        /// The seed; equal seeds give equal choices.
+        seed: u64,
+    },
+    /// The entry filled longest ago.
+    Fifo,
+}
+
+/// Whether the first level holds only what the second holds too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Inclusion {
+    /// An entry that leaves the second level may stay in the first.
+    #[default]
+    NonInclusive,
+    /// An entry that leaves the second level leaves the first as well. Sizes that only the first level caches are exempt.
+    Inclusive,
+}
+
+/// What INVLPG does while a fractured entry is cached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum FracturedInvlpg {
+    /// It drops the guest's page, in all its pieces: what the architecture asks for.
+    #[default]
+    DropsPage,
+    /// It drops everything of the VPID, global entries too. Intel processors do so (N. Amit, "Huge pages, nested paging and
+    /// TLB flushes", 2018; not documented by Intel).
+    DropsVpid,
+}
+
+/// How a 1 GiB page is cached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum GigabytePages {
+    /// As it is, where an array holds the size.
+    #[default]
+    Whole,
+    /// As 2 MiB pieces, each filled by the first walk that needs it.
+    Split,
+}
+
 /// A TLB cannot have this shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -150,6 +199,13 @@ pub enum GeometryError {
         /// The ways asked for.
         ways: u32,
     },
+    /// Tree replacement over ways that make no full binary tree of at most 64 leaves.
+    NoTree {
+        /// Where.
+        level: CacheLevel,
+        /// The ways asked for.
+        ways: u32,
+    },
     /// The number of sets is not a power of two, so address bits cannot select one.
     SetsNotPowerOfTwo {
         /// Where.
@@ -179,6 +235,11 @@ impl fmt::Display for GeometryError {
                 f,
                 "{entries} entries in sets of {ways} ways in the {level} TLB level; the ways must divide the entries"
             ),
+            Self::NoTree { level, ways } => write!(
+                f,
+                "tree replacement over {ways} ways in the {level} TLB level; the ways must be a power of two up to 64, or \
+                 the replacement another"
+            ),
             Self::SetsNotPowerOfTwo { level, entries, ways } => write!(
                 f,
                 "{entries} entries in sets of {ways} ways make {} sets in the {level} TLB level; that must be a power \
@@ -196,6 +257,10 @@ impl core::error::Error for GeometryError {}
 pub struct Geometry {
     l1: Vec<ArrayGeometry>,
     l2: Vec<ArrayGeometry>,
+    replacement: [Replacement; 2],
+    pub(crate) inclusion: Inclusion,
+    pub(crate) fractured: FracturedInvlpg,
+    pub(crate) gigabyte: GigabytePages,
 }
 
 impl Geometry {
@@ -217,7 +282,58 @@ impl Geometry {
     /// [`GeometryError`] where the ways do not divide the entries, the sets are not a power of two in number, an array
     /// is larger than [`CacheLevel::max_entries`] or holds no size, or a size stands twice in a level.
     pub fn new(l1: &[ArrayGeometry], l2: &[ArrayGeometry]) -> Result<Self, GeometryError> {
-        Ok(Self { l1: checked(CacheLevel::L1, l1)?, l2: checked(CacheLevel::L2, l2)? })
+        Ok(Self::plain(checked(CacheLevel::L1, l1)?, checked(CacheLevel::L2, l2)?))
+    }
+
+    fn plain(l1: Vec<ArrayGeometry>, l2: Vec<ArrayGeometry>) -> Self {
+        Self {
+            l1,
+            l2,
+            replacement: [Replacement::Lru; 2],
+            inclusion: Inclusion::default(),
+            fractured: FracturedInvlpg::default(),
+            gigabyte: GigabytePages::default(),
+        }
+    }
+
+    /// The same, with another replacement policy in one level (LRU otherwise).
+    ///
+    /// # Errors
+    ///
+    /// [`GeometryError::NoTree`] for [`Replacement::TreePlru`] where an array has ways that are no power of two, or more
+    /// than 64.
+    pub fn with_replacement(mut self, level: CacheLevel, replacement: Replacement) -> Result<Self, GeometryError> {
+        if replacement == Replacement::TreePlru
+            && let Some(array) = self.arrays(level).iter().find(|a| !a.ways.is_power_of_two() || a.ways > 64)
+        {
+            return Err(GeometryError::NoTree { level, ways: array.ways });
+        }
+        self.replacement[level as usize] = replacement;
+        Ok(self)
+    }
+
+    /// The same, with this rule between the levels.
+    #[must_use]
+    pub fn with_inclusion(self, inclusion: Inclusion) -> Self {
+        Self { inclusion, ..self }
+    }
+
+    /// The same, with this effect of INVLPG on fractured entries.
+    #[must_use]
+    pub fn with_fractured_invlpg(self, fractured: FracturedInvlpg) -> Self {
+        Self { fractured, ..self }
+    }
+
+    /// The same, with 1 GiB pages cached in this way.
+    #[must_use]
+    pub fn with_gigabyte_pages(self, gigabyte: GigabytePages) -> Self {
+        Self { gigabyte, ..self }
+    }
+
+    /// The replacement policy of a level.
+    #[must_use]
+    pub fn replacement(&self, level: CacheLevel) -> Replacement {
+        self.replacement[level as usize]
     }
 
     /// The arrays of a level.
@@ -235,19 +351,19 @@ impl Geometry {
 impl Default for Geometry {
     fn default() -> Self {
         let only = Sizes::only;
-        Self {
-            l1: [
+        Self::plain(
+            [
                 ArrayGeometry::new(only(PageSize::Size4K), 64, 4),
                 ArrayGeometry::new(only(PageSize::Size2M), 32, 4),
                 ArrayGeometry::full(only(PageSize::Size1G), 4),
             ]
             .into(),
-            l2: [
+            [
                 ArrayGeometry::new(only(PageSize::Size4K).with(PageSize::Size2M), 1536, 12),
                 ArrayGeometry::new(only(PageSize::Size1G), 16, 4),
             ]
             .into(),
-        }
+        )
     }
 }
 

@@ -7,7 +7,10 @@ extern crate alloc;
 mod array;
 mod entry;
 mod flush;
+mod front;
 mod geometry;
+mod hits;
+mod order;
 mod small;
 mod stats;
 mod tag;
@@ -15,7 +18,9 @@ mod tlb;
 
 pub use entry::{Entry, Perms};
 pub use flush::KeepGlobal;
-pub use geometry::{ArrayGeometry, CacheLevel, Geometry, GeometryError, Sizes};
+pub use geometry::{
+    ArrayGeometry, CacheLevel, FracturedInvlpg, Geometry, GeometryError, GigabytePages, Inclusion, Replacement, Sizes,
+};
 pub use stats::Stats;
 pub use tag::Tag;
 pub use tlb::Tlb;

@@ -23,12 +23,17 @@ impl SmallPages {
     const BITS_2M: u64 = 64 * 64;
     const BITS_1G: u64 = 16 * 64;
 
+    #[inline]
     pub(crate) fn note(&mut self, new: &Packed) {
         let page = new.key.page();
-        if new.key.size() == PageSize::Size4K {
-            set(&mut self.in_2m, page >> 9, true);
+        match new.key.size() {
+            PageSize::Size4K => {
+                set(&mut self.in_2m, page >> 9, true);
+                set(&mut self.in_1g, page >> 18, true);
+            }
+            PageSize::Size2M => set(&mut self.in_1g, page >> 18, true),
+            PageSize::Size1G => {}
         }
-        set(&mut self.in_1g, page >> 18, true);
     }
 
     pub(crate) fn maybe_in(&self, key: Key) -> bool {

@@ -13,6 +13,8 @@ pub struct Stats {
     pub l1_evictions: u64,
     /// Live entries that the second level lost to a newer one.
     pub l2_evictions: u64,
+    /// First-level entries that an inclusive second level took with it when it evicted its own.
+    pub back_invalidations: u64,
     /// Flush operations, of any scope.
     pub flushes: u64,
     /// Entries that flushes dropped, over both levels (an entry in both counts twice).

@@ -10,9 +10,9 @@ use alloc::boxed::Box;
 
 use memvirt_addr::{Acc, Gva, PageSize};
 
-use crate::array::{Array, HINTS, L1_SLOTS};
-use crate::entry::{Entry, Key, Meta, Packed, Perms};
-use crate::geometry::{CacheLevel, Geometry};
+use crate::array::Array;
+use crate::entry::{Entry, Key, Packed, denied_to};
+use crate::geometry::{CacheLevel, FracturedInvlpg, Geometry, GigabytePages, Inclusion, Sizes};
 use crate::small::SmallPages;
 use crate::stats::Stats;
 use crate::tag::Tag;
@@ -28,9 +28,16 @@ pub struct Tlb {
     /// One tick for each access and each fill; stamps of 0 mark empty slots, so the first tick is 1.
     pub(crate) clock: u64,
     /// The size whose first-level array hit last: the next access most likely hits there too.
-    likely: PageSize,
+    pub(crate) likely: PageSize,
     pub(crate) small: SmallPages,
     pub(crate) stats: Stats,
+    pub(crate) fractured: FracturedInvlpg,
+    inclusion: Inclusion,
+    gigabyte: GigabytePages,
+    /// The process whose entries the fronts hold.
+    runs_for: Tag,
+    /// The last miss that found no entry at all: tag, page, and the clock then.
+    absent: Option<(Tag, u64, u64)>,
 }
 
 /// The arrays of one level.
@@ -38,18 +45,22 @@ pub(crate) struct Level {
     pub(crate) arrays: Box<[Array]>,
     /// Which array holds a size: an index, or [`NONE`]. Index 0 is not used.
     array_of: [u8; 4],
+    /// Sizes that entries may be live of: no others need a look.
+    pub(crate) maybe_live: Sizes,
 }
 
 impl Level {
     fn new(geometry: &Geometry, level: CacheLevel) -> Self {
-        let arrays: Box<[Array]> = geometry.arrays(level).iter().map(|array| Array::new(array, level)).collect();
+        let replacement = geometry.replacement(level);
+        let arrays = geometry.arrays(level).iter().zip(0..);
+        let arrays: Box<[Array]> = arrays.map(|(array, index)| Array::new(array, level, replacement, index)).collect();
         let mut array_of = [NONE; 4];
         for (index, array) in (0..NONE).zip(&arrays) {
             for size in array.sizes.iter() {
                 array_of[size as usize] = index;
             }
         }
-        Self { arrays, array_of }
+        Self { arrays, array_of, maybe_live: Sizes::NONE }
     }
 
     pub(crate) fn array_of(&self, size: PageSize) -> Option<&Array> {
@@ -61,17 +72,12 @@ impl Level {
         self.arrays.get_mut(usize::from(self.array_of[size as usize]))
     }
 
-    /// The array that holds a size, if any entry of the size is live in it.
-    #[inline]
-    pub(crate) fn live_array(&self, size: PageSize) -> Option<&Array> {
-        self.array_of(size).filter(|array| array.live(size) > 0)
-    }
-
     /// The entry a process sees for a 4 KiB page, of whatever size.
     #[inline]
     fn find(&self, tag: Tag, page: u64) -> Option<(PageSize, usize)> {
         for size in PageSize::ALL {
-            if let Some(array) = self.live_array(size)
+            if self.maybe_live.contains(size)
+                && let Some(array) = self.array_of(size)
                 && let Some(slot) = array.find(Key::new(tag.vpid(), size, page), tag.pcid())
             {
                 return Some((size, slot));
@@ -80,25 +86,38 @@ impl Level {
         None
     }
 
-    /// Finds an entry that permits the access and notes its use.
-    #[inline]
-    fn use_entry(&mut self, tag: Tag, page: u64, need: Perms, now: u64) -> Option<(PageSize, Packed)> {
-        let (size, slot) = self.find(tag, page)?;
-        let array = self.array_of_mut(size)?;
-        let packed = array.packed(slot);
-        if !packed.meta.permits(tag.pcid(), need) {
-            return None;
-        }
-        array.touch(slot, now);
-        array.hint(packed.key, slot);
-        Some((size, packed))
+    /// Looks which sizes are live, after a flush.
+    pub(crate) fn note_live(&mut self) {
+        let live = |size: &PageSize| self.array_of(*size).is_some_and(|array| array.live(*size) > 0);
+        self.maybe_live = PageSize::ALL.into_iter().filter(live).fold(Sizes::NONE, Sizes::with);
     }
 
-    /// Stores an entry where the level caches its size; returns whether that evicted another.
+    /// Finds the entry a process sees for a page and, if it permits the access, notes its use.
     #[inline]
-    pub(crate) fn insert(&mut self, new: &Packed, now: u64) -> bool {
-        self.array_of_mut(new.key.size()).is_some_and(|array| array.insert(new, now))
+    fn look(&mut self, tag: Tag, page: u64, denied_to: u64, now: u64) -> Look {
+        let Some((size, slot)) = self.find(tag, page) else { return Look::Absent };
+        let Some(array) = self.array_of_mut(size) else { return Look::Absent };
+        let packed = array.packed(slot);
+        if packed.data.0 & denied_to != 0 {
+            return Look::Denied;
+        }
+        array.hit(slot, now);
+        Look::Hit(packed)
     }
+
+    /// Stores an entry where the level caches its size; returns what that evicted.
+    #[inline]
+    fn insert(&mut self, new: &Packed, now: u64, seen: bool) -> Option<Packed> {
+        self.maybe_live = self.maybe_live.with(new.key.size());
+        self.array_of_mut(new.key.size())?.insert(new, now, seen)
+    }
+}
+
+/// What one level says to an access.
+enum Look {
+    Hit(Packed),
+    Denied,
+    Absent,
 }
 
 impl Tlb {
@@ -112,90 +131,52 @@ impl Tlb {
             likely: PageSize::Size4K,
             small: SmallPages::default(),
             stats: Stats::default(),
-        }
-    }
-
-    /// Looks up the accesses of `run` in order while they hit, and returns how many did: `run.len()`, or the index of
-    /// the first that missed.
-    ///
-    /// The miss is counted here, and completed by the caller's walk and [`Tlb::fill`]: go on with the access after it.
-    ///
-    /// The order of use, the counts and the contents are those of one [`Tlb::lookup`] for each access.
-    #[inline]
-    pub fn hits(&mut self, tag: Tag, run: &[Acc]) -> usize {
-        let mut done = 0;
-        while let Some(rest) = run.get(done..)
-            && let Some(first) = rest.first()
-        {
-            let quick = self.quick_hits(tag, rest);
-            if quick > 0 {
-                done += quick;
-            } else if self.lookup_packed(tag, *first).is_some() {
-                done += 1;
-            } else {
-                break;
-            }
-        }
-        done
-    }
-
-    /// The leading accesses that hit in the first level where the hints say, in the array of the likely size.
-    #[inline]
-    fn quick_hits(&mut self, tag: Tag, run: &[Acc]) -> usize {
-        let size = self.likely;
-        let clock = self.clock;
-        let Some(array) = self.l1.array_of_mut(size) else { return 0 };
-        let (Some(keys), Some(metas), Some(stamps)) = (
-            array.keys.first_chunk::<L1_SLOTS>(),
-            array.metas.first_chunk::<L1_SLOTS>(),
-            array.stamps.first_chunk_mut::<L1_SLOTS>(),
-        ) else {
-            return 0;
-        };
-        let (shift, context, pcid) = (size.shift(), Key::context(tag.vpid(), size), tag.pcid());
-        let mut now = clock;
-        for acc in run {
-            let number = acc.page_bits(shift);
-            #[expect(clippy::cast_possible_truncation, reason = "taken modulo the number of hints")]
-            let slot = usize::from(array.hints[number as usize % HINTS]) % L1_SLOTS;
-            let held = keys[slot] == number << Key::PAGE_SHIFT | context;
-            if !held || !Meta(metas[slot]).permits(pcid, Perms::needed_by(*acc)) {
-                break;
-            }
-            now += 1;
-            stamps[slot] = now;
-        }
-        let count = now - clock;
-        self.clock = now;
-        self.stats.l1_hits += count;
-        #[expect(clippy::cast_possible_truncation, reason = "at most run.len()")]
-        {
-            count as usize
+            fractured: geometry.fractured,
+            inclusion: geometry.inclusion,
+            gigabyte: geometry.gigabyte,
+            runs_for: Tag::default(),
+            absent: None,
         }
     }
 
     /// Looks up one access: counts it, notes the use of the entry that hit, copies it into the first level where only
     /// the second had it. `None`: a miss, for the caller to walk.
     pub fn lookup(&mut self, tag: Tag, acc: Acc) -> Option<Entry> {
+        self.look_as(tag);
         self.lookup_packed(tag, acc).map(|packed| packed.entry())
     }
 
-    fn lookup_packed(&mut self, tag: Tag, acc: Acc) -> Option<Packed> {
-        let (page, need) = (acc.page_bits(12), Perms::needed_by(acc));
+    pub(crate) fn lookup_packed(&mut self, tag: Tag, acc: Acc) -> Option<Packed> {
+        let (page, denied_to) = (acc.page_bits(12), denied_to(acc));
         self.clock += 1;
         let now = self.clock;
-        if let Some((size, packed)) = self.l1.use_entry(tag, page, need, now) {
-            self.likely = size;
+        // Both levels hold the same for a page, if both hold it: what one denies the other cannot permit.
+        let mut look = self.l1.look(tag, page, denied_to, now);
+        if let Look::Hit(packed) = look {
+            self.likely = packed.key.size();
             self.stats.l1_hits += 1;
             return Some(packed);
         }
-        if let Some((_, packed)) = self.l2.use_entry(tag, page, need, now) {
+        if let Look::Absent = look {
+            look = self.l2.look(tag, page, denied_to, now);
+        }
+        if let Look::Hit(packed) = look {
             self.stats.l2_hits += 1;
-            self.insert_l1(&packed, now);
+            self.insert_l1(&packed, now, true);
             return Some(packed);
         }
         self.stats.misses += 1;
+        self.absent = if let Look::Absent = look { Some((tag, page, now)) } else { None };
         None
+    }
+
+    /// Makes the hot path run for this process.
+    #[inline]
+    pub(crate) fn look_as(&mut self, tag: Tag) {
+        if self.runs_for != tag {
+            self.runs_for = tag;
+            self.l1.arrays.iter_mut().for_each(Array::clear_front);
+        }
     }
 
     /// What is cached for an address now, without side effects.
@@ -211,28 +192,65 @@ impl Tlb {
     ///
     /// Entries for the same page, or for a page that overlaps it in any size, that the tag (for a global entry: any
     /// PCID of its VPID) sees are replaced by it.
+    ///
+    /// A 1 GiB entry is not cached by this where the machine splits those ([`GigabytePages::Split`]): [`Tlb::fill_at`]
+    /// knows which piece to take.
     pub fn fill(&mut self, tag: Tag, entry: Entry) {
         let new = Packed::new(tag.vpid(), tag.pcid(), &entry);
+        if !self.just_missed(tag, &new) {
+            self.drop_overlapping(&new);
+        }
+        if self.gigabyte == GigabytePages::Split && entry.size == PageSize::Size1G {
+            return;
+        }
         self.clock += 1;
         let now = self.clock;
-        self.drop_overlapping(&new);
-        if entry.size < PageSize::Size1G {
-            self.small.note(&new);
+        self.small.note(&new);
+        if let Some(old) = self.l2.insert(&new, now, false) {
+            self.stats.l2_evictions += 1;
+            self.evicted_from_l2(&old);
         }
-        self.stats.l2_evictions += u64::from(self.l2.insert(&new, now));
-        self.insert_l1(&new, now);
+        let seen = tag == self.runs_for;
+        self.insert_l1(&new, now, seen);
     }
 
-    fn insert_l1(&mut self, new: &Packed, now: u64) {
+    /// Whether the last operation was a lookup that found no entry at all for just this 4 KiB page, so that none can
+    /// overlap the new one.
+    #[inline]
+    fn just_missed(&self, tag: Tag, new: &Packed) -> bool {
+        let private_4k = new.key.size() == PageSize::Size4K && !new.data.is_global();
+        private_4k && self.absent == Some((tag, new.key.page(), self.clock))
+    }
+
+    /// Caches the translation of `gva`, as [`Tlb::fill`] does, or where the machine splits 1 GiB pages the 2 MiB piece that
+    /// holds `gva`.
+    pub fn fill_at(&mut self, tag: Tag, gva: Gva, entry: Entry) {
+        match self.gigabyte {
+            GigabytePages::Whole => self.fill(tag, entry),
+            GigabytePages::Split => self.fill(tag, entry.narrowed(gva, PageSize::Size2M)),
+        }
+    }
+
+    #[inline]
+    fn insert_l1(&mut self, new: &Packed, now: u64, seen: bool) {
         self.likely = new.key.size();
-        self.stats.l1_evictions += u64::from(self.l1.insert(new, now));
+        self.stats.l1_evictions += u64::from(self.l1.insert(new, now, seen).is_some());
     }
 
-    /// Drops entries of other sizes that overlap `new` and that some process sees besides it.
+    fn evicted_from_l2(&mut self, old: &Packed) {
+        if self.inclusion == Inclusion::Inclusive
+            && let Some(array) = self.l1.array_of_mut(old.key.size())
+        {
+            // What the first level holds for this key and this process is the same entry, if anything.
+            self.stats.back_invalidations += array.remove_key(old.key, old.data.pcid(), old.data.is_global());
+        }
+    }
+
+    /// Drops entries that overlap `new` and that some process sees besides it.
     fn drop_overlapping(&mut self, new: &Packed) {
-        let (key, pcid, global) = (new.key, new.meta.pcid(), new.meta.is_global());
+        let (key, pcid, global) = (new.key, new.data.pcid(), new.data.is_global());
         for level in [&mut self.l1, &mut self.l2] {
-            for size in PageSize::ALL.into_iter().filter(|size| *size > key.size()) {
+            for size in PageSize::ALL.into_iter().filter(|size| *size >= key.size()) {
                 if let Some(array) = level.array_of_mut(size)
                     && array.live(size) > 0
                 {
@@ -240,7 +258,7 @@ impl Tlb {
                 }
             }
         }
-        if key.size() > PageSize::Size4K && self.small.maybe_in(key) {
+        if self.small.maybe_in(key) {
             self.drop_smaller(key, pcid, global);
         }
     }
@@ -252,11 +270,11 @@ impl Tlb {
             if array.live_below(key.size()) == 0 {
                 continue;
             }
-            array.remove_where(|held, meta| {
-                let shift = key.size().shift() - held.size().shift().min(key.size().shift());
-                let inside = held.size() < key.size() && held.number() >> shift == key.number();
-                let condemned = inside && held.vpid() == key.vpid() && meta.meets(pcid, global);
-                others |= !condemned && held.size() < key.size() && SmallPages::same_region(held, key);
+            array.remove_where(|held| {
+                let smaller = held.key.size() < key.size();
+                let inside = Key::new(held.key.vpid(), key.size(), held.key.page()) == key;
+                let condemned = smaller && inside && held.data.meets(pcid, global);
+                others |= smaller && !condemned && SmallPages::same_region(held.key, key);
                 condemned
             });
         }
@@ -283,7 +301,7 @@ impl Tlb {
                 .arrays
                 .iter()
                 .flat_map(Array::iter)
-                .map(move |packed| (name, Tag::new(packed.key.vpid(), packed.meta.pcid()), packed.entry()))
+                .map(move |packed| (name, Tag::new(packed.key.vpid(), packed.data.pcid()), packed.entry()))
                 .collect::<alloc::vec::Vec<_>>()
         };
         of(&self.l1, CacheLevel::L1).into_iter().chain(of(&self.l2, CacheLevel::L2))

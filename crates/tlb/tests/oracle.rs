@@ -6,7 +6,10 @@
 mod naive;
 
 use memvirt_addr::{Acc, AccessKind, Gva, Hfn, PageSize, Privilege};
-use memvirt_tlb::{ArrayGeometry, CacheLevel, Entry, Geometry, KeepGlobal, Perms, Sizes, Tag, Tlb};
+use memvirt_tlb::{
+    ArrayGeometry, CacheLevel, Entry, FracturedInvlpg, Geometry, GigabytePages, Inclusion, KeepGlobal, Perms,
+    Replacement, Sizes, Tag, Tlb,
+};
 use naive::NaiveTlb;
 use proptest::prelude::*;
 
@@ -15,6 +18,7 @@ enum Op {
     Run(Tag, Vec<Acc>),
     Lookup(Tag, Acc),
     Fill(Tag, Entry),
+    FillAt(Tag, Gva, Entry),
     FlushPage(Tag, Gva),
     FlushTag(Tag, KeepGlobal),
     FlushVpid(u16, KeepGlobal),
@@ -39,6 +43,15 @@ fn acc() -> impl Strategy<Value = Acc> {
     (gva(), kind, privilege).prop_map(|(gva, kind, privilege)| Acc::new(gva, kind, privilege))
 }
 
+/// A run of accesses: scattered, or going back and forth between few, long enough to reach the hot path's blocks.
+fn run() -> impl Strategy<Value = Vec<Acc>> {
+    let few = (prop::collection::vec(acc(), 1..5), prop::collection::vec(any::<prop::sample::Index>(), 1..120));
+    prop_oneof![
+        prop::collection::vec(acc(), 1..40),
+        few.prop_map(|(accs, order)| order.iter().map(|index| *index.get(&accs)).collect()),
+    ]
+}
+
 fn size() -> impl Strategy<Value = PageSize> {
     prop_oneof![6 => Just(PageSize::Size4K), 3 => Just(PageSize::Size2M), 1 => Just(PageSize::Size1G)]
 }
@@ -60,9 +73,12 @@ fn keep() -> impl Strategy<Value = KeepGlobal> {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        10 => (tag(), prop::collection::vec(acc(), 1..40)).prop_map(|(t, run)| Op::Run(t, run)),
+        10 => (tag(), run()).prop_map(|(t, run)| Op::Run(t, run)),
         5 => (tag(), acc()).prop_map(|(t, a)| Op::Lookup(t, a)),
-        20 => (tag(), entry()).prop_map(|(t, e)| Op::Fill(t, e)),
+        15 => (tag(), entry()).prop_map(|(t, e)| Op::Fill(t, e)),
+        5 => (tag(), gva(), entry()).prop_map(|(t, g, e)| {
+            Op::FillAt(t, g, Entry { page: g.frame().align_down(e.size), ..e })
+        }),
         3 => (tag(), gva()).prop_map(|(t, g)| Op::FlushPage(t, g)),
         1 => (tag(), keep()).prop_map(|(t, k)| Op::FlushTag(t, k)),
         1 => (tag(), keep()).prop_map(|(t, k)| Op::FlushVpid(t.vpid(), k)),
@@ -87,8 +103,43 @@ fn level() -> impl Strategy<Value = Vec<ArrayGeometry>> {
     })
 }
 
+/// A policy that every array of the level can have.
+fn replacement(arrays: &[ArrayGeometry]) -> impl Strategy<Value = Replacement> + use<> {
+    let trees = arrays.iter().all(|array| array.ways.is_power_of_two());
+    prop_oneof![
+        3 => Just(Replacement::Lru),
+        1 => Just(Replacement::Fifo),
+        1 => any::<u64>().prop_map(|seed| Replacement::Random { seed }),
+        2 => Just(if trees { Replacement::TreePlru } else { Replacement::Lru }),
+    ]
+}
+
 fn geometry() -> impl Strategy<Value = Geometry> {
-    (level(), level()).prop_map(|(l1, l2)| Geometry::new(&l1, &l2).expect("each level is valid by construction"))
+    let levels = (level(), level()).prop_flat_map(|(l1, l2)| {
+        let replacements = (replacement(&l1), replacement(&l2));
+        (Just(l1), Just(l2), replacements)
+    });
+    levels.prop_map(|(l1, l2, (first, second))| {
+        Geometry::new(&l1, &l2)
+            .and_then(|geometry| geometry.with_replacement(CacheLevel::L1, first))
+            .and_then(|geometry| geometry.with_replacement(CacheLevel::L2, second))
+            .expect("each level is valid by construction")
+    })
+}
+
+fn machine() -> impl Strategy<Value = (Geometry, [bool; 3])> {
+    (geometry(), any::<[bool; 3]>())
+}
+
+fn both(geometry: &Geometry, [inclusive, drops_vpid, split]: [bool; 3]) -> (Tlb, NaiveTlb) {
+    let inclusion = if inclusive { Inclusion::Inclusive } else { Inclusion::NonInclusive };
+    let fractured = if drops_vpid { FracturedInvlpg::DropsVpid } else { FracturedInvlpg::DropsPage };
+    let gigabyte = if split { GigabytePages::Split } else { GigabytePages::Whole };
+    let mut naive = NaiveTlb::new(geometry).with_inclusion(inclusion);
+    naive.fractured_drops_vpid = drops_vpid;
+    naive.gigabyte = gigabyte;
+    let geometry = geometry.clone().with_inclusion(inclusion).with_fractured_invlpg(fractured);
+    (Tlb::new(&geometry.with_gigabyte_pages(gigabyte)), naive)
 }
 
 /// What a walk would cache for an access: a function of the address, so that both sides fill alike.
@@ -96,7 +147,8 @@ fn walked(acc: Acc) -> Entry {
     let page = acc.gva().frame();
     let size = PageSize::ALL[(page.number() as usize / 512) % 3];
     let perms = Perms::needed_by(acc).with(Perms::from_bits(page.number() as u8 & 7));
-    Entry::new(page.align_down(size), Hfn::new(page.number() ^ 0x5a000).align_down(size), size, perms)
+    let entry = Entry::new(page.align_down(size), Hfn::new(page.number() ^ 0x5a000).align_down(size), size, perms);
+    if page.number().is_multiple_of(5) { entry.with_global() } else { entry }
 }
 
 fn check_run(tlb: &mut Tlb, naive: &mut NaiveTlb, tag: Tag, mut run: &[Acc]) -> Result<(), TestCaseError> {
@@ -125,6 +177,12 @@ fn apply(tlb: &mut Tlb, naive: &mut NaiveTlb, op: &Op) -> Result<(), TestCaseErr
             // Where any level holds the size, the new entry is what is cached now.
             let probed = tlb.probe(tag, entry.page.base());
             prop_assert!(probed.is_none() || probed == Some(entry));
+        }
+        Op::FillAt(tag, gva, entry) => {
+            tlb.fill_at(tag, gva, entry);
+            naive.fill_at(tag, gva, entry);
+            let frame = tlb.probe(tag, gva).map(|cached| cached.frame_of(gva));
+            prop_assert!(frame.is_none() || frame == Some(entry.frame_of(gva)));
         }
         Op::FlushPage(tag, gva) => {
             tlb.flush_page(tag, gva);
@@ -167,11 +225,11 @@ proptest! {
 
     #[test]
     fn equals_the_naive_tlb(
-        geometry in geometry(),
+        (geometry, switches) in machine(),
         ops in prop::collection::vec(op(), 1..120),
         probes in prop::collection::vec((tag(), gva()), 8),
     ) {
-        let (mut tlb, mut naive) = (Tlb::new(&geometry), NaiveTlb::new(&geometry));
+        let (mut tlb, mut naive) = both(&geometry, switches);
         for op in &ops {
             apply(&mut tlb, &mut naive, op)?;
             prop_assert_eq!(tlb.stats(), naive.stats, "after {:?}", op);
@@ -187,7 +245,7 @@ proptest! {
     fn hits_equals_one_lookup_each(
         geometry in geometry(),
         fills in prop::collection::vec(entry(), 1..40),
-        run in prop::collection::vec(acc(), 1..200),
+        run in run(),
         tag in tag(),
     ) {
         let (mut fast, mut slow) = (Tlb::new(&geometry), Tlb::new(&geometry));

@@ -1,8 +1,10 @@
-//! The oracle: a TLB as a list of entries in order of use for each set, most recent first. Slow and obvious, and written
-//! apart from the crate: addresses are compared as numbers, nothing is packed.
+//! The oracle: a TLB as sets of ways, and for each set the list of its ways in order of use, most recent first. Slow and
+//! obvious, and written apart from the crate: addresses are compared as numbers, nothing is packed.
 
 use memvirt_addr::{Acc, AccessKind, Gva, PageSize, Privilege};
-use memvirt_tlb::{ArrayGeometry, CacheLevel, Entry, Geometry, KeepGlobal, Perms, Stats, Tag};
+use memvirt_tlb::{
+    ArrayGeometry, CacheLevel, Entry, Geometry, GigabytePages, Inclusion, KeepGlobal, Perms, Replacement, Stats, Tag,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Held {
@@ -50,50 +52,117 @@ impl Held {
     }
 }
 
+/// Which way of a set goes next, by the textbook.
+pub(crate) struct NaiveOrder {
+    replacement: Replacement,
+    /// Ways in order of use (LRU) or of filling (FIFO), most recent first.
+    recent: Vec<usize>,
+    /// For each node of the tree, root first, whether the second half goes next.
+    second_goes: Vec<bool>,
+}
+
+impl NaiveOrder {
+    pub(crate) fn new(replacement: Replacement, ways: usize) -> Self {
+        Self { replacement, recent: (0..ways).collect(), second_goes: vec![false; ways] }
+    }
+
+    pub(crate) fn used(&mut self, way: usize) {
+        self.recent.retain(|held| *held != way);
+        self.recent.insert(0, way);
+        let (mut first, mut count, mut node) = (0, self.recent.len(), 0);
+        while count > 1 && self.replacement == Replacement::TreePlru {
+            count /= 2;
+            let in_second = way >= first + count;
+            self.second_goes[node] = !in_second;
+            node = 2 * node + 1 + usize::from(in_second);
+            first += if in_second { count } else { 0 };
+        }
+    }
+
+    pub(crate) fn hit(&mut self, way: usize) {
+        if matches!(self.replacement, Replacement::Lru | Replacement::TreePlru) {
+            self.used(way);
+        }
+    }
+
+    /// The way to replace; `random` is the state of the array's generator.
+    pub(crate) fn victim(&self, random: &mut u64) -> usize {
+        let ways = self.recent.len();
+        match self.replacement {
+            Replacement::Lru | Replacement::Fifo => self.recent[ways - 1],
+            Replacement::Random { .. } => draw(random, ways),
+            Replacement::TreePlru => {
+                let (mut first, mut count, mut node) = (0, ways, 0);
+                while count > 1 {
+                    count /= 2;
+                    let second = self.second_goes[node];
+                    first += if second { count } else { 0 };
+                    node = 2 * node + 1 + usize::from(second);
+                }
+                first
+            }
+        }
+    }
+}
+
+/// SplitMix64, scaled to a number below `bound`.
+fn draw(state: &mut u64, bound: usize) -> usize {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let a = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let b = (a ^ (a >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (u128::from(b ^ (b >> 31)) * bound as u128 / (1 << 64)) as usize
+}
+
+struct NaiveSet {
+    ways: Vec<Option<Held>>,
+    order: NaiveOrder,
+}
+
 struct NaiveArray {
     geometry: ArrayGeometry,
-    /// Each set in order of use, most recent first.
-    sets: Vec<Vec<Held>>,
+    sets: Vec<NaiveSet>,
+    random: u64,
 }
 
 impl NaiveArray {
-    fn new(geometry: &ArrayGeometry) -> Self {
-        Self { geometry: *geometry, sets: vec![Vec::new(); (geometry.entries / geometry.ways) as usize] }
+    fn new(geometry: &ArrayGeometry, replacement: Replacement, index: u64) -> Self {
+        let ways = geometry.ways as usize;
+        let set = || NaiveSet { ways: vec![None; ways], order: NaiveOrder::new(replacement, ways) };
+        let random = if let Replacement::Random { seed } = replacement { seed.wrapping_add(index) } else { 0 };
+        Self { geometry: *geometry, sets: (0..geometry.entries / geometry.ways).map(|_| set()).collect(), random }
     }
 
-    fn insert(&mut self, new: Held) -> u64 {
+    fn insert(&mut self, new: Held) -> Option<Held> {
         let number = span(&new.entry, new.entry.size).0 / new.entry.size.bytes();
         let count = self.sets.len() as u64;
         let set = &mut self.sets[(number % count) as usize];
-        set.insert(0, new);
-        if set.len() > self.geometry.ways as usize {
-            set.pop();
-            return 1;
-        }
-        0
+        let empty = set.ways.iter().position(Option::is_none);
+        let way = empty.unwrap_or_else(|| set.order.victim(&mut self.random));
+        set.order.used(way);
+        set.ways[way].replace(new)
     }
 
     fn drop_where(&mut self, condemned: impl Fn(&Held) -> bool) -> u64 {
         let mut dropped = 0;
-        for set in &mut self.sets {
-            let before = set.len();
-            set.retain(|held| !condemned(held));
-            dropped += before - set.len();
+        for way in self.sets.iter_mut().flat_map(|set| &mut set.ways) {
+            if way.as_ref().is_some_and(&condemned) {
+                *way = None;
+                dropped += 1;
+            }
         }
-        dropped as u64
+        dropped
     }
 
     fn all(&self) -> impl Iterator<Item = &Held> {
-        self.sets.iter().flatten()
+        self.sets.iter().flat_map(|set| set.ways.iter().flatten())
     }
 
     fn use_entry(&mut self, tag: Tag, acc: Acc) -> Option<Held> {
+        let hits = |held: &Held| held.covers(acc.gva()) && held.visible_to(tag) && held.permits(acc);
         for set in &mut self.sets {
-            let found = set.iter().position(|h| h.covers(acc.gva()) && h.visible_to(tag) && h.permits(acc));
-            if let Some(at) = found {
-                let held = set.remove(at);
-                set.insert(0, held);
-                return Some(held);
+            if let Some(way) = set.ways.iter().position(|way| way.as_ref().is_some_and(hits)) {
+                set.order.hit(way);
+                return set.ways[way];
             }
         }
         None
@@ -104,16 +173,33 @@ pub(crate) struct NaiveTlb {
     l1: Vec<NaiveArray>,
     l2: Vec<NaiveArray>,
     pub(crate) stats: Stats,
+    inclusion: Inclusion,
+    pub(crate) gigabyte: GigabytePages,
+    pub(crate) fractured_drops_vpid: bool,
 }
 
-fn insert(level: &mut [NaiveArray], new: Held) -> u64 {
-    level.iter_mut().find(|a| a.geometry.sizes.contains(new.entry.size)).map_or(0, |array| array.insert(new))
+fn insert(level: &mut [NaiveArray], new: Held) -> Option<Held> {
+    level.iter_mut().find(|array| array.geometry.sizes.contains(new.entry.size))?.insert(new)
 }
 
 impl NaiveTlb {
     pub(crate) fn new(geometry: &Geometry) -> Self {
-        let level = |level| geometry.arrays(level).iter().map(NaiveArray::new).collect();
-        Self { l1: level(CacheLevel::L1), l2: level(CacheLevel::L2), stats: Stats::default() }
+        let level = |level| {
+            let arrays = geometry.arrays(level).iter().zip(0..);
+            arrays.map(|(array, index)| NaiveArray::new(array, geometry.replacement(level), index)).collect()
+        };
+        Self {
+            l1: level(CacheLevel::L1),
+            l2: level(CacheLevel::L2),
+            stats: Stats::default(),
+            inclusion: Inclusion::NonInclusive,
+            gigabyte: GigabytePages::Whole,
+            fractured_drops_vpid: false,
+        }
+    }
+
+    pub(crate) fn with_inclusion(self, inclusion: Inclusion) -> Self {
+        Self { inclusion, ..self }
     }
 
     fn arrays(&mut self) -> impl Iterator<Item = &mut NaiveArray> {
@@ -127,7 +213,7 @@ impl NaiveTlb {
         }
         if let Some(held) = self.l2.iter_mut().find_map(|array| array.use_entry(tag, acc)) {
             self.stats.l2_hits += 1;
-            self.stats.l1_evictions += insert(&mut self.l1, held);
+            self.stats.l1_evictions += u64::from(insert(&mut self.l1, held).is_some());
             return Some(held.entry);
         }
         self.stats.misses += 1;
@@ -144,8 +230,34 @@ impl NaiveTlb {
         self.arrays().for_each(|array| {
             array.drop_where(|held| held.meets(&new));
         });
-        self.stats.l2_evictions += insert(&mut self.l2, new);
-        self.stats.l1_evictions += insert(&mut self.l1, new);
+        if self.gigabyte == GigabytePages::Split && entry.size == PageSize::Size1G {
+            return;
+        }
+        if let Some(old) = insert(&mut self.l2, new) {
+            self.stats.l2_evictions += 1;
+            if self.inclusion == Inclusion::Inclusive {
+                let gone: u64 = self.l1.iter_mut().map(|array| array.drop_where(|held| *held == old)).sum();
+                self.stats.back_invalidations += gone;
+            }
+        }
+        self.stats.l1_evictions += u64::from(insert(&mut self.l1, new).is_some());
+    }
+
+    /// Fills the 2 MiB piece of a 1 GiB page, where those are split.
+    pub(crate) fn fill_at(&mut self, tag: Tag, gva: Gva, entry: Entry) {
+        if self.gigabyte == GigabytePages::Whole || entry.size < PageSize::Size1G {
+            return self.fill(tag, entry);
+        }
+        let piece = address(gva) % PageSize::Size1G.bytes() / PageSize::Size2M.bytes();
+        self.fill(
+            tag,
+            Entry {
+                page: entry.page.align_down(PageSize::Size1G).offset(512 * piece),
+                frame: entry.frame.align_down(PageSize::Size1G).offset(512 * piece),
+                size: PageSize::Size2M,
+                ..entry
+            },
+        );
     }
 
     fn flush(&mut self, condemned: impl Fn(&Held) -> bool) {
@@ -155,6 +267,11 @@ impl NaiveTlb {
     }
 
     pub(crate) fn flush_page(&mut self, tag: Tag, gva: Gva) {
+        let fractured = |held: &Held| held.tag.vpid() == tag.vpid() && held.entry.guest_size > held.entry.size;
+        let any = self.l1.iter().chain(&self.l2).flat_map(NaiveArray::all).any(fractured);
+        if self.fractured_drops_vpid && any {
+            return self.flush_vpid(tag.vpid(), KeepGlobal::No);
+        }
         self.flush(|held| {
             let (first, end) = span(&held.entry, held.entry.guest_size);
             held.visible_to(tag) && (first..end).contains(&address(gva))
