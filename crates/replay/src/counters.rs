@@ -12,6 +12,7 @@ use memvirt_ops::VmId;
 use memvirt_oracle::Checked;
 use memvirt_pagetable::Format;
 use memvirt_platform::{Engine, ExitReason, Ledger, Platform};
+use memvirt_shadow::kvm::Kvm;
 
 macro_rules! columns {
     ($($(#[$doc:meta])* $name:ident = $key:literal,)*) => {
@@ -151,6 +152,35 @@ where
         counts[Column::PfFixed] = exits_for(ExitReason::EptViolation) - signed(stats.fast_fixes);
         counts[Column::TlbFlush] = signed(stats.guest_flushes);
         counts[Column::Pages4k] = signed(stats.leaves[PageSize::Size4K as usize - 1]);
+        counts
+    }
+}
+
+/// KVM with shadow paging (`npt=0`) counts for itself.
+impl KvmCounters for Engine<Kvm> {
+    fn counts(&self, ledger: &Ledger) -> Counts {
+        let stats = self.regime(VmId::FIRST).stats();
+        let mut counts = Counts::default();
+        for (column, value) in [
+            (Column::Exits, exits(ledger)),
+            (Column::PfTaken, stats.pf_taken),
+            (Column::PfFixed, stats.pf_fixed),
+            (Column::PfEmulate, stats.pf_emulate),
+            (Column::PfSpurious, stats.pf_spurious),
+            (Column::PfGuest, stats.pf_guest),
+            (Column::TlbFlush, stats.tlb_flush),
+            (Column::Invlpg, stats.invlpg),
+            (Column::ShadowZapped, stats.mmu_shadow_zapped),
+            (Column::PteWrite, stats.mmu_pte_write),
+            (Column::PdeZapped, stats.mmu_pde_zapped),
+            (Column::Flooded, stats.mmu_flooded),
+            (Column::CacheMiss, stats.mmu_cache_miss),
+            (Column::Unsync, stats.mmu_unsync),
+            (Column::Pages4k, stats.pages_4k),
+            (Column::RemoteReq, stats.remote_tlb_flush_requests),
+        ] {
+            counts[column] = signed(value);
+        }
         counts
     }
 }
