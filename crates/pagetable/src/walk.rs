@@ -32,7 +32,8 @@ pub struct Walk<'m, F: Format, M> {
 }
 
 impl<'m, F: Format, M: TableMem<F::Out>> Walk<'m, F, M> {
-    /// A walk for `at` from the root table in frame `root`.
+    /// A walk for `at` from the root table in frame `root`. Address bits above those that the tables translate are ignored, as
+    /// hardware checks them before it walks ([`Format::covers`]).
     #[must_use]
     #[inline]
     pub fn new(mem: &'m M, root: Frame<F::Out>, at: Addr<F::In>) -> Self {
