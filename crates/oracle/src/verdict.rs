@@ -97,13 +97,19 @@ impl fmt::Display for Violation {
         let Self { vcpu, acc, wrong } = self;
         write!(f, "vCPU {}: {acc:?}: ", vcpu.0)?;
         match wrong {
+            Wrong::Translation { reached: Some(reached), expected: Some(expected) } if reached == expected => {
+                write!(f, "holds host frame {reached} writable, which the tables have not been since the last flush")
+            }
             Wrong::Translation { reached: Some(reached), expected: Some(expected) } => {
-                write!(f, "reached host frame {reached}, the tables give {expected} and no flush is pending")
+                write!(
+                    f,
+                    "reached host frame {reached}, the tables give {expected} and gave no other since the last flush"
+                )
             }
             Wrong::Translation { reached, expected: None } => {
                 write!(f, "completed")?;
                 reached.map_or(Ok(()), |frame| write!(f, " in host frame {frame}"))?;
-                write!(f, ", though the tables forbid it and no flush is pending")
+                write!(f, ", which the tables have not permitted since the last flush")
             }
             Wrong::Translation { reached: None, expected: Some(expected) } => {
                 write!(f, "completed elsewhere than in host frame {expected}")

@@ -90,14 +90,14 @@ pub const fn alias(at: u64) -> Gva {
     Gva::new_truncate(DM.wrapping_add(at))
 }
 
-/// A machine of the recordings' size under the regime that `make` makes; `None` where `make` fails.
+/// A machine of the recordings' size under the regime that `make` makes.
 ///
 /// Translations carry no tags, as on the recorded machine: every exit empties the TLB.
-pub fn engine<R: Regime>(make: impl FnOnce(&mut Host) -> Option<R>) -> Option<Engine<R>> {
+pub fn engine<R: Regime>(make: impl FnOnce(&mut Host, &MemoryMap) -> R) -> Engine<R> {
     let mut host = Host::new(HOST_FRAMES);
-    let regime = make(&mut host)?;
-    let vm = VmSpec { map: MemoryMap::new(GUEST_FRAMES, PageSize::Size4K), vcpus: 1 };
-    Some(Engine::new(host, 1, &Geometry::default(), Tags::Off, vec![(vm, regime)]))
+    let map = MemoryMap::new(GUEST_FRAMES, PageSize::Size4K);
+    let regime = make(&mut host, &map);
+    Engine::new(host, 1, &Geometry::default(), Tags::Off, vec![(VmSpec { map, vcpus: 1 }, regime)])
 }
 
 /// The bare machine of the recordings' size.

@@ -2,13 +2,14 @@
 
 use std::io::BufRead;
 
-use memvirt_oracle::Checked;
+use memvirt_oracle::{Checked, Tally, Violation};
 use memvirt_platform::Platform;
 
 use crate::counters::{Column, Counts, KvmCounters, exits};
-use crate::guest::Guest;
+use crate::error::RecordingError;
+use crate::guest::{Guest, HostOutOfMemory};
 use crate::recording::{Item, Recording, Row, Section, Seen};
-use crate::report::{Mismatch, Mode, Report, Total, WatchedViolation};
+use crate::report::{Mismatch, Mode, Report};
 
 /// How exactly counters have to agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,38 +27,59 @@ impl Tolerance {
     }
 }
 
+/// Whether the oracle watches a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Watch {
+    /// It judges every access; a row with a violation differs.
+    On,
+    /// It does not: counters and results alone are compared, an order of magnitude faster.
+    Off,
+}
+
 /// Replays `recording` on platforms that count like KVM, and compares every counter of every row, the faults that the guest
-/// saw and the values read. `make` makes the platform for each section; the oracle watches it.
+/// saw and the values read. `make` makes the platform for each section.
 ///
 /// A recording that is wrong somewhere is replayed up to there; [`Report::error`] then says what is wrong.
 pub fn compare<P: KvmCounters>(
     recording: Recording<impl BufRead>,
     tolerance: Tolerance,
-    make: impl FnMut(&Section) -> P,
+    watch: Watch,
+    mut make: impl FnMut(&Section) -> P,
 ) -> Report {
     let judge = Compare { tolerance, before: Counts::default() };
-    run(recording, Mode::Compare, make, judge)
+    match watch {
+        Watch::On => run(recording, Mode::Compare, |section| Checked::single(make(section)), sight, judge),
+        Watch::Off => run(recording, Mode::Compare, make, |_| None, judge),
+    }
 }
 
 /// Replays `recording` on any platform under the eyes of the oracle: every translation, value, store and fault must be one
 /// that the architecture permits.
-pub fn check<P: Platform>(recording: Recording<impl BufRead>, make: impl FnMut(&Section) -> P) -> Report {
-    run(recording, Mode::Check, make, Watch)
+pub fn check<P: Platform>(recording: Recording<impl BufRead>, mut make: impl FnMut(&Section) -> P) -> Report {
+    run(recording, Mode::Check, |section| Checked::single(make(section)), sight, Nothing)
 }
 
-/// What is done with the rows beside watching them.
+/// What the oracle has found so far.
+type Sight<'a> = Option<(&'a Tally, &'a [Violation])>;
+
+fn sight<P: Platform>(platform: &Checked<P>) -> Sight<'_> {
+    Some((platform.tally(), platform.violations()))
+}
+
+/// What is compared in each row.
 trait Judge<P> {
-    fn start(&mut self, guest: &Guest<Checked<P>>);
+    fn start(&mut self, guest: &Guest<P>);
     /// Returns whether the row differs.
-    fn row(&mut self, guest: &Guest<Checked<P>>, row: &Row, seen: &Seen, report: &mut Report) -> bool;
+    fn row(&mut self, guest: &Guest<P>, row: &Row, seen: &Seen, report: &mut Report) -> bool;
 }
 
-struct Watch;
+/// Nothing: the oracle judges alone.
+struct Nothing;
 
-impl<P> Judge<P> for Watch {
-    fn start(&mut self, _: &Guest<Checked<P>>) {}
+impl<P> Judge<P> for Nothing {
+    fn start(&mut self, _: &Guest<P>) {}
 
-    fn row(&mut self, _: &Guest<Checked<P>>, _: &Row, _: &Seen, _: &mut Report) -> bool {
+    fn row(&mut self, _: &Guest<P>, _: &Row, _: &Seen, _: &mut Report) -> bool {
         false
     }
 }
@@ -68,27 +90,28 @@ struct Compare {
 }
 
 impl<P: KvmCounters> Judge<P> for Compare {
-    fn start(&mut self, guest: &Guest<Checked<P>>) {
+    fn start(&mut self, guest: &Guest<P>) {
         self.before = guest.platform().counts(guest.ledger());
     }
 
-    fn row(&mut self, guest: &Guest<Checked<P>>, row: &Row, seen: &Seen, report: &mut Report) -> bool {
+    fn row(&mut self, guest: &Guest<P>, row: &Row, seen: &Seen, report: &mut Report) -> bool {
         let now = guest.platform().counts(guest.ledger());
         let got = now - self.before;
         self.before = now;
-        let (mut differs, mut tolerated) = (false, false);
-        for column in Column::ALL {
-            let (expected, got) = (row.counts[*column], got[*column]);
-            let total = report.totals.entry(column.key()).or_default();
-            *total = Total { expected: total.expected + expected, got: total.got + got };
-            if self.tolerance.permits(*column, got - expected) {
-                tolerated |= got != expected;
-            } else if got != expected {
-                differs = true;
-                mismatch(report, row, column.key(), expected.to_string(), got.to_string());
+        report.sum(&row.counts, &got);
+        let mut tolerated = false;
+        let mut differs = results(report, row, seen);
+        if got != row.counts {
+            for column in Column::ALL {
+                let (expected, got) = (row.counts[*column], got[*column]);
+                if self.tolerance.permits(*column, got - expected) {
+                    tolerated |= got != expected;
+                } else if got != expected {
+                    differs = true;
+                    mismatch(report, row, column.key(), expected.to_string(), got.to_string());
+                }
             }
         }
-        differs |= results(report, row, seen);
         report.tolerated_rows += u64::from(tolerated && !differs);
         differs
     }
@@ -96,20 +119,20 @@ impl<P: KvmCounters> Judge<P> for Compare {
 
 /// Compares what the guest saw.
 fn results(report: &mut Report, row: &Row, seen: &Seen) -> bool {
-    let mut differs = false;
+    if row.seen == *seen {
+        return false;
+    }
     if row.seen.faults != seen.faults {
-        differs = true;
         mismatch(report, row, "guest_pf", row.seen.faults.to_string(), seen.faults.to_string());
     }
     for (name, expected, got) in
         [("ec", row.seen.code, seen.code), ("cr2", row.seen.cr2, seen.cr2), ("rdval", row.seen.value, seen.value)]
     {
         if expected != got {
-            differs = true;
             mismatch(report, row, name, format!("{expected:x}"), format!("{got:x}"));
         }
     }
-    differs
+    true
 }
 
 fn mismatch(report: &mut Report, row: &Row, column: &'static str, expected: String, got: String) {
@@ -124,83 +147,86 @@ fn run<P: Platform>(
     recording: Recording<impl BufRead>,
     mode: Mode,
     mut make: impl FnMut(&Section) -> P,
+    sight: impl Fn(&P) -> Sight<'_>,
     mut judge: impl Judge<P>,
 ) -> Report {
     let mut report = Report::new(recording.file(), mode);
-    let mut guest: Option<Watched<P>> = None;
+    let mut current: Option<Booted<P>> = None;
     for item in recording {
-        let step = match (item, &mut guest) {
+        let step = match (item, &mut current) {
             (Err(error), _) => Err(error.to_string()),
             (Ok(Item::Section(section)), _) => {
-                if let Some(done) = guest.take() {
-                    done.close(&mut report);
+                if let Some(done) = current.take() {
+                    done.close(&sight, &mut report);
                 }
-                start(&section, make(&section), &mut judge, &mut report).map(|started| guest = Some(started))
+                report.sections += 1;
+                report.announced_rows += section.announced;
+                let booted = Booted::start(&section, make(&section), &mut judge);
+                booted.map(|booted| current = Some(booted)).map_err(|error| error.to_string())
             }
-            // A row cannot come before a section: the reader refuses it.
+            (Ok(Item::Row(row)), Some(booted)) => booted.row(&row, &sight, &mut judge, &mut report),
+            // The reader refuses a row before the first section.
             (Ok(Item::Row(_)), None) => Ok(()),
-            (Ok(Item::Row(row)), Some(guest)) => guest.row(&row, &mut judge, &mut report),
         };
         if let Err(error) = step {
             report.error = Some(error);
             break;
         }
     }
-    if let Some(done) = guest.take() {
-        done.close(&mut report);
+    if let Some(done) = current.take() {
+        done.close(&sight, &mut report);
     }
     if report.rows == 0 && report.error.is_none() {
         let file = report.file.clone();
-        report.error = Some(crate::RecordingError::Empty { file }.to_string());
+        report.error = Some(RecordingError::Empty { file }.to_string());
     }
     report
 }
 
-fn start<P: Platform>(
-    section: &Section,
-    platform: P,
-    judge: &mut impl Judge<P>,
-    report: &mut Report,
-) -> Result<Watched<P>, String> {
-    report.sections += 1;
-    report.announced_rows += section.announced;
-    let guest = Guest::boot(Checked::single(platform), section.sequence).map_err(|error| error.to_string())?;
-    judge.start(&guest);
-    let booted = exits(guest.ledger());
-    Ok(Watched { guest, booted, told: 0 })
-}
-
-/// A guest with the oracle beside its platform.
-struct Watched<P> {
-    guest: Guest<Checked<P>>,
+/// A guest that runs the rows of one section.
+struct Booted<P> {
+    guest: Guest<P>,
     /// Exits while booting.
-    booted: u64,
-    /// How many violations the report has.
+    exits: u64,
+    /// How many violations the report has been told.
     told: usize,
+    /// How many violations there were.
+    violations: u64,
 }
 
-impl<P: Platform> Watched<P> {
-    fn row(&mut self, row: &Row, judge: &mut impl Judge<P>, report: &mut Report) -> Result<(), String> {
-        let before = self.guest.platform().tally().violations();
+impl<P: Platform> Booted<P> {
+    fn start(section: &Section, platform: P, judge: &mut impl Judge<P>) -> Result<Self, HostOutOfMemory> {
+        let guest = Guest::boot(platform, section.sequence)?;
+        judge.start(&guest);
+        let exits = exits(guest.ledger());
+        Ok(Self { guest, exits, told: 0, violations: 0 })
+    }
+
+    fn row(
+        &mut self,
+        row: &Row,
+        sight: &impl Fn(&P) -> Sight<'_>,
+        judge: &mut impl Judge<P>,
+        report: &mut Report,
+    ) -> Result<(), String> {
         let seen = self.guest.execute(&row.op).map_err(|error| error.to_string())?;
         report.rows += 1;
         report.guest_faults += seen.faults;
-        let differs = judge.row(&self.guest, row, &seen, report);
-        let refused = self.guest.platform().tally().violations() > before;
-        report.mismatching_rows += u64::from(differs || refused);
-        let violations = self.guest.platform().violations();
-        for violation in &violations[self.told..] {
-            if report.violations.len() < Report::KEPT {
-                let (op, what) = (row.op.to_string(), violation.to_string());
-                report.violations.push(WatchedViolation { line: row.line, idx: row.idx, op, what });
-            }
+        let mut differs = judge.row(&self.guest, row, &seen, report);
+        if let Some((tally, violations)) = sight(self.guest.platform()) {
+            differs |= tally.violations() > self.violations;
+            self.violations = tally.violations();
+            report.tell(row, &violations[self.told..]);
+            self.told = violations.len();
         }
-        self.told = violations.len();
+        report.mismatching_rows += u64::from(differs);
         Ok(())
     }
 
-    fn close(self, report: &mut Report) {
-        report.exits += exits(self.guest.ledger()) - self.booted;
-        report.add(self.guest.platform().tally());
+    fn close(self, sight: &impl Fn(&P) -> Sight<'_>, report: &mut Report) {
+        report.exits += exits(self.guest.ledger()) - self.exits;
+        if let Some((tally, _)) = sight(self.guest.platform()) {
+            report.add(tally);
+        }
     }
 }

@@ -3,7 +3,10 @@
 use core::fmt;
 use std::collections::BTreeMap;
 
-use memvirt_oracle::Tally;
+use memvirt_oracle::{Tally, Violation};
+
+use crate::counters::{Column, Counts};
+use crate::recording::Row;
 
 /// What a replay compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,6 +40,8 @@ pub struct Mismatch {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Total {
+    /// The column.
+    pub column: &'static str,
     /// As recorded.
     pub expected: i64,
     /// As counted by the platform.
@@ -63,6 +68,10 @@ pub struct WatchedViolation {
 pub struct Report {
     /// The name of the recording.
     pub file: String,
+    /// The name of the platform, where it has one.
+    pub platform: String,
+    /// The kernel whose KVM was modelled.
+    pub kernel: Option<&'static str>,
     /// What the platform was compared with.
     pub mode: Mode,
     /// Fresh machines started.
@@ -80,11 +89,13 @@ pub struct Report {
     /// The first cells that differ.
     pub first_mismatches: Vec<Mismatch>,
     /// The sums of each column; empty under `check`.
-    pub totals: BTreeMap<&'static str, Total>,
+    pub totals: Vec<Total>,
     /// VM exits of the platform, markers left out.
     pub exits: u64,
     /// Page faults that the guest saw.
     pub guest_faults: u64,
+    /// Whether the oracle watched; without, the counts below are 0.
+    pub watched: bool,
     /// Accesses through a stale translation that the architecture permits.
     pub allowed: u64,
     /// Accesses that no hardware could have performed so since the last flush that covers them.
@@ -106,6 +117,8 @@ impl Report {
     pub(crate) fn new(file: &str, mode: Mode) -> Self {
         Self {
             file: file.to_owned(),
+            platform: String::new(),
+            kernel: None,
             mode,
             sections: 0,
             rows: 0,
@@ -114,9 +127,10 @@ impl Report {
             tolerated_rows: 0,
             mismatching_by_column: BTreeMap::new(),
             first_mismatches: Vec::new(),
-            totals: BTreeMap::new(),
+            totals: Vec::new(),
             exits: 0,
             guest_faults: 0,
+            watched: false,
             allowed: 0,
             broken: 0,
             unjustified_faults: 0,
@@ -132,7 +146,31 @@ impl Report {
         self.mismatching_rows == 0 && self.broken == 0 && self.unjustified_faults == 0 && self.error.is_none()
     }
 
+    /// Adds one row to the sums of the columns.
+    pub(crate) fn sum(&mut self, expected: &Counts, got: &Counts) {
+        if self.totals.is_empty() {
+            self.totals = Column::ALL.iter().map(|column| Total { column: column.key(), ..Total::default() }).collect();
+        }
+        for (column, total) in Column::ALL.iter().zip(&mut self.totals) {
+            total.expected += expected[*column];
+            total.got += got[*column];
+        }
+    }
+
+    /// Enters what the oracle newly refuses.
+    pub(crate) fn tell(&mut self, row: &Row, violations: &[Violation]) {
+        let room = Self::KEPT - self.violations.len();
+        self.violations.extend(violations.iter().take(room).map(|violation| WatchedViolation {
+            line: row.line,
+            idx: row.idx,
+            op: row.op.to_string(),
+            what: violation.to_string(),
+        }));
+    }
+
+    /// Adds what the oracle found in one section.
     pub(crate) fn add(&mut self, tally: &Tally) {
+        self.watched = true;
         self.judged.fresh += tally.fresh;
         self.judged.allowed += tally.allowed;
         self.judged.broken += tally.broken;
@@ -147,7 +185,8 @@ impl Report {
 impl fmt::Display for Report {
     /// For people; the first mismatches in full.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}: {} rows in {} sections, {} exits", self.file, self.rows, self.sections, self.exits)?;
+        let Self { file, platform, rows, sections, exits, .. } = self;
+        writeln!(f, "{file} on {platform}: {rows} rows in {sections} sections, {exits} exits")?;
         if self.announced_rows > self.rows {
             writeln!(f, "note: the recording announces {} rows and ends early", self.announced_rows)?;
         }
@@ -161,16 +200,16 @@ impl fmt::Display for Report {
                 writeln!(f, "  line {line}, row {idx}: {op}: {column}: expected {expected}, got {got}")?;
             }
             writeln!(f, "column: recorded / counted")?;
-            for (column, Total { expected, got }) in &self.totals {
+            for Total { column, expected, got } in &self.totals {
                 writeln!(f, "  {column}: {expected} / {got}")?;
             }
         }
-        let Tally { fresh, faults, .. } = self.judged;
-        writeln!(
-            f,
-            "oracle: {fresh} fresh, {} stale but allowed, {} broken; {faults} faults justified, {} without cause",
-            self.allowed, self.broken, self.unjustified_faults
-        )?;
+        if self.watched {
+            let Tally { fresh, faults, .. } = self.judged;
+            let Self { allowed, broken, unjustified_faults, .. } = self;
+            writeln!(f, "oracle: {fresh} fresh, {allowed} stale but allowed, {broken} broken")?;
+            writeln!(f, "oracle: {faults} page faults justified, {unjustified_faults} without cause")?;
+        }
         for WatchedViolation { line, idx, op, what } in &self.violations {
             writeln!(f, "  line {line}, row {idx}: {op}: {what}")?;
         }
