@@ -347,7 +347,8 @@ impl Geometry {
 }
 
 /// The data TLB of Skylake server: 64 entries in 4 ways for 4K, 32 in 4 for 2M, 4 for 1G; behind them 1536 in 12 ways for
-/// 4K and 2M, and 16 in 4 for 1G. Source: Intel optimization reference manual, table 2-14.
+/// 4K and 2M, and 16 in 4 for 1G. Source: Intel optimization reference manual, TLB parameters of the Skylake
+/// server microarchitecture.
 impl Default for Geometry {
     fn default() -> Self {
         let only = Sizes::only;

@@ -1,17 +1,14 @@
 //! The TLB equals the naive one on random shapes, streams, fills and flushes: same hits in the same order, same
 //! counts, same contents after each operation.
 
-#![expect(clippy::cast_possible_truncation, reason = "small test numbers")]
-
-mod naive;
-
 use memvirt_addr::{Acc, AccessKind, Gva, Hfn, PageSize, Privilege};
 use memvirt_tlb::{
     ArrayGeometry, CacheLevel, Entry, FracturedInvlpg, Geometry, GigabytePages, Inclusion, KeepGlobal, Perms,
     Replacement, Sizes, Tag, Tlb,
 };
-use naive::NaiveTlb;
 use proptest::prelude::*;
+
+use crate::naive::NaiveTlb;
 
 #[derive(Clone, Debug)]
 enum Op {
