@@ -146,7 +146,20 @@ pub(crate) fn emulate(
     Some(changed.into_iter().flatten())
 }
 
-/// Counts a store that was carried out for CR0.WP = 0.
+/// Carries out a store that CR0.WP = 0 allows.
+pub(crate) fn store_despite_protection(
+    cx: &mut Cx<'_>,
+    request: &Request<'_>,
+    page: &GuestPage,
+    mut work: Work,
+) -> Outcome {
+    match emulate(cx, request, page.gfn, &mut work) {
+        Some(_) => emulated(cx, ExitReason::HiddenFault, work, VcpuSet::EMPTY),
+        None => Outcome::OutOfMemory,
+    }
+}
+
+/// Counts a store that was carried out.
 pub(crate) fn emulated(cx: &mut Cx<'_>, reason: ExitReason, work: Work, kick: VcpuSet) -> Outcome {
     cx.exit(reason, work, Some(LockMode::Exclusive), kick);
     Outcome::Emulated

@@ -6,9 +6,17 @@ mod fault;
 mod graph;
 mod guest;
 mod hardware;
+pub mod invlpg_only;
 pub mod kvm;
+pub mod lazy_fill;
+mod rooted;
 pub mod store;
+mod tree;
+pub mod vtlb;
 pub mod write_protect;
 
+pub use invlpg_only::InvlpgOnly;
+pub use lazy_fill::LazyFill;
 pub use store::{Footprint, ShadowStore};
+pub use vtlb::Vtlb;
 pub use write_protect::{OnStore, WriteProtect};

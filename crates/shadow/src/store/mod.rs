@@ -264,6 +264,17 @@ impl ShadowStore {
         change
     }
 
+    /// Gives a present entry other attributes.
+    pub fn set_attrs(&mut self, host: &mut Host, slot: Slot, attrs: Attrs, work: &mut Work) -> Change {
+        match self.target(slot) {
+            Some(target) => {
+                let new = self.entry(host, slot).map_attrs(|_| attrs);
+                self.replace(host, slot, new, target, work)
+            }
+            None => Change::Kept,
+        }
+    }
+
     /// Takes permissions away from an entry.
     pub fn restrict(&mut self, host: &mut Host, slot: Slot, without: Attrs, work: &mut Work) -> Change {
         let (at, level) = (self.address(slot), self.page(slot.page).level);

@@ -161,6 +161,16 @@ impl ShadowStore {
         self.pages[id.index()].pins -= 1;
     }
 
+    /// The page that was made first among those that are not pinned.
+    #[must_use]
+    pub fn oldest_unpinned(&self) -> Option<PageId> {
+        let mut at = self.oldest;
+        while !at.is_none() && self.page(at).is_pinned() {
+            at = self.page(at).newer;
+        }
+        (!at.is_none()).then_some(at)
+    }
+
     /// Zaps the oldest pages that are not pinned until `room` more would fit under the limit, and says how many it zapped.
     /// Source: KVM, `kvm_mmu_zap_oldest_mmu_pages` (first in, first out).
     pub fn make_room(&mut self, host: &mut Host, room: u64, work: &mut Work) -> (u64, Change) {

@@ -156,12 +156,7 @@ impl Policy for WriteProtect {
             return self.table_store(cx, request, page, work);
         }
         if fault::beats_write_protection(request, page) {
-            let stored = fault::emulate(cx, request, page.gfn, &mut work).is_some();
-            return if stored {
-                fault::emulated(cx, ExitReason::HiddenFault, work, VcpuSet::EMPTY)
-            } else {
-                Outcome::OutOfMemory
-            };
+            return fault::store_despite_protection(cx, request, page, work);
         }
         let recycled = self.graph.make_room(cx, &mut work);
         let use_ = if write { Use::Write } else { Use::Read };

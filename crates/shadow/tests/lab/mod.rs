@@ -4,9 +4,12 @@
 #![expect(dead_code, reason = "each test file uses a part of it")]
 #![expect(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test may panic; 512 indices")]
 
+pub(crate) mod steps;
+
 use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, Gva, Hfn, PageSize, PfCode, Privilege};
 use memvirt_ops::arch::{Control, Cr3, Event, GuestFault, HostEvent, StoreOp, Width};
 use memvirt_ops::{VcpuId, VmId};
+use memvirt_oracle::{Checked, Tally};
 use memvirt_platform::{
     Engine, ExitReason, Horizon, Host, Ledger, MemoryMap, Platform, Refusal, Regime, Stop, Tags, VmSpec,
 };
@@ -34,11 +37,17 @@ pub(crate) trait Audited: Regime {
     fn audit(&self, host: &Host, map: &MemoryMap) -> Vec<String>;
 }
 
-impl Audited for WriteProtect {
-    fn audit(&self, host: &Host, map: &MemoryMap) -> Vec<String> {
-        self.audit(host, map)
-    }
+macro_rules! audited {
+    ($($policy:ty),*) => {
+        $(impl Audited for $policy {
+            fn audit(&self, host: &Host, map: &MemoryMap) -> Vec<String> {
+                self.audit(host, map)
+            }
+        })*
+    };
 }
+
+audited!(WriteProtect, InvlpgOnly, LazyFill, Vtlb);
 
 /// The memory of the guest.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +61,8 @@ pub(crate) struct Memory {
 pub(crate) const SMALL: Memory = Memory { frames: 2048, host_page: PageSize::Size4K, direct_map: PageSize::Size4K };
 
 pub(crate) struct Lab<R> {
-    pub(crate) engine: Engine<R>,
+    /// The machine, with the oracle beside it.
+    pub(crate) checked: Checked<Engine<R>>,
     pub(crate) out: Ledger,
     pub(crate) memory: Memory,
     next: u64,
@@ -77,7 +87,28 @@ impl<R: Audited> Lab<R> {
         let host = Host::new(4 * memory.frames + 4096);
         let vm = (VmSpec { map, vcpus }, regime);
         let engine = Engine::new(host, usize::from(vcpus), &Geometry::default(), tags, vec![vm]);
-        Self { engine, out: Ledger::sums(), memory, next: memory.frames }
+        let checked = Checked::new(engine, vec![VmId::FIRST; usize::from(vcpus)]);
+        Self { checked, out: Ledger::sums(), memory, next: memory.frames }
+    }
+
+    /// The machine itself.
+    pub(crate) fn engine(&self) -> &Engine<R> {
+        self.checked.inner()
+    }
+
+    /// The policy.
+    pub(crate) fn policy(&self) -> &R {
+        self.engine().regime(VmId::FIRST)
+    }
+
+    /// What the oracle has judged so far.
+    pub(crate) fn tally(&self) -> Tally {
+        *self.checked.tally()
+    }
+
+    /// Demands that the oracle has found nothing wrong.
+    pub(crate) fn sound(&self) {
+        assert_eq!(self.tally().violations(), 0, "{:#?}", self.checked.violations());
     }
 
     /// A fresh frame from the end of memory.
@@ -88,11 +119,11 @@ impl<R: Audited> Lab<R> {
 
     /// Writes an entry before the guest runs.
     pub(crate) fn boot(&mut self, table: u64, index: usize, raw: u64) {
-        self.engine.poke(VmId::FIRST, Gfn::new(table).entry(index), raw);
+        self.checked.poke(VmId::FIRST, Gfn::new(table).entry(index), raw);
     }
 
     pub(crate) fn peek(&self, table: u64, index: usize) -> u64 {
-        self.engine.peek(VmId::FIRST, Gfn::new(table).entry(index))
+        self.checked.peek(VmId::FIRST, Gfn::new(table).entry(index))
     }
 
     /// Makes the direct map under `root`, before the guest runs.
@@ -135,7 +166,7 @@ impl<R: Audited> Lab<R> {
     }
 
     pub(crate) fn control_on(&mut self, v: VcpuId, control: Control) {
-        self.engine.event(v, &Event::Control(control), &mut self.out).unwrap();
+        self.checked.event(v, &Event::Control(control), &mut self.out).unwrap();
     }
 
     pub(crate) fn cr3(&mut self, root: u64) {
@@ -147,7 +178,7 @@ impl<R: Audited> Lab<R> {
     }
 
     pub(crate) fn host(&mut self, event: HostEvent) {
-        self.engine.host(&event, &mut self.out);
+        self.checked.host(&event, &mut self.out);
     }
 
     /// A store through some alias.
@@ -157,7 +188,7 @@ impl<R: Audited> Lab<R> {
 
     pub(crate) fn store_from(&mut self, gva: u64, op: StoreOp, ip: u64) -> Result<(), GuestFault> {
         let event = Event::Store { via: Gva::new(gva), op, ip: Gva::new(ip) };
-        match self.engine.event(CPU, &event, &mut self.out) {
+        match self.checked.event(CPU, &event, &mut self.out) {
             Ok(_) => Ok(()),
             Err(Refusal::GuestFault(fault)) => Err(fault),
             Err(Refusal::HostOutOfMemory) => panic!("out of host memory"),
@@ -175,7 +206,7 @@ impl<R: Audited> Lab<R> {
 
     /// A supervisor load.
     pub(crate) fn load(&mut self, gva: u64) -> Result<u64, GuestFault> {
-        match self.engine.event(CPU, &Event::Load { gva: Gva::new(gva) }, &mut self.out) {
+        match self.checked.event(CPU, &Event::Load { gva: Gva::new(gva) }, &mut self.out) {
             Ok(value) => Ok(value.unwrap()),
             Err(Refusal::GuestFault(fault)) => Err(fault),
             Err(Refusal::HostOutOfMemory) => panic!("out of host memory"),
@@ -188,7 +219,7 @@ impl<R: Audited> Lab<R> {
     }
 
     pub(crate) fn access_on(&mut self, v: VcpuId, acc: Acc) -> Result<(), GuestFault> {
-        match self.engine.accesses(v, &[acc], Horizon::Open, &mut self.out) {
+        match self.checked.accesses(v, &[acc], Horizon::Open, &mut self.out) {
             (1, Stop::Done) => Ok(()),
             (0, Stop::GuestFault(fault)) => Err(fault),
             other => panic!("{acc:?}: {other:?}"),
@@ -230,7 +261,7 @@ impl<R: Audited> Lab<R> {
     }
 
     pub(crate) fn truth_on(&self, v: VcpuId, acc: Acc) -> Truth {
-        let regs = self.engine.regs(v);
+        let regs = self.engine().regs(v);
         let gva = acc.gva().as_u64();
         let (user, write, fetch) =
             (acc.privilege() == Privilege::User, acc.is_write(), acc.kind() == AccessKind::Fetch);
@@ -238,7 +269,7 @@ impl<R: Audited> Lab<R> {
         let mut table = regs.cr3.root.as_u64() >> 12;
         let (mut w, mut u, mut x) = (true, true, true);
         for level in (1..=4u8).rev() {
-            let raw = self.engine.peek(VmId::FIRST, Gpa::new(table << 12 | (index_of(gva, level) as u64) << 3));
+            let raw = self.checked.peek(VmId::FIRST, Gpa::new(table << 12 | (index_of(gva, level) as u64) << 3));
             if raw & P == 0 {
                 return Truth::Fault(PfCode::from_bits(code));
             }
@@ -269,7 +300,7 @@ impl<R: Audited> Lab<R> {
         match (truth, done) {
             (Truth::Fault(code), Err(fault)) => assert_eq!((fault.gva, fault.code), (acc.gva(), code), "{acc:?}"),
             (Truth::Page { gfn, writable }, Ok(())) => {
-                if let Some(reached) = self.engine.reached(CPU, acc.gva()) {
+                if let Some(reached) = self.checked.reached(CPU, acc.gva()) {
                     assert_eq!(Some(reached.frame), self.backing(gfn), "{acc:?} reached the wrong frame");
                     assert!(writable || !reached.writable, "{acc:?}: more than the guest's tables permit");
                 }
@@ -279,13 +310,13 @@ impl<R: Audited> Lab<R> {
     }
 
     pub(crate) fn backing(&self, gfn: Gfn) -> Option<Hfn> {
-        self.engine.backing(VmId::FIRST, gfn)
+        self.checked.backing(VmId::FIRST, gfn)
     }
 
     /// Demands that the policy's structures are sound.
     pub(crate) fn audit(&self) {
         let vm = VmId::FIRST;
-        let found = self.engine.regime(vm).audit(self.engine.machine(), self.engine.map(vm));
+        let found = self.engine().regime(vm).audit(self.engine().machine(), self.engine().map(vm));
         assert!(found.is_empty(), "{found:#?}");
     }
 }
