@@ -17,7 +17,7 @@ use super::memory::Hands;
 use super::process::Roots;
 use super::{Guest, Halted, Undeclared};
 
-/// The unnamed file whose pages are adopted where no area is known; its pages bear the numbers of the addresses.
+/// The object of pages that the process had before the recording began.
 const ADOPTED: ObjectId = ObjectId(0);
 
 /// A user leaf as Linux makes it: accessed, since a faulting access follows.
@@ -102,10 +102,10 @@ impl Guest {
             start: page,
             end: page + 1,
             prot: Prot::RWX,
-            backing: Backing::FilePrivate,
+            backing: Backing::AnonymousPrivate,
             object: ADOPTED,
             first: page,
-            has_private_pages: false,
+            has_private_pages: true,
         };
         process.areas.insert(area);
         Some((process.roots, area))
@@ -123,6 +123,7 @@ impl Guest {
     /// The page is not present.
     fn missing(&mut self, hands: &mut Hands<'_>, fault: &Fault) -> Result<(), Halted> {
         match fault.area.backing {
+            Backing::AnonymousPrivate if fault.area.object == ADOPTED => self.adopted(hands, fault),
             Backing::AnonymousPrivate => self.anonymous(hands, fault),
             Backing::FilePrivate if fault.write => self.private_store(hands, fault),
             Backing::FilePrivate => {
@@ -135,6 +136,16 @@ impl Guest {
                 self.install(hands, fault, frame, leaf(fault.area.prot, writable, fault.write))
             }
         }
+    }
+
+    /// A page that the process had before: it exists, is its own, and is mapped as a page is that comes back from swap.
+    fn adopted(&mut self, hands: &mut Hands<'_>, fault: &Fault) -> Result<(), Halted> {
+        let frame = self.frames.allocate_data(PageSize::Size4K).ok_or(Halted::GuestOutOfMemory)?;
+        if self.frames.take_was_table(frame) {
+            hands.zero_words(frame)?;
+        }
+        hands.stats.faults_adopted += 1;
+        self.install(hands, fault, frame, leaf(fault.area.prot, true, fault.write))
     }
 
     fn anonymous(&mut self, hands: &mut Hands<'_>, fault: &Fault) -> Result<(), Halted> {
@@ -183,12 +194,8 @@ impl Guest {
         self.install(hands, fault, frame, leaf(fault.area.prot, true, true))
     }
 
-    /// The first touch of a private file page is a store: a copy of its own. What nobody declared and is stored to first is
-    /// a stack or a heap, so it is a fresh page.
+    /// The first touch of a private file page is a store: a copy of its own.
     fn private_store(&mut self, hands: &mut Hands<'_>, fault: &Fault) -> Result<(), Halted> {
-        if fault.area.object == ADOPTED {
-            return self.fresh(hands, fault);
-        }
         let source = self.cached(hands, fault.area.object, fault.object_page())?;
         let frame = self.copy(hands, source)?;
         hands.stats.faults_copy += 1;

@@ -42,8 +42,8 @@ use switch::Pcids;
 pub enum Undeclared {
     /// It is refused, as by a segmentation fault: generated workloads declare their areas.
     Refuse,
-    /// Its page becomes a private page of an unnamed file: recordings start after the program was loaded, and the areas of
-    /// its text, data and stack stand nowhere in them.
+    /// Its page is taken as one that the process already had, all accesses permitted: recordings start after the program
+    /// was loaded, and the areas of its text, data and stack stand nowhere in them.
     Adopt,
 }
 

@@ -25,6 +25,8 @@ pub struct GuestStats {
     pub faults_fresh: u64,
     /// Page faults that mapped a page of a file.
     pub faults_file: u64,
+    /// Page faults that mapped a page which the process had before its recording began.
+    pub faults_adopted: u64,
     /// Page faults that copied a shared page for a store.
     pub faults_copy: u64,
     /// Page faults that made a page writable in place.
@@ -62,6 +64,7 @@ impl GuestStats {
         self.faults_zero_page
             + self.faults_fresh
             + self.faults_file
+            + self.faults_adopted
             + self.faults_copy
             + self.faults_reuse
             + self.faults_refused
