@@ -305,24 +305,29 @@ impl NaiveTlb {
 
 /// A set-associative cache of anything: `Key` is compared whole, its number selects the set.
 pub(crate) struct NaiveCache<K, V> {
-    sets: Vec<(Vec<Option<(K, V)>>, NaiveOrder)>,
+    sets: Vec<CacheSet<K, V>>,
     random: u64,
+}
+
+struct CacheSet<K, V> {
+    ways: Vec<Option<(K, V)>>,
+    order: NaiveOrder,
 }
 
 impl<K: PartialEq + Copy, V: Copy> NaiveCache<K, V> {
     pub(crate) fn new(entries: u32, ways: u32, replacement: Replacement) -> Self {
         let ways = ways as usize;
-        let set = || (vec![None; ways], NaiveOrder::new(replacement, ways));
+        let set = || CacheSet { ways: vec![None; ways], order: NaiveOrder::new(replacement, ways) };
         let random = if let Replacement::Random { seed } = replacement { seed } else { 0 };
         Self { sets: (0..entries as usize / ways).map(|_| set()).collect(), random }
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = (K, V)> {
-        self.sets.iter().flat_map(|(ways, _)| ways.iter().copied().flatten())
+        self.sets.iter().flat_map(|set| set.ways.iter().copied().flatten())
     }
 
     pub(crate) fn hit(&mut self, key: K) {
-        for (ways, order) in &mut self.sets {
+        for CacheSet { ways, order } in &mut self.sets {
             if let Some(way) = ways.iter().position(|held| held.is_some_and(|(k, _)| k == key)) {
                 order.hit(way);
             }
@@ -332,7 +337,7 @@ impl<K: PartialEq + Copy, V: Copy> NaiveCache<K, V> {
     /// Stores a value over the one with the same key, or in an empty way, or over the victim, which is returned.
     pub(crate) fn put(&mut self, key: K, number: u64, value: V) -> Option<(K, V)> {
         let count = self.sets.len() as u64;
-        let (ways, order) = &mut self.sets[(number % count) as usize];
+        let CacheSet { ways, order } = &mut self.sets[(number % count) as usize];
         let same = ways.iter().position(|held| held.is_some_and(|(k, _)| k == key));
         let free = same.or(ways.iter().position(Option::is_none));
         let way = free.unwrap_or_else(|| order.victim(&mut self.random));
@@ -342,7 +347,7 @@ impl<K: PartialEq + Copy, V: Copy> NaiveCache<K, V> {
 
     pub(crate) fn drop_where(&mut self, condemned: impl Fn(&K, &V) -> bool) -> u64 {
         let before = self.all().count();
-        for held in self.sets.iter_mut().flat_map(|(ways, _)| ways) {
+        for held in self.sets.iter_mut().flat_map(|set| &mut set.ways) {
             *held = held.filter(|(k, v)| !condemned(k, v));
         }
         (before - self.all().count()) as u64

@@ -53,9 +53,11 @@ pub(crate) fn shape() -> impl Strategy<Value = (u32, u32, Replacement)> {
     )
 }
 
-/// One list per level: `(tag, number of the region)`.
+/// What is looked up at a level: whose, and the number of the region that an entry covers.
+type Region = (Tag, u64);
+
 struct Naive {
-    levels: Vec<(Level, NaiveCache<(Tag, u64), u64>)>,
+    levels: Vec<(Level, NaiveCache<Region, u64>)>,
     stats: WalkStats,
 }
 
