@@ -3,6 +3,7 @@
 //! Requests made here are served at the next entry. Source: spec A13, A16; the MMU notifier, dirty logging and memory-slot
 //! functions of `arch/x86/kvm/mmu/mmu.c` and `virt/kvm/kvm_main.c`.
 
+use memvirt_addr::PageSize;
 use memvirt_ops::arch::{GfnRange, HostEvent};
 use memvirt_platform::{Cx, Tags};
 
@@ -24,8 +25,11 @@ impl Kvm {
             HostEvent::Discard(_, range) => {
                 self.unmap(cx, range);
                 cx.map.unmap(range);
-                let (start, end) = self.slot.clip(range);
-                (start..end).for_each(|gfn| self.slot.set_zero_page(gfn, true));
+                // What comes back after large host pages were taken away are large pages of the guest's own.
+                if cx.map.page_size() == PageSize::Size4K {
+                    let (start, end) = self.slot.clip(range);
+                    (start..end).for_each(|gfn| self.slot.set_zero_page(gfn, true));
+                }
             }
             HostEvent::DirtyLog(_, true) => self.start_logging(cx),
             HostEvent::DirtyLog(_, false) => self.stop_logging(cx),
@@ -43,9 +47,12 @@ impl Kvm {
         }
     }
 
-    /// The notifier: drops every leaf that maps a frame of the range, with one flush if there was any.
+    /// The notifier: drops every leaf that maps a frame of the range, with one flush if there was any. The host takes whole
+    /// host pages.
     fn unmap(&mut self, cx: &mut Cx<'_>, range: GfnRange) {
         let (start, end) = self.slot.clip(range);
+        let page = cx.map.page_size().frames();
+        let (start, end) = (start & !(page - 1), end.next_multiple_of(page).min(self.slot.frames()));
         let mut flush = false;
         for level in 1..=3 {
             let mut gfn = start & !((1 << (9 * (level - 1))) - 1);

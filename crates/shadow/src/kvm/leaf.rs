@@ -153,9 +153,7 @@ impl Kvm {
             Maker::Fault { write, host_writable } => {
                 (Recipe { old, accessed: true, unsync: Unsync::Allowed, host_writable }, write)
             }
-            Maker::Prefetch => {
-                (Recipe { old, accessed: false, unsync: Unsync::IfAlready, host_writable: true }, false)
-            }
+            Maker::Prefetch => (Recipe { old, accessed: false, unsync: Unsync::IfAlready, host_writable: true }, false),
         };
         let (spte, protected) = self.make_leaf(at.page(), target, frame, recipe);
         let mut outcome = if old == spte { Set::Spurious } else { Set::Fixed };
@@ -177,8 +175,7 @@ impl Kvm {
     pub(crate) fn remake_leaf(&mut self, cx: &mut Cx<'_>, at: SpteRef, gfn: u64, access: Access) -> bool {
         let old = self.spte(cx, at);
         let target = Target { gfn, access, frame: Some(old.frame()) };
-        let recipe =
-            Recipe { old, accessed: false, unsync: Unsync::Forbidden, host_writable: old.is_host_writable() };
+        let recipe = Recipe { old, accessed: false, unsync: Unsync::Forbidden, host_writable: old.is_host_writable() };
         let (spte, _) = self.make_leaf(at.page(), &target, old.frame(), recipe);
         self.update_leaf(cx, at, spte)
     }

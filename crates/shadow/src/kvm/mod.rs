@@ -175,7 +175,7 @@ impl Regime for Kvm {
 
     fn control(&mut self, cx: &mut Cx<'_>, control: &Control) -> Result<(), Refusal> {
         self.prepare(cx);
-        if self.vcpu(cx).must_prepare() {
+        if self.vcpu(cx).has_run && self.vcpu(cx).must_prepare() {
             self.enter_first(cx);
         }
         self.control_exit(cx, control);

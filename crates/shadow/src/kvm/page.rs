@@ -4,6 +4,8 @@
 //! memory, where hardware walks them; what KVM keeps beside them is here. Source: spec A2; `struct kvm_mmu_page`, the hash of
 //! 4096 buckets and the list `active_mmu_pages` in `arch/x86/kvm/mmu`.
 
+use core::fmt;
+
 use memvirt_addr::{Hfn, HostPhys, Hpa};
 use memvirt_pagetable::PhysMem;
 
@@ -20,7 +22,6 @@ pub(crate) const NONE: PageId = u32::MAX;
 pub(crate) type Translations = Box<[u64; 512]>;
 
 /// What KVM knows of one shadow page.
-#[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) gfn: u64,
     pub(crate) role: Role,
@@ -43,6 +44,14 @@ pub(crate) struct Page {
     older: PageId,
     listed: bool,
     live: bool,
+}
+
+impl fmt::Debug for Page {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unsync = if self.unsync { " unsync" } else { "" };
+        let Self { gfn, role, table, root_count, unsync_children, .. } = self;
+        write!(f, "page of {gfn:#x} ({role:?}) in {table:?},{unsync} {unsync_children} marks, held {root_count} times")
+    }
 }
 
 impl Page {

@@ -80,9 +80,8 @@ impl Kvm {
     }
 
     fn absent_run(&self, cx: &Cx<'_>, leaf: SpteRef, start: usize, end: usize) -> usize {
-        let absent = |index: &usize| {
-            *index != leaf.index() && !self.spte(cx, SpteRef::new(leaf.page(), *index)).is_present()
-        };
+        let absent =
+            |index: &usize| *index != leaf.index() && !self.spte(cx, SpteRef::new(leaf.page(), *index)).is_present();
         start + (start..end).take_while(absent).count()
     }
 

@@ -82,6 +82,7 @@ impl Kvm {
                 self.flush_own(cx);
             }
         }
+        self.vcpu_mut(cx).has_run = true;
     }
 
     fn take(&mut self, cx: &Cx<'_>, which: u8) -> bool {

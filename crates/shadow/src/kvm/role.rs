@@ -91,6 +91,11 @@ impl Role {
         Self(self.0 | Self::INVALID)
     }
 
+    /// Whether the supervisor's stores respect read-only pages: CR0.WP is set.
+    pub(crate) const fn respects_write_protection(self) -> bool {
+        self.0 & Self::CR0_WP != 0
+    }
+
     /// Whether a page of this role can be synced by a vCPU with this root role: same paging mode.
     pub(crate) const fn same_mode(self, root: Self) -> bool {
         (self.0 ^ root.0) & !(Self::LEVEL | 7 << Self::ACCESS_SHIFT) == 0

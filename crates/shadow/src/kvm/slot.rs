@@ -96,7 +96,10 @@ impl Slot {
 
     /// The highest level, up to `most`, at which a leaf may cover `gfn` without covering a shadowed table.
     pub(crate) fn level_without_tables(&self, gfn: u64, most: u8) -> u8 {
-        (2..=most.min(3)).rev().find(|level| self.tables_in[usize::from(level - 2)][Self::index(gfn, *level)] == 0).unwrap_or(1)
+        (2..=most.min(3))
+            .rev()
+            .find(|level| self.tables_in[usize::from(level - 2)][Self::index(gfn, *level)] == 0)
+            .unwrap_or(1)
     }
 
     pub(crate) fn is_zero_page(&self, gfn: u64) -> bool {

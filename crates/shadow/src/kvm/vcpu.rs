@@ -80,6 +80,8 @@ pub(crate) struct VcpuMmu {
     pub(crate) last_retry: Option<(Gva, Gva)>,
     /// CR3 points outside memory: there is nothing to shadow.
     pub(crate) dummy_root: bool,
+    /// The guest has been entered before: its first CR3 load finds no earlier address space to set up.
+    pub(crate) has_run: bool,
 }
 
 impl VcpuMmu {
@@ -92,6 +94,7 @@ impl VcpuMmu {
             mmio: None,
             last_retry: None,
             dummy_root: false,
+            has_run: false,
         }
     }
 

@@ -25,11 +25,7 @@ impl Kind {
     pub(crate) const WRITE: Self = Self { write: true, user: false, fetch: false };
 
     pub(crate) fn of(acc: Acc) -> Self {
-        Self {
-            write: acc.is_write(),
-            user: acc.privilege() == Privilege::User,
-            fetch: acc.kind() == AccessKind::Fetch,
-        }
+        Self { write: acc.is_write(), user: acc.privilege() == Privilege::User, fetch: acc.kind() == AccessKind::Fetch }
     }
 
     fn code(self, bits: u32) -> PfCode {
@@ -200,4 +196,3 @@ fn set_bits(cx: &mut Cx<'_>, at: Hpa, entry: Spte, write: bool) -> Spte {
     }
     new
 }
-

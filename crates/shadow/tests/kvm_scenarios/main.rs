@@ -1,0 +1,11 @@
+//! KVM's shadow MMU against what real KVM did: the named scenarios of the recordings, the rules that the random recordings
+//! cannot tell, and the invariants of the structure.
+
+mod guest;
+mod host;
+mod leaf;
+mod machine;
+mod patterns;
+mod rules;
+mod structure;
+mod upper;

@@ -1,0 +1,1 @@
+//! Rules that the random recordings do not tell apart.
