@@ -2,6 +2,8 @@
 //!
 //! An array holds two words for an entry: [`Key`], what a lookup compares first, and [`Data`]. The neighbours are `array` (storage) and `tlb` (lookup and fill).
 
+use core::hash::{Hash, Hasher};
+
 use memvirt_addr::{Acc, AccessKind, Gva, Hfn, PageSize, Privilege, Vpn};
 
 /// What a cached translation permits.
@@ -228,12 +230,32 @@ impl Key {
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Data(pub(crate) u64);
 
-/// The bits of [`Data`] that must be clear for an access.
+/// The bits of [`Data`] that must be clear for an access: its own top bits, with privilege turned into "user".
 #[inline]
 pub(crate) fn denied_to(acc: Acc) -> u64 {
-    let user = matches!(acc.privilege(), Privilege::User);
-    let fetch = matches!(acc.kind(), AccessKind::Fetch);
-    u64::from(user) << 61 | u64::from(acc.is_write()) << 62 | u64::from(fetch) << 63
+    (word_of(acc) ^ 1 << 61) & Data::DENIED
+}
+
+/// The word that an access is packed into: 0 in bit 61 for user mode, the kind in bits 62 and 63.
+///
+/// `Acc` hands it to hashers only. Going through kind and privilege instead costs ten operations an access where this costs
+/// none, and halves the speed of the hot path; the test below holds the two equal.
+#[inline]
+fn word_of(acc: Acc) -> u64 {
+    struct Word(u64);
+    impl Hasher for Word {
+        #[inline]
+        fn write_u64(&mut self, word: u64) {
+            self.0 = word;
+        }
+        fn write(&mut self, _bytes: &[u8]) {}
+        fn finish(&self) -> u64 {
+            self.0
+        }
+    }
+    let mut word = Word(0);
+    acc.hash(&mut word);
+    word.0
 }
 
 impl Data {
@@ -311,5 +333,22 @@ impl Packed {
     #[inline]
     pub(crate) fn fractured(&self) -> bool {
         (self.data.0 >> 53 & 3) as u32 > self.key.size_index()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_access_is_denied_by_the_bits_of_what_it_needs() {
+        for gva in [Gva::new(0), Gva::new_truncate(u64::MAX), Gva::new(0x00ff_ffff_ffff_ffff)] {
+            for kind in [AccessKind::Read, AccessKind::Write, AccessKind::Fetch] {
+                for privilege in [Privilege::User, Privilege::Supervisor] {
+                    let acc = Acc::new(gva, kind, privilege);
+                    assert_eq!(denied_to(acc), u64::from(Perms::needed_by(acc).bits()) << 61, "{acc:?}");
+                }
+            }
+        }
     }
 }

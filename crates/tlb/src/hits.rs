@@ -80,25 +80,31 @@ impl View<'_> {
     #[inline]
     fn run<U: Use, const SHIFT: u32>(&mut self, run: &[Acc]) {
         let context = self.context;
-        let key = |acc: Acc| Key::page_part::<SHIFT>(acc.page_bits(0)) | context;
         let (head, tail) = run.split_at(run.len().min(CAREFUL));
-        for acc in head {
-            if !self.hit::<U, SHIFT>(key(*acc), denied_to(*acc)) {
-                return;
-            }
+        let (blocks, rest) = tail.as_chunks::<BLOCK>();
+        if !self.one_by_one::<U, SHIFT>(head) {
+            return;
         }
-        for block in tail.chunks(BLOCK) {
-            let (mut keys, mut denials) = ([0; BLOCK], [0; BLOCK]);
-            for ((to, denied), acc) in keys.iter_mut().zip(&mut denials).zip(block) {
-                *to = key(*acc);
-                *denied = denied_to(*acc);
-            }
-            for (key, denied) in keys.iter().zip(&denials).take(block.len()) {
+        for block in blocks {
+            let keys = block.map(|acc| Key::page_part::<SHIFT>(acc.page_bits(0)) | context);
+            let denials = block.map(denied_to);
+            for (key, denied) in keys.iter().zip(&denials) {
                 if !self.hit::<U, SHIFT>(*key, *denied) {
                     return;
                 }
             }
         }
+        self.one_by_one::<U, SHIFT>(rest);
+    }
+
+    /// Runs over the leading hits; whether that was all.
+    #[inline]
+    fn one_by_one<U: Use, const SHIFT: u32>(&mut self, run: &[Acc]) -> bool {
+        let context = self.context;
+        run.iter().all(|acc| {
+            let key = Key::page_part::<SHIFT>(acc.page_bits(0)) | context;
+            self.hit::<U, SHIFT>(key, denied_to(*acc))
+        })
     }
 }
 
