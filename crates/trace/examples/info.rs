@@ -5,8 +5,7 @@ use std::process::ExitCode;
 use memvirt_trace::{TraceError, TraceInfo};
 
 fn show(path: &str) -> Result<(), TraceError> {
-    let mut reader = memvirt_trace::open(path)?;
-    let info = TraceInfo::read(&mut reader)?;
+    let info = TraceInfo::read(&mut memvirt_trace::open(path)?)?;
     let tally = &info.tally;
     println!("{} ({}, {} of {} bytes)", info.name, info.compression, info.file_bytes, tally.raw_bytes);
     println!("command      {}", tally.command.as_deref().unwrap_or("(not in the log)"));

@@ -41,7 +41,7 @@ pub enum TraceError {
     /// The input is something else than a lackey log.
     #[error(
         "{name} is not a Valgrind lackey log: {found}; record one with \
-         `valgrind --tool=lackey --trace-mem=yes --trace-syscalls=yes --log-file={name} PROGRAM`"
+         `valgrind --tool=lackey --trace-mem=yes --trace-syscalls=yes --log-file=NEW.lackey PROGRAM`"
     )]
     NotALog {
         /// The name of the trace.

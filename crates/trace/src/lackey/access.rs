@@ -41,12 +41,15 @@ const HIGH: u64 = 0x80 * ONES;
 /// The value of eight lower-case hexadecimal digits, the first in the lowest byte; `None` where one is no digit.
 #[inline]
 fn hex8(digits: u64) -> Option<u64> {
-    // In each byte below 0x80: adding 0x7f - n sets the top bit exactly where the byte exceeds n.
+    if digits & HIGH != 0 {
+        return None;
+    }
+    // With every byte below 0x80 no sum leaves its byte: adding 0x7f - n sets the top bit exactly where a byte exceeds n.
     let from_0 = digits ^ (u64::from(b'0') * ONES);
     let from_a = digits ^ (0x60 * ONES);
     let decimal = !(from_0 + 0x76 * ONES);
     let letter = (from_a + 0x7f * ONES) & !(from_a + 0x79 * ONES);
-    if digits & HIGH != 0 || (decimal | letter) & HIGH != HIGH {
+    if (decimal | letter) & HIGH != HIGH {
         return None;
     }
     let nibbles = (digits & (0x0f * ONES)) + 9 * ((digits >> 6) & ONES);
@@ -154,7 +157,7 @@ mod tests {
         let rest = b"I  04001090,3\nI  04001090,3\n";
         for (line, kind, address, bytes) in [
             ("I  04001090,3\n", Kind::Fetch, 0x0400_1090, 3),
-            (" L 1ffefff888,8\n", Kind::Load, 0x1f_fefff_888, 8),
+            (" L 1ffefff888,8\n", Kind::Load, 0x1f_feff_f888, 8),
             (" S 7ffffffffffffff,32\n", Kind::Store, 0x07ff_ffff_ffff_ffff, 32),
             (" M 00000000,1\n", Kind::Modify, 0, 1),
         ] {

@@ -103,8 +103,10 @@ impl Calls {
                     }
                 }
             }
-            EXIT if self.more_threads > 0 => {
-                self.more_threads -= 1;
+            // The last thread of a process calls exit_group in every C library; threads made before a log begins are
+            // known by their number only.
+            EXIT if self.more_threads > 0 || call.caller.tid > 1 => {
+                self.more_threads = self.more_threads.saturating_sub(1);
                 Ok(plain)
             }
             EXIT | EXIT_GROUP => Ok(one(Op::Exit)),

@@ -35,6 +35,9 @@ pub fn open(path: impl AsRef<Path>) -> Result<LackeyReader<File>, TraceError> {
     let failed = |source| TraceError::Open { path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
+    if metadata.is_dir() {
+        return Err(failed(std::io::ErrorKind::IsADirectory.into()));
+    }
     let total = metadata.is_file().then_some(metadata.len());
     Ok(LackeyReader::with_progress(file, path.display().to_string(), Progress::new(total)))
 }

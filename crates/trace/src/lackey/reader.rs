@@ -8,7 +8,7 @@ use memvirt_ops::process::{Batch, Op, Source};
 use super::access::{self, Access, Kind};
 use super::buffer::{Lines, Peek};
 use super::calls::{Calls, Ops};
-use super::line::{self, Line, Remark};
+use super::line::{self, Line, Mismatch};
 use super::split;
 use super::tally::Tally;
 use crate::error::{TraceError, excerpt};
@@ -18,6 +18,7 @@ use crate::input::{Compression, Input, Progress};
 const PATIENCE_LINES: u64 = 1000;
 const PATIENCE_BYTES: u64 = 64 << 10;
 const CAPACITY: usize = Batch::CAPACITY;
+const NO_OPS: Ops = [None; 2];
 
 /// A streaming reader of a lackey log, plain or compressed with zstd, xz or gzip.
 ///
@@ -122,15 +123,10 @@ impl<R: Read> LackeyReader<R> {
     fn any_line(&mut self, text: usize, whole: usize, batch: &mut Batch) -> Step {
         let available = &self.lines.available()[..text];
         let content = available.strip_suffix(b"\r").unwrap_or(available);
-        let parsed = line::line(content);
-        let (rest, line) = match parsed {
+        let (rest, line) = match line::line(content) {
             Ok(parsed) => parsed,
-            Err(mismatch) => {
-                self.tally.malformed(
-                    &self.name,
-                    mismatch.expected,
-                    if mismatch.at.is_empty() { content } else { mismatch.at },
-                );
+            Err(Mismatch { at, expected }) => {
+                self.tally.malformed(&self.name, expected, if at.is_empty() { content } else { at });
                 self.count_doubt(whole as u64);
                 self.end_line(whole);
                 return Step::More;
@@ -138,12 +134,11 @@ impl<R: Read> LackeyReader<R> {
         };
         // What follows on the same line is read as a line of its own; spaces before the newline are nothing.
         let used = if rest.trim_ascii().is_empty() { whole } else { content.len() - rest.len() };
-        let judged = match line {
+        let ops = match line {
             Line::Access(access) => match self.tally_access(access, batch) {
-                Some(Step::Full) => return Step::Full,
-                Some(Step::More) => Ok([None; 2]),
-                None if self.exited => Err("nothing, as the process has exited"),
-                None => Err("a canonical address"),
+                Ok(Step::Full) => return Step::Full,
+                Ok(Step::More) => Ok(NO_OPS),
+                Err(expected) => Err(expected),
             },
             Line::Call(call) => {
                 self.doubt = None;
@@ -153,27 +148,17 @@ impl<R: Read> LackeyReader<R> {
             }
             Line::Result { caller, outcome } => self.calls.result(caller, outcome),
             Line::Remark(remark) => {
-                self.tally.remarks += 1;
-                match remark {
-                    Remark::Command { pid, command } => {
-                        self.tally.pid(pid);
-                        self.tally.command.get_or_insert_with(|| String::from_utf8_lossy(command).trim().to_owned());
-                    }
-                    Remark::Schedule => self.tally.schedule_remarks += 1,
-                    Remark::Text { pid } => self.tally.pid(pid),
-                    Remark::Other => {}
-                }
-                Ok([None; 2])
+                self.tally.remark(&remark);
+                Ok(NO_OPS)
             }
             Line::Blank => {
                 self.tally.blank_lines += 1;
-                Ok([None; 2])
+                Ok(NO_OPS)
             }
         };
-        let ops = judged.unwrap_or_else(|expected| {
-            let available = &self.lines.available()[..text];
-            self.tally.malformed(&self.name, expected, available.trim_ascii_end());
-            [None; 2]
+        let ops = ops.unwrap_or_else(|expected| {
+            self.tally.malformed(&self.name, expected, content);
+            NO_OPS
         });
         if used == whole {
             self.end_line(whole);
@@ -184,21 +169,21 @@ impl<R: Read> LackeyReader<R> {
         self.apply(ops, batch)
     }
 
-    /// Adds an access to the batch; `None` where it is impossible.
-    fn tally_access(&mut self, access: Access, batch: &mut Batch) -> Option<Step> {
+    /// Adds an access to the batch; says what was expected where it is impossible.
+    fn tally_access(&mut self, access: Access, batch: &mut Batch) -> Result<Step, &'static str> {
         if self.exited {
-            return None;
+            return Err("nothing, as the process has exited");
         }
-        let (pages, count) = split::shape(access)?;
+        let (pages, count) = split::shape(access).ok_or("a canonical address")?;
         if batch.run.len() + count > CAPACITY {
-            return Some(Step::Full);
+            return Ok(Step::Full);
         }
         split::append(access, pages, &mut batch.run);
         batch.instructions += u64::from(access.kind == Kind::Fetch);
         self.tally.access(access.kind);
         self.tally.page_crossings += u64::from(pages > 1);
         self.doubt = None;
-        Some(Step::More)
+        Ok(Step::More)
     }
 
     fn apply(&mut self, [first, second]: Ops, batch: &mut Batch) -> Step {
@@ -244,7 +229,8 @@ impl<R: Read> LackeyReader<R> {
         }
         let text = &first[..first.len().min(512)];
         if text.contains(&0) {
-            return Err(self.refuse(format!("it holds binary data, `{}`", excerpt(text))));
+            let found = format!("it begins with binary data, `{}`", excerpt(&text[..text.len().min(16)]));
+            return Err(self.refuse(found));
         }
         Ok(())
     }

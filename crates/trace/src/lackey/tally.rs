@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::access::Kind;
+use super::line::Remark;
 use crate::error::{Malformed, excerpt};
 
 /// Counts of what was read so far. Lines that were read further than the last batch delivered are not in it.
@@ -82,6 +83,19 @@ impl Tally {
         const MAX_PIDS: usize = 16;
         if self.pids.len() < MAX_PIDS && !self.pids.contains(&pid) {
             self.pids.push(pid);
+        }
+    }
+
+    pub(super) fn remark(&mut self, remark: &Remark<'_>) {
+        self.remarks += 1;
+        match *remark {
+            Remark::Command { pid, command } => {
+                self.pid(pid);
+                self.command.get_or_insert_with(|| String::from_utf8_lossy(command).trim().to_owned());
+            }
+            Remark::Schedule => self.schedule_remarks += 1,
+            Remark::Text { pid } => self.pid(pid),
+            Remark::Other => {}
         }
     }
 
