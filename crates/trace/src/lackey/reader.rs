@@ -157,7 +157,7 @@ impl<R: Read> LackeyReader<R> {
             }
         };
         let ops = ops.unwrap_or_else(|expected| {
-            self.tally.malformed(&self.name, expected, content);
+            self.tally.malformed(&self.name, expected, self.lines.available()[..text].trim_ascii_end());
             NO_OPS
         });
         if used == whole {
