@@ -75,15 +75,12 @@ impl Level {
     /// The entry a process sees for a 4 KiB page, of whatever size.
     #[inline]
     fn find(&self, tag: Tag, page: u64) -> Option<(PageSize, usize)> {
-        for size in PageSize::ALL {
-            if self.maybe_live.contains(size)
-                && let Some(array) = self.array_of(size)
-                && let Some(slot) = array.find(Key::new(tag.vpid(), size, page), tag.pcid())
-            {
-                return Some((size, slot));
-            }
+        let key = |size| Key::new(tag.vpid(), size, page);
+        let in_array = |size| Some((size, self.array_of(size)?.find(key(size), tag.pcid())?));
+        if self.maybe_live == Sizes::only(PageSize::Size4K) {
+            return in_array(PageSize::Size4K);
         }
-        None
+        self.maybe_live.iter().find_map(in_array)
     }
 
     /// Looks which sizes are live, after a flush.
