@@ -7,7 +7,6 @@ use memvirt_pagetable::Guest4;
 use memvirt_platform::{Horizon, Ledger, Platform, Reached, Refusal, Stop, TableBytes};
 
 use crate::oracle::{Oracle, View};
-use crate::search::Translation;
 use crate::verdict::{BitsVerdict, FaultVerdict, Seen, Tally, Verdict, Violation, Wrong};
 
 /// A [`Platform`] that passes everything on to another one and has the oracle judge each access, value, store and fault.
@@ -157,27 +156,44 @@ impl<P: Platform> Checked<P> {
         result
     }
 
-    /// The places that the words at `offsets` of the page of `acc` may mean, the current one first.
+    fn place(view: &View<'_>, frame: Gfn, verdict: Verdict, offsets: &[u64]) -> Place {
+        Place { frame, verdict, before: offsets.iter().map(|offset| (view.peek)(frame.at(*offset))).collect() }
+    }
+
+    /// The places that the words at `offsets` of the page of `acc` may mean: the current one, and where the TLB holds
+    /// another frame, every one that hardware may still reach. Searching them all before each store would cost more than it
+    /// tells; a stale translation that only the platform's own tables hold shows afterwards.
     fn places(&mut self, v: VcpuId, acc: Acc, offsets: &[u64]) -> Vec<Place> {
+        let held = self.inner.reached(v, acc.gva()).map(|reached| reached.frame);
         self.with(v, |oracle, view| {
-            let current = oracle.current(v, acc, view.peek).ok();
-            let mut places: Vec<Place> = Vec::new();
-            let mut add = |translation: &Translation, verdict| {
-                if places.iter().all(|place| place.frame != translation.frame) {
-                    let frame = translation.frame;
-                    let before = offsets.iter().map(|offset| (view.peek)(frame.at(*offset))).collect();
-                    places.push(Place { frame, verdict, before });
-                }
-            };
-            if let Some(translation) = &current {
-                add(translation, Verdict::Fresh);
-            }
-            for translation in &oracle.possible(v, acc.gva(), view) {
-                if oracle.state(v).permits(translation.perms, acc) {
-                    add(translation, Verdict::Allowed);
+            let current = oracle.current(v, acc, view.peek).ok().map(|translation| translation.frame);
+            let mut places: Vec<Place> =
+                current.iter().map(|frame| Self::place(view, *frame, Verdict::Fresh, offsets)).collect();
+            let fresh = current.and_then(|frame| (view.backing)(frame));
+            if held.is_some() && held != fresh {
+                for translation in &oracle.possible(v, acc.gva(), view) {
+                    let new = places.iter().all(|place| place.frame != translation.frame);
+                    if new && oracle.state(v).permits(translation.perms, acc) {
+                        places.push(Self::place(view, translation.frame, Verdict::Allowed, offsets));
+                    }
                 }
             }
             places
+        })
+    }
+
+    /// Whether the store shows at some place that hardware may still reach. What stood there before is not known, so bits
+    /// that the store leaves alone are not compared.
+    fn shows_elsewhere(&mut self, v: VcpuId, acc: Acc, offsets: &[u64], op: &StoreOp) -> bool {
+        let via = acc.gva();
+        self.with(v, |oracle, view| {
+            oracle.possible(v, via, view).iter().any(|translation| {
+                oracle.state(v).permits(translation.perms, acc)
+                    && offsets.iter().all(|offset| {
+                        let after = (view.peek)(translation.frame.at(*offset));
+                        same(applied(after, *offset, via, op), after)
+                    })
+            })
         })
     }
 
@@ -189,8 +205,11 @@ impl<P: Platform> Checked<P> {
         if let Err(Refusal::GuestFault(fault)) = result {
             self.faulted(v, acc, fault);
         }
-        let arrived = self.arrived(v, &places, &offsets, via, op);
+        let mut arrived = self.arrived(v, &places, &offsets, via, op);
         if result.is_ok() {
+            if arrived == Verdict::Broken && self.shows_elsewhere(v, acc, &offsets, op) {
+                arrived = Verdict::Allowed;
+            }
             let seen = self.inner.reached(v, via).is_some();
             let place = if seen { self.translation(v, acc) } else { arrived };
             if arrived == Verdict::Broken && !(seen && place == Verdict::Broken) {

@@ -121,11 +121,13 @@ impl Search<'_> {
             self.words.pieces(word, fact.from, (self.view.peek)(word), hardware, &mut pieces);
             for Piece { value, from, to } in &pieces {
                 let entry = F::decode(*value, level);
-                for (start, end) in active {
-                    let (from, to) = ((*from).max(fact.from).max(*start), (*to).min(fact.to).min(*end));
-                    if from >= to {
-                        continue;
-                    }
+                let (from, to) = ((*from).max(fact.from), (*to).min(fact.to));
+                if from >= to {
+                    continue;
+                }
+                let first = active.partition_point(|(_, end)| *end <= from);
+                for (start, end) in active[first..].iter().take_while(|(start, _)| *start < to) {
+                    let (from, to) = (from.max(*start), to.min(*end));
                     match entry {
                         Entry::Table { next, attrs } => below.push(Fact {
                             table: next,
