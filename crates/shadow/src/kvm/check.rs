@@ -117,7 +117,7 @@ impl Kvm {
         require(!page.unsync || page.level() == 1 && page.has_gptes() && !self.is_obsolete(id), || {
             format!("unsync, but no leaf table: {page:?}")
         })?;
-        for parent in self.lists.iter(page.parents) {
+        for parent in self.links.iter(page.parents) {
             let above = &self.pages[parent.page()];
             let marked = above.unsync_bit(parent.index());
             require(marked || !(page.unsync || page.unsync_children > 0), || {
@@ -175,7 +175,7 @@ impl Kvm {
         let child_page = &self.pages[child];
         let below = child_page.level() + 1 == page.level() && !self.is_obsolete(child);
         require(below, || format!("{at:?} of {page:?} leads to {child_page:?}"))?;
-        let listed = self.lists.iter(child_page.parents).filter(|parent| *parent == at).count();
+        let listed = self.links.iter(child_page.parents).filter(|parent| *parent == at).count();
         require(listed == 1, || format!("{at:?} is listed {listed} times by {child_page:?}"))
     }
 
@@ -188,7 +188,7 @@ impl Kvm {
             require(listed as u64 == leaves, || format!("{listed} entries in the reverse map, {leaves} leaves"))?;
         }
         for (_, page) in self.pages.iter() {
-            for parent in self.lists.iter(page.parents) {
+            for parent in self.links.iter(page.parents) {
                 let entry = self.pages.read(&host.mem, parent);
                 let leads = entry.is_present() && entry.frame() == page.table;
                 require(leads, || format!("{parent:?} is {entry:x?}, not a link to {page:?}"))?;

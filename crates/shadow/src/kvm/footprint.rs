@@ -23,7 +23,7 @@ impl Kvm {
             nested: 0,
             metadata: TABLE * self.pages.with_translations
                 + HEADER * self.pages.tables
-                + DESCRIPTOR * self.lists.descriptors() as u64
+                + DESCRIPTOR * (self.lists.descriptors() + self.links.descriptors()) as u64
                 + slot
                 + HASH,
         }

@@ -228,7 +228,7 @@ impl Kvm {
     /// Clears a link and takes it out of the child's list of parents.
     pub(crate) fn drop_link(&mut self, cx: &mut Cx<'_>, at: SpteRef, child: PageId) {
         self.work.entries_cleared += 1;
-        self.lists.remove(&mut self.pages[child].parents, at);
+        self.links.remove(&mut self.pages[child].parents, at);
         self.store_spte(cx, at, Spte::ABSENT);
     }
 
@@ -254,7 +254,7 @@ impl Kvm {
         }
         self.work.entries_set += 1;
         self.store_spte(cx, at, Spte::link(self.pages[child].table));
-        self.lists.add(&mut self.pages[child].parents, at);
+        self.links.add(&mut self.pages[child].parents, at);
         if self.pages[child].unsync || self.pages[child].unsync_children > 0 {
             self.mark_unsync(at);
         }

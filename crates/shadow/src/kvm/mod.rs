@@ -59,7 +59,10 @@ pub struct Kvm {
     config: KvmConfig,
     stats: KvmStats,
     pages: Pages,
+    /// The leaves of each guest frame.
     lists: Lists,
+    /// The links to each shadow page. Their order and layout show nowhere, so both kernels add in constant time.
+    links: Lists,
     slot: Slot,
     /// By vCPU of the host; those of other virtual machines are not used.
     vcpus: Vec<VcpuMmu>,
@@ -84,6 +87,7 @@ impl Kvm {
             stats: KvmStats::default(),
             pages: Pages::new(),
             lists: Lists::new(config.kernel),
+            links: Lists::new(Kernel::V6_12),
             slot: Slot::default(),
             vcpus: Vec::new(),
             max_pages: 0,

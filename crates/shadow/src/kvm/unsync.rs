@@ -77,7 +77,7 @@ impl Kvm {
 
     fn mark_parents_unsync(&mut self, id: PageId) {
         let mut cursor = Cursor::new(self.pages[id].parents);
-        while let Some(parent) = cursor.next(&self.lists) {
+        while let Some(parent) = cursor.next(&self.links) {
             self.mark_unsync(parent);
         }
     }

@@ -53,7 +53,7 @@ impl Kvm {
         self.stats.mmu_shadow_zapped += 1;
         let children = self.zap_unsync_children(cx, id, zapped);
         self.unlink_children(cx, id);
-        while let Some(parent) = self.lists.first(self.pages[id].parents) {
+        while let Some(parent) = self.links.first(self.pages[id].parents) {
             self.drop_link(cx, parent, id);
         }
         let was_invalid = self.pages[id].role.is_invalid();
