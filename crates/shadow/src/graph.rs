@@ -33,11 +33,26 @@ pub(crate) struct Graph {
     pub(crate) logging: bool,
     /// The largest page that the policy maps.
     largest: PageSize,
+    /// How the policy finds the mappings of a page that becomes a table.
+    search: Search,
+    /// Where a writable mapping of a table was found last.
+    last_found: Option<PageId>,
+}
+
+/// How a hypervisor finds all mappings of a guest frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Search {
+    /// It keeps a reverse map.
+    ReverseMap,
+    /// It looks through the leaf table where it found one last, and then through all leaf tables. (The mappings are the same;
+    /// only the work differs.)
+    Scan,
 }
 
 impl Graph {
-    pub(crate) fn new(frames: u64, footprint: Footprint, largest: PageSize) -> Self {
-        Self { store: ShadowStore::new(frames, footprint), roots: Vec::new(), logging: false, largest }
+    pub(crate) fn new(frames: u64, footprint: Footprint, largest: PageSize, search: Search) -> Self {
+        let store = ShadowStore::new(frames, footprint);
+        Self { store, roots: Vec::new(), logging: false, largest, search, last_found: None }
     }
 
     /// The root that a vCPU runs on.
@@ -95,8 +110,26 @@ impl Graph {
         }
         let fresh = !self.store.is_table(gfn);
         let id = self.store.create(cx.host, gfn, level, Kind::Table, work)?;
-        let change = if fresh { self.store.protect(cx.host, gfn, work) } else { Change::Kept };
+        let change = if fresh { self.protect(cx, gfn, work) } else { Change::Kept };
         Some((id, change))
+    }
+
+    /// Takes the write permission from every mapping of `gfn`.
+    pub(crate) fn protect(&mut self, cx: &mut Cx<'_>, gfn: Gfn, work: &mut Work) -> Change {
+        let visited = work.rmap_visited;
+        let writable = |slot: &Slot| self.store.entry(cx.host, *slot).attrs().contains(Attrs::WRITE);
+        let found = self.store.mappings(gfn, PageSize::Size4K).find(writable).map(|slot| slot.page);
+        let change = self.store.protect(cx.host, gfn, work);
+        if self.search == Search::Scan {
+            let scanned = match found {
+                None => 0,
+                page if page == self.last_found => 1,
+                _ => self.store.used_at(Level::L1),
+            };
+            self.last_found = found.or(self.last_found);
+            work.rmap_visited = visited + 512 * scanned;
+        }
+        change
     }
 
     fn direct(&mut self, cx: &mut Cx<'_>, first: Gfn, level: Level, work: &mut Work) -> Option<PageId> {
@@ -122,8 +155,11 @@ impl Graph {
     /// The attributes of a leaf over `gfn`. KVM sets its accessed bit where the page was asked for, and its dirty bit wherever
     /// it may be stored to (`make_spte`).
     fn leaf_attrs(&self, gfn: Gfn, perms: Attrs, use_: Use) -> Attrs {
-        let log = self.logging && use_ != Use::Write;
-        let mut attrs = if log || self.is_protected(gfn) { perms - Attrs::WRITE } else { perms };
+        let refused = match use_ {
+            Use::Write => self.is_protected(gfn),
+            Use::Read | Use::Guess => self.logging || self.store.is_table(gfn),
+        };
+        let mut attrs = if refused { perms - Attrs::WRITE } else { perms };
         if use_ != Use::Guess {
             attrs |= Attrs::ACCESSED;
         }
@@ -183,6 +219,14 @@ impl Graph {
             (table, perms) = (child, DIRECT);
         }
         None
+    }
+
+    /// Fills entry `slot` of a leaf table, which nobody asked for yet, with a page that the host has; `attrs` are the guest's.
+    pub(crate) fn prefetch(&mut self, cx: &mut Cx<'_>, slot: Slot, gfn: Gfn, attrs: Attrs, work: &mut Work) {
+        if let Some(backed) = cx.map.lookup(gfn) {
+            let leaf = self.leaf(gfn, PageSize::Size4K, Self::guest_leaf(attrs), Mapping { backed, use_: Use::Guess });
+            let _ = self.store.set_leaf(cx.host, slot, leaf, work);
+        }
     }
 
     fn leaf(&self, gfn: Gfn, size: PageSize, perms: Attrs, mapping: Mapping) -> Leaf {
@@ -338,7 +382,6 @@ struct Mapping {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Filled {
     /// The leaf.
-    #[expect(dead_code, reason = "for the policies that prefetch")]
     pub(crate) slot: Slot,
     /// Whether translations were lost on the way.
     pub(crate) change: Change,

@@ -14,9 +14,11 @@ pub mod store;
 mod tree;
 pub mod vtlb;
 pub mod write_protect;
+pub mod xen;
 
 pub use invlpg_only::InvlpgOnly;
 pub use lazy_fill::LazyFill;
 pub use store::{Footprint, ShadowStore};
 pub use vtlb::Vtlb;
 pub use write_protect::{OnStore, WriteProtect};
+pub use xen::Xen;

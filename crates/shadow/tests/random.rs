@@ -32,7 +32,7 @@ fn play<R: Audited>(lab: &mut Lab<R>, steps: &[Step]) {
 }
 
 fn always_sound<R: Audited>(policy: impl Fn(&MemoryMap) -> R) {
-    let config = Config { cases: 200, failure_persistence: None, ..Config::default() };
+    let config = Config { cases: 200, failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
     let result = TestRunner::new(config).run(&(memory(), any::<bool>(), steps()), |(memory, tagged, steps)| {
         let mut lab = world(memory, tags(tagged), &policy);
         play(&mut lab, &steps);
@@ -65,8 +65,13 @@ fn vtlb_is_sound() {
 }
 
 #[test]
+fn xen_is_sound() {
+    always_sound(|map| Xen::new(map, 1, Vendor::Vmx));
+}
+
+#[test]
 fn the_naive_policy_keeps_sound_books_of_wrong_translations() {
-    let config = Config { cases: 100, failure_persistence: None, ..Config::default() };
+    let config = Config { cases: 100, failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
     let broken = std::cell::Cell::new(0);
     let result = TestRunner::new(config).run(&(memory(), steps()), |(memory, steps)| {
         let mut lab = world(memory, Tags::On, |map| InvlpgOnly::new(map, Vendor::Vmx));
@@ -80,7 +85,7 @@ fn the_naive_policy_keeps_sound_books_of_wrong_translations() {
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 200, failure_persistence: None, ..Config::default() })]
+    #![proptest_config(Config { cases: 200, failure_persistence: None, max_shrink_iters: 400, ..Config::default() })]
 
     /// Write-protect is stronger than the architecture asks: it follows the guest's tables without any flush.
     #[test]

@@ -41,6 +41,10 @@ impl ShadowStore {
                 found.push(format!("{id:?} is not found under its frame {:?}", page.gfn));
             }
         }
+        let levels: u64 = self.by_level.iter().sum();
+        if levels != used {
+            found.push(format!("{used} pages, {levels} by level"));
+        }
         metadata += self.audit_chains(&mut found);
         if (used, leaves, metadata) != (self.used, self.leaves, self.metadata) {
             found.push(format!(

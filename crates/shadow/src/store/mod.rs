@@ -86,6 +86,9 @@ pub struct ShadowStore {
     footprint: Footprint,
     metadata: u64,
     leaves: [u64; 3],
+    by_level: [u64; 6],
+    /// Pages that lost their last parent, where somebody wants to know.
+    orphans: Option<Vec<PageId>>,
 }
 
 impl ShadowStore {
@@ -107,14 +110,28 @@ impl ShadowStore {
             footprint,
             metadata: footprint.fixed,
             leaves: [0; 3],
+            by_level: [0; 6],
+            orphans: None,
         }
+    }
+
+    /// From now on a page that loses its last parent is to be freed by [`ShadowStore::reap`], as under a hypervisor that counts
+    /// references. Without this it stays, to be found again.
+    pub fn count_references(&mut self) {
+        self.orphans.get_or_insert_default();
+    }
+
+    /// How many shadow pages there are at `level`.
+    #[must_use]
+    pub const fn used_at(&self, level: Level) -> u64 {
+        self.by_level[level as usize]
     }
 
     /// How many shadow pages a machine of `frames` guest frames may have unless told otherwise: one for 50 frames, and at
     /// least 64. Source: KVM, `kvm_mmu_calculate_default_mmu_pages`.
     #[must_use]
     pub const fn default_limit(frames: u64) -> u64 {
-        if frames / 50 > 64 { frames / 50 } else { 64 }
+        if frames / 50 > Self::MIN_LIMIT { frames / 50 } else { Self::MIN_LIMIT }
     }
 
     /// How many shadow pages there may be.
@@ -123,9 +140,13 @@ impl ShadowStore {
         self.limit
     }
 
-    /// Changes the limit; [`ShadowStore::make_room`] enforces it.
-    pub const fn set_limit(&mut self, limit: u64) {
-        self.limit = limit;
+    /// The least limit that may be set. Below it one fault could throw out what the fault before it made.
+    pub const MIN_LIMIT: u64 = 64;
+
+    /// Changes the limit, to at least [`ShadowStore::MIN_LIMIT`]; [`ShadowStore::make_room`] enforces it. Source: KVM,
+    /// `KVM_MIN_ALLOC_MMU_PAGES`.
+    pub fn set_limit(&mut self, limit: u64) {
+        self.limit = limit.max(Self::MIN_LIMIT);
     }
 
     /// How many shadow pages there are.
@@ -302,7 +323,12 @@ impl ShadowStore {
                 *leaves = *leaves + u64::from(chain.len) - u64::from(before);
                 self.rmap[size as usize - 1][number(gfn, size)] = chain.pack();
             }
-            Target::Link(child) => self.pages[child.index()].parents = chain,
+            Target::Link(child) => {
+                self.pages[child.index()].parents = chain;
+                if let (0, Some(orphans)) = (chain.len, &mut self.orphans) {
+                    orphans.push(child);
+                }
+            }
         }
         result
     }

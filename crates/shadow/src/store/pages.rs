@@ -68,6 +68,7 @@ impl ShadowStore {
         (page.sibling, page.older, page.newer) = (sibling, older, PageId::NONE);
         page.parents = Chain::default();
         self.used += 1;
+        self.by_level[level as usize] += 1;
         self.metadata += self.footprint.page(kind);
         work.tables_allocated += 1;
         Some(id)
@@ -105,6 +106,33 @@ impl ShadowStore {
         change
     }
 
+    /// Frees the pages that lost their last parent and are neither pinned nor of the root's level, and what becomes orphaned by
+    /// that in turn.
+    pub fn reap(&mut self, host: &mut Host, work: &mut Work) -> Change {
+        let mut change = Change::Kept;
+        while let Some(id) = self.orphans.as_mut().and_then(Vec::pop) {
+            let page = self.page(id);
+            if page.live && page.parents() == 0 && !page.is_pinned() && page.level < Level::L4 {
+                change = change.or(self.zap(host, id, work));
+            }
+        }
+        change
+    }
+
+    /// Whether `id` is the live shadow of a top-level table.
+    #[must_use]
+    pub fn is_root_page(&self, id: PageId) -> bool {
+        let page = self.page(id);
+        page.live && page.level == Level::L4
+    }
+
+    /// The page that points to `id`, where exactly one entry does.
+    #[must_use]
+    pub fn only_parent(&self, id: PageId) -> Option<PageId> {
+        let parents = self.page(id).parents;
+        (parents.len == 1).then(|| self.nodes.slot(parents.first).page)
+    }
+
     /// Zaps a private page and all below it.
     pub fn zap_tree(&mut self, host: &mut Host, id: PageId, work: &mut Work) -> Change {
         let mut change = Change::Kept;
@@ -119,7 +147,7 @@ impl ShadowStore {
     }
 
     fn release(&mut self, host: &mut Host, id: PageId, work: &mut Work) {
-        let Page { frame, gfn, kind, older, newer, sibling, .. } = *self.page(id);
+        let Page { frame, gfn, kind, level, older, newer, sibling, .. } = *self.page(id);
         host.free(frame, PageSize::Size4K);
         if kind != Kind::Private {
             self.leave_siblings(gfn, id, sibling);
@@ -132,6 +160,7 @@ impl ShadowStore {
         self.pages[id.index()].live = false;
         self.free.push(id);
         self.used -= 1;
+        self.by_level[level as usize] -= 1;
         self.metadata -= self.footprint.page(kind);
         work.tables_freed += 1;
     }

@@ -19,7 +19,7 @@
 //!   (KVM gives up at the third, which suits tables above the leaf level that may drift otherwise. Here a fork must be able to
 //!   write-protect a whole table, 512 stores in a row, without losing it.)
 
-use memvirt_addr::Privilege;
+use memvirt_addr::{PageSize, Privilege};
 use memvirt_ops::arch::{Control, HostEvent, VcpuSet};
 use memvirt_pagetable::{Guest4, Path};
 use memvirt_platform::{
@@ -28,7 +28,7 @@ use memvirt_platform::{
 
 use crate::exits::leading_exits;
 use crate::fault::{self, Policy, Touched};
-use crate::graph::{Graph, Use, flush_if};
+use crate::graph::{Graph, Search, Use, flush_if};
 use crate::guest::GuestPage;
 use crate::store::{Change, Footprint, PageId, ShadowStore, Slot};
 
@@ -57,7 +57,7 @@ impl WriteProtect {
     #[must_use]
     pub fn new(map: &MemoryMap, on_store: OnStore, vendor: Vendor) -> Self {
         let footprint = Footprint::with_reverse_map(map.frames());
-        let graph = Graph::new(map.frames(), footprint, memvirt_addr::PageSize::Size1G);
+        let graph = Graph::new(map.frames(), footprint, PageSize::Size1G, Search::ReverseMap);
         Self { graph, on_store, vendor }
     }
 

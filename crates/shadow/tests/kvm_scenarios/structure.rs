@@ -8,7 +8,8 @@ use memvirt_shadow::kvm::{Kernel, KvmConfig};
 use proptest::prelude::*;
 
 use crate::machine::{
-    A, D, Machine, Op, P, PD_A, PD_B, PDPT_A, PDPT_B, PML4A, PML4B, PT_A, PT_A1, PT_B, S, U, W, dm, e, f, frames, mov, v,
+    A, D, Machine, Op, P, PD_A, PD_B, PDPT_A, PDPT_B, PML4A, PML4B, PT_A, PT_A1, PT_B, S, U, W, dm, e, f, frames, mov,
+    v,
 };
 
 /// One step of a random run.
@@ -28,10 +29,11 @@ fn address() -> impl Strategy<Value = u64> {
 
 /// An entry: a data page, a large page, a table or nothing, with any rights.
 fn value() -> impl Strategy<Value = u64> {
-    let bits = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(write, user, accessed, dirty)| {
-        let pick = |on: bool, bit: u64| if on { bit } else { 0 };
-        P | pick(write, W) | pick(user, U) | pick(accessed, A) | pick(dirty, D)
-    });
+    let bits =
+        (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(write, user, accessed, dirty)| {
+            let pick = |on: bool, bit: u64| if on { bit } else { 0 };
+            P | pick(write, W) | pick(user, U) | pick(accessed, A) | pick(dirty, D)
+        });
     prop_oneof![
         Just(0),
         (0u64..32, bits.clone()).prop_map(|(n, bits)| f(n) | bits),

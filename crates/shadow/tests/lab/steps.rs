@@ -116,7 +116,7 @@ fn host() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(Step::DirtyLog),
         1 => Just(Step::DirtyRound),
         1 => Just(Step::SlotChange),
-        1 => (8..40u32).prop_map(Step::Limit),
+        1 => (0..70u32).prop_map(Step::Limit),
     ]
 }
 
