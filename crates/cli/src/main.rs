@@ -1,1 +1,48 @@
-fn main() {}
+//! The `memvirt` command: native, shadow and nested paging side by side.
+//!
+//! This crate only parses, prints and sets the exit status; what it runs lies in `memvirt-lab` and below. Exit status: 0 where
+//! all is well, 1 where a check failed, 2 where the command line or an input is at fault.
+#![forbid(unsafe_code)]
+
+mod args;
+mod compare;
+mod failure;
+mod models;
+mod output;
+mod progress;
+mod trace;
+mod walk;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command, TraceCommand};
+use failure::Status;
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let status = match &command {
+        Command::Compare(args) => compare::compare(args),
+        Command::Run(args) => compare::run(args),
+        Command::Walk(args) => walk::walk(args),
+        Command::Trace { command: TraceCommand::Info(args) } => trace::info(args),
+        Command::Workloads(args) => models::workloads(args),
+        Command::Machines(args) => models::machines(args),
+        Command::Regimes => models::regimes(),
+    };
+    match status {
+        Ok(status) => status.into(),
+        Err(error) => failure::report(&error),
+    }
+}
+
+impl From<Status> for ExitCode {
+    fn from(status: Status) -> Self {
+        match status {
+            Status::Fine => Self::SUCCESS,
+            Status::CheckFailed => Self::from(1),
+            Status::BadInput => Self::from(2),
+        }
+    }
+}

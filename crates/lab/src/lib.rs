@@ -1,2 +1,21 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
+
+pub mod comparison;
+mod error;
+pub mod experiment;
+pub mod input;
+pub mod summary;
+pub mod switches;
+mod table;
+pub mod text;
+pub mod walk;
+
+pub use comparison::{Benefit, Comparison};
+pub use error::LabError;
+pub use experiment::{Done, Experiment, Progress};
+pub use input::{Described, Input, TraceSummary};
+pub use summary::{Group, Row, summary};
+pub use switches::{MEMORY_BYTES, Overrides};
+pub mod report;
+pub use report::write_report;

@@ -1,0 +1,191 @@
+//! `memvirt compare` and `memvirt run`.
+
+use std::path::Path;
+
+use anyhow::Context;
+use memvirt_lab::text::signed_percent;
+use memvirt_lab::{Comparison, Described, Done, Experiment, Input, summary};
+use memvirt_machine::{MachineSpec, Outcome, RegimeKind};
+use memvirt_workload::Workload;
+
+use crate::args::{CommonArgs, CompareArgs, Format, RunArgs};
+use crate::failure::{Status, line, warn};
+use crate::output::{print, render, table};
+use crate::progress::Bars;
+
+pub(crate) fn compare(args: &CompareArgs) -> anyhow::Result<Status> {
+    let mut regimes = args.regimes.clone();
+    // Asked for twice is asked for once.
+    let mut seen = Vec::new();
+    regimes.retain(|regime| {
+        !seen.contains(regime) && {
+            seen.push(*regime);
+            true
+        }
+    });
+    let names: Vec<_> = regimes.iter().map(|regime| regime.name()).collect();
+    let head = ["compare".to_owned(), "--regimes".to_owned(), names.join(",")];
+    execute(&args.common, regimes, &head)
+}
+
+pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Status> {
+    execute(&args.common, vec![args.regime], &["run".to_owned(), "--regime".to_owned(), args.regime.to_string()])
+}
+
+fn execute(args: &CommonArgs, regimes: Vec<RegimeKind>, head: &[String]) -> anyhow::Result<Status> {
+    let experiment = Experiment {
+        input: input(args)?,
+        regimes,
+        overrides: args.switches.overrides(),
+        machine: MachineSpec::load(&args.machine)?,
+        seed: args.seed,
+        check: args.check,
+        threads: args.threads,
+        command: command(args, head),
+    };
+    let bars = Bars::new(&experiment.regimes);
+    let done = experiment.run(&|progress| bars.show(progress));
+    bars.clear();
+    let done = done?;
+    print(&show(&done.comparison, args.format)?)?;
+    remark(&done);
+    if let Some(dir) = &args.out {
+        memvirt_lab::write_report(dir, &done.comparison)?;
+        let place = format!("report: {}\n", dir.join("index.html").display());
+        if args.format == Format::Table { print(&place)? } else { warn(place.trim_end()) }
+    }
+    Ok(verdict(&done))
+}
+
+fn input(args: &CommonArgs) -> anyhow::Result<Input> {
+    match (&args.workload, &args.trace) {
+        (Some(name), _) => {
+            let workload = Workload::resolve(name)?;
+            let workload = args.scale.map_or(Ok(workload.clone()), |factor| workload.scaled(factor))?;
+            Ok(Input::Workload(Box::new(workload)))
+        }
+        (None, Some(path)) => Ok(Input::Trace(path.clone())),
+        (None, None) => anyhow::bail!("nothing to run; give --workload NAME or --trace FILE"),
+    }
+}
+
+/// The command that makes the same results: without what they do not depend on, and without absolute folders.
+fn command(args: &CommonArgs, head: &[String]) -> String {
+    let mut words = vec!["memvirt".to_owned()];
+    words.extend_from_slice(head);
+    if let Some(workload) = &args.workload {
+        words.extend(["--workload".to_owned(), portable(Path::new(workload))]);
+    }
+    if let Some(trace) = &args.trace {
+        words.extend(["--trace".to_owned(), portable(trace)]);
+    }
+    words.extend(["--machine".to_owned(), portable(Path::new(&args.machine))]);
+    if args.workload.is_some() {
+        words.extend(["--seed".to_owned(), args.seed.to_string()]);
+    }
+    words.extend(args.scale.map(|factor| format!("--scale {factor}")));
+    words.extend(args.switches.words());
+    words.extend(args.check.then(|| "--check".to_owned()));
+    words.join(" ")
+}
+
+/// A path as given where it is relative; the name of the file alone where it is absolute.
+fn portable(path: &Path) -> String {
+    let shown = if path.is_absolute() { path.file_name().map_or(path, Path::new) } else { path };
+    let text = shown.display().to_string();
+    let plain = !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_./:+,@=".contains(c));
+    if plain { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
+fn show(comparison: &Comparison, format: Format) -> anyhow::Result<String> {
+    match format {
+        Format::Json => comparison.to_json(),
+        Format::Csv => comparison.to_csv(),
+        Format::Table => Ok(people(comparison)),
+    }
+    .context("cannot print the results")
+}
+
+fn people(comparison: &Comparison) -> String {
+    let mut grid =
+        table(std::iter::once(String::new()).chain(comparison.results.iter().map(|r| format!(">{}", r.regime))));
+    for (i, group) in summary(comparison).into_iter().enumerate() {
+        if i > 0 {
+            grid.add_row([" "]);
+        }
+        grid.add_row([group.title]);
+        for row in group.rows {
+            let sign = if row.total { '=' } else { ' ' };
+            grid.add_row(std::iter::once(format!("{sign} {}", row.label)).chain(row.cells));
+        }
+    }
+    let mut text = format!("{}: {}\n", comparison.workload.name(), comparison.workload.title());
+    text += &render(&grid);
+    text += &format!("machine {}: {}\n", comparison.machine.name, comparison.machine.title);
+    text += &format!("switches: {}\n", comparison.switches());
+    for benefit in comparison.benefits() {
+        text += &format!(
+            "benefit of {} over {}: {} (T_shadow / T_nested - 1, switches as above)\n",
+            benefit.nested.regime,
+            benefit.shadow.regime,
+            signed_percent(benefit.value())
+        );
+    }
+    text + &format!("command: {}\n", comparison.command)
+}
+
+/// What the user must know beside the results.
+fn remark(done: &Done) {
+    if let Described::Trace(trace) = &done.comparison.workload
+        && let Some(first) = &trace.first_malformed
+    {
+        warn(&format!(
+            "warning: {} of {} lines of {} were skipped; the first: {first}",
+            trace.malformed, trace.lines, trace.name
+        ));
+    }
+    for result in &done.comparison.results {
+        match result.outcome {
+            Outcome::GuestOutOfMemory => {
+                let has = memvirt_lab::text::bytes(result.switches.guest.memory_bytes);
+                warn(&format!(
+                    "error: {}: the guest ran out of its {has} of memory; give it more with --memory",
+                    result.regime
+                ));
+            }
+            Outcome::HostOutOfMemory => {
+                warn(&format!(
+                    "error: {}: the host ran out of memory; give the guest less with --memory",
+                    result.regime
+                ));
+            }
+            Outcome::GuestKernelFault | Outcome::Livelock => {
+                let how = memvirt_lab::summary::outcome(result.outcome);
+                warn(&format!("error: {}: {how}; run it with --check to see where", result.regime));
+            }
+            Outcome::Completed | Outcome::InputError => {}
+        }
+    }
+    for (regime, found) in &done.violations {
+        for violation in found {
+            warn(&format!("check failed: {regime}: {violation}"));
+        }
+    }
+    for stray in done.comparison.strays() {
+        warn(&format!("check failed: {}: the guest did something else than under the first regime", stray.regime));
+    }
+}
+
+fn verdict(done: &Done) -> Status {
+    let outcome = |outcome| done.comparison.results.iter().any(|result| result.outcome == outcome);
+    if let Some(error) = &done.input_error {
+        warn(&format!("error: {}", line(&anyhow::anyhow!("{error}"))));
+        return Status::BadInput;
+    }
+    let wrong = outcome(Outcome::GuestKernelFault) || outcome(Outcome::Livelock);
+    if wrong || done.comparison.broken() > 0 || done.comparison.strays().next().is_some() {
+        return Status::CheckFailed;
+    }
+    let memory = outcome(Outcome::GuestOutOfMemory) || outcome(Outcome::HostOutOfMemory);
+    if memory { Status::BadInput } else { Status::Fine }
+}

@@ -1,0 +1,114 @@
+//! `memvirt workloads`, `memvirt machines`, `memvirt regimes`: what there is to choose from.
+
+use std::ffi::OsStr;
+
+use memvirt_lab::text::{bytes, count};
+use memvirt_machine::{MachineSpec, RegimeKind};
+use memvirt_workload::Workload;
+
+use crate::args::{ModelArgs, TreeFormat};
+use crate::failure::Status;
+use crate::output::{print, render, table};
+
+pub(crate) fn regimes() -> anyhow::Result<Status> {
+    let mut grid = table(["regime", "what it is"]);
+    for kind in RegimeKind::ALL {
+        grid.add_row([kind.name(), kind.about()]);
+    }
+    print(&render(&grid))?;
+    Ok(Status::Fine)
+}
+
+pub(crate) fn workloads(args: &ModelArgs) -> anyhow::Result<Status> {
+    let all = match &args.name {
+        Some(name) => vec![Workload::resolve(name)?],
+        None => Workload::builtin().map(|builtin| builtin.workload()).collect::<Result<_, _>>()?,
+    };
+    print(&match (args.format, &args.name) {
+        (TreeFormat::Json, None) => json(&all)?,
+        (TreeFormat::Json, Some(_)) => json(&all[0])?,
+        (TreeFormat::Table, None) => list_of_workloads(&all),
+        (TreeFormat::Table, Some(_)) => explain_workload(&all[0]),
+    })?;
+    Ok(Status::Fine)
+}
+
+fn list_of_workloads(all: &[Workload]) -> String {
+    let mut grid = table(["workload", ">footprint", ">accesses", ">forks", "what it is"]);
+    for workload in all {
+        let facts = workload.facts();
+        grid.add_row([
+            workload.name(),
+            &bytes(facts.footprint_bytes),
+            &grouped(facts.accesses),
+            &count(facts.forks),
+            workload.title(),
+        ]);
+    }
+    render(&grid)
+        + "`memvirt workloads NAME` explains one; a file of your own runs with `--workload path/to/file.toml`.\n"
+}
+
+fn grouped(figure: memvirt_workload::Figure) -> String {
+    let sign = if matches!(figure, memvirt_workload::Figure::About(_)) { "~" } else { "" };
+    sign.to_owned() + &count(figure.value())
+}
+
+fn explain_workload(workload: &Workload) -> String {
+    let facts = workload.facts();
+    let mut text = format!("{}: {}\n{}\n", workload.name(), workload.title(), workload.about().trim());
+    text += &format!("source of its rates: {}\n", workload.source());
+    let figures = [
+        ("kind", facts.kind.to_owned()),
+        ("footprint", bytes(facts.footprint_bytes)),
+        ("accesses", grouped(facts.accesses)),
+        ("instructions", grouped(facts.instructions)),
+        ("mmaps", grouped(facts.mmaps)),
+        ("munmaps", grouped(facts.munmaps)),
+        ("mprotects", grouped(facts.mprotects)),
+        ("forks", count(facts.forks)),
+        ("switches", count(facts.switches)),
+    ];
+    let mut grid = table(["figure", ">value"]);
+    for (name, value) in figures {
+        grid.add_row([name, &value]);
+    }
+    text + &render(&grid)
+}
+
+pub(crate) fn machines(args: &ModelArgs) -> anyhow::Result<Status> {
+    let all = match &args.name {
+        Some(name) => vec![MachineSpec::load(&OsStr::to_string_lossy(name))?],
+        None => MachineSpec::builtin()?,
+    };
+    print(&match (args.format, &args.name) {
+        (TreeFormat::Json, None) => json(&all)?,
+        (TreeFormat::Json, Some(_)) => json(&all[0])?,
+        (TreeFormat::Table, _) => all.iter().map(explain_machine).collect::<Vec<_>>().join("\n"),
+    })?;
+    Ok(Status::Fine)
+}
+
+fn explain_machine(machine: &MachineSpec) -> String {
+    let mut text = format!("{}: {}\n{}\n", machine.name, machine.title, machine.about.trim());
+    let mut grid = table(["TLB", "pages", ">entries", ">ways"]);
+    for (level, arrays) in [("first level", &machine.tlb.l1), ("second level", &machine.tlb.l2)] {
+        for array in arrays {
+            grid.add_row([level, &array.pages.join(" "), &array.entries.to_string(), &array.ways.to_string()]);
+        }
+    }
+    text += &render(&grid);
+    text += &format!("source: {}\n", machine.tlb.source);
+    let mut grid = table(["section", "figure", ">cycles", "", "source"]);
+    for (section, name, figure) in machine.figures() {
+        let mark = if figure.is_estimate() { "*" } else { "" };
+        grid.add_row([section, name, &figure.value.to_string(), mark, &figure.source]);
+    }
+    let estimates = machine.figures().filter(|(_, _, figure)| figure.is_estimate()).count();
+    text + &render(&grid)
+        + &format!("* an estimate: nobody measured it ({estimates} of {})\n", machine.figures().count())
+}
+
+fn json<T: serde::Serialize>(value: &T) -> anyhow::Result<String> {
+    Ok(serde_json::to_string_pretty(value)? + "\n")
+}

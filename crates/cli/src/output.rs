@@ -1,0 +1,38 @@
+//! Standard output, and tables on it.
+
+use std::io::{self, ErrorKind, Write};
+
+use anyhow::Context;
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
+
+/// Prints `text`. A reader that has gone away (as in `memvirt ... | head`) is no error.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write to standard output"),
+    }
+}
+
+/// A table without lines but for those below the header and at the end. Columns whose header begins with `>` hold numbers
+/// and are aligned to the right.
+pub(crate) fn table<S: AsRef<str>>(header: impl IntoIterator<Item = S>) -> Table {
+    let rule = LineStyle::none().fill('─').junction('─');
+    let header: Vec<S> = header.into_iter().collect();
+    let mut table = Table::new();
+    table
+        .load_style(TableStyle::new().header_separator(rule).bottom_border(rule))
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(header.iter().map(|text| text.as_ref().trim_start_matches('>')));
+    for (column, _) in header.iter().enumerate().filter(|(_, text)| text.as_ref().starts_with('>')) {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// The table's text, without blanks at the ends of lines, with a newline at the end.
+pub(crate) fn render(table: &Table) -> String {
+    table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+}

@@ -1,0 +1,56 @@
+//! A progress bar per regime, on a terminal only.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use memvirt_lab::Progress;
+use memvirt_machine::RegimeKind;
+
+/// The bars of an experiment. Elsewhere than on a terminal there are none, and nothing is printed.
+pub(crate) struct Bars {
+    bars: Vec<ProgressBar>,
+    multi: MultiProgress,
+}
+
+impl Bars {
+    pub(crate) fn new(regimes: &[RegimeKind]) -> Self {
+        let multi = MultiProgress::new();
+        let mut bars = Vec::new();
+        if std::io::stderr().is_terminal() {
+            let width = regimes.iter().map(|regime| regime.name().len()).max().unwrap_or(0);
+            let template = format!("{{prefix:{width}}} {{bar:30.cyan/blue}} {{percent:>3}} %  {{msg}}");
+            let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            bars.extend(regimes.iter().map(|regime| {
+                let bar = multi.add(ProgressBar::new(1).with_style(style.clone()).with_prefix(regime.name()));
+                bar.enable_steady_tick(Duration::from_millis(250));
+                bar
+            }));
+        }
+        Self { bars, multi }
+    }
+
+    /// Shows how far a run has come.
+    pub(crate) fn show(&self, progress: Progress) {
+        if let Some(bar) = self.bars.get(progress.regime) {
+            bar.set_length(progress.total.unwrap_or(progress.done).max(1));
+            bar.set_position(progress.done);
+            let seconds = bar.elapsed().as_secs_f64().max(1e-3);
+            bar.set_message(speed(progress.accesses, seconds));
+        }
+    }
+
+    /// Takes the bars away.
+    pub(crate) fn clear(self) {
+        for bar in &self.bars {
+            bar.finish_and_clear();
+        }
+        // The bars are gone from a terminal that may be gone too.
+        let _ = self.multi.clear();
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a speed for people")]
+fn speed(accesses: u64, seconds: f64) -> String {
+    format!("{} accesses, {:.1} M/s", memvirt_lab::text::short(accesses), accesses as f64 / seconds / 1e6)
+}

@@ -1,0 +1,180 @@
+//! What is run: a workload, or a recorded trace; opened anew for each regime, so that runs share nothing.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memvirt_ops::process::{Batch, Source};
+use memvirt_trace::{LackeyReader, Progress, Tally, TraceError};
+use memvirt_workload::{GuestSwitches, Workload};
+use serde::Serialize;
+
+/// What is run.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A generated stream.
+    Workload(Box<Workload>),
+    /// The log of a real program.
+    Trace(PathBuf),
+}
+
+impl Input {
+    /// The stream from its beginning. The seed concerns generators only.
+    ///
+    /// # Errors
+    ///
+    /// Where a trace cannot be opened.
+    pub(crate) fn open(&self, seed: u64) -> Result<Stream, TraceError> {
+        Ok(match self {
+            Self::Workload(workload) => Stream::Generator(Box::new(workload.generator(seed))),
+            Self::Trace(path) => Stream::Trace(Box::new(memvirt_trace::open(path)?)),
+        })
+    }
+
+    /// What the input asks of the guest.
+    #[must_use]
+    pub fn guest(&self) -> GuestSwitches {
+        match self {
+            Self::Workload(workload) => workload.guest(),
+            Self::Trace(_) => GuestSwitches::default(),
+        }
+    }
+
+    /// Bytes that are mapped at the same time, where that is known before the run.
+    #[must_use]
+    pub fn footprint_bytes(&self) -> u64 {
+        match self {
+            Self::Workload(workload) => workload.facts().footprint_bytes,
+            Self::Trace(_) => 0,
+        }
+    }
+}
+
+/// An opened input.
+pub(crate) enum Stream {
+    Generator(Box<memvirt_workload::Generator>),
+    Trace(Box<LackeyReader<File>>),
+}
+
+impl Source for Stream {
+    type Error = TraceError;
+
+    fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, TraceError> {
+        match self {
+            Self::Generator(generator) => generator.next_batch(batch).map_err(|never| match never {}),
+            Self::Trace(reader) => reader.next_batch(batch),
+        }
+    }
+}
+
+impl Stream {
+    /// How far the reader of a trace has come.
+    pub(crate) fn progress(&self) -> Option<Progress> {
+        match self {
+            Self::Generator(_) => None,
+            Self::Trace(reader) => Some(reader.progress()),
+        }
+    }
+
+    /// What was read of `input`.
+    pub(crate) fn describe(&self, input: &Input) -> Described {
+        match (self, input) {
+            (Self::Trace(reader), Input::Trace(path)) => Described::Trace(TraceSummary::new(path, reader)),
+            (_, Input::Workload(workload)) => Described::Workload(workload.clone()),
+            (Self::Generator(_), Input::Trace(path)) => Described::Trace(TraceSummary::named(path)),
+        }
+    }
+}
+
+/// The input as it stands in results.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Described {
+    /// A generated stream: its workload file.
+    Workload(Box<Workload>),
+    /// A trace: what was read of it.
+    Trace(TraceSummary),
+}
+
+impl Described {
+    /// The name for headings and files.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Workload(workload) => workload.name(),
+            Self::Trace(trace) => &trace.name,
+        }
+    }
+
+    /// One line on what it is.
+    #[must_use]
+    pub fn title(&self) -> String {
+        match self {
+            Self::Workload(workload) => workload.title().to_owned(),
+            Self::Trace(trace) => match &trace.program {
+                Some(program) => format!("recorded with Valgrind lackey: {program}"),
+                None => "recorded with Valgrind lackey".to_owned(),
+            },
+        }
+    }
+}
+
+/// What was read of a trace.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct TraceSummary {
+    /// The name of the file, without its folders: results do not depend on where it lies.
+    pub name: String,
+    /// The format.
+    pub format: &'static str,
+    /// How the file is compressed.
+    pub compression: &'static str,
+    /// Lines read.
+    pub lines: u64,
+    /// Lines that could not be understood and were skipped.
+    pub malformed: u64,
+    /// The first of them: its number and what is wrong with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_malformed: Option<String>,
+    /// Instructions that the program executed.
+    pub instructions: u64,
+    /// Loads.
+    pub loads: u64,
+    /// Stores.
+    pub stores: u64,
+    /// Loads and stores of one instruction to one address.
+    pub modifies: u64,
+    /// System calls.
+    pub syscalls: u64,
+    /// The command line of the recorded program, where the log holds it.
+    pub program: Option<String>,
+}
+
+impl TraceSummary {
+    fn named(path: &Path) -> Self {
+        Self { name: file_name(path), format: "lackey", ..Self::default() }
+    }
+
+    fn new(path: &Path, reader: &LackeyReader<File>) -> Self {
+        let tally: &Tally = reader.tally();
+        Self {
+            compression: reader.compression().name(),
+            lines: tally.lines,
+            malformed: tally.malformed,
+            first_malformed: tally
+                .first_malformed
+                .as_ref()
+                .map(|bad| format!("line {}: expected {}, found `{}`", bad.line, bad.expected, bad.found)),
+            instructions: tally.fetches,
+            loads: tally.loads,
+            stores: tally.stores,
+            modifies: tally.modifies,
+            syscalls: tally.syscall_count(),
+            program: tally.command.clone(),
+            ..Self::named(path)
+        }
+    }
+}
+
+/// The last part of a path.
+pub(crate) fn file_name(path: &Path) -> String {
+    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+}

@@ -1,0 +1,212 @@
+//! The table for people: one column per regime, rows in groups. The command prints it, the report shows it.
+
+use memvirt_machine::{Outcome, RunResult};
+use memvirt_platform::ExitReason;
+
+use crate::comparison::Comparison;
+use crate::text::{bytes, count, fraction, share};
+
+/// Rows that belong together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// What the rows are about, with the unit.
+    pub title: &'static str,
+    /// The rows.
+    pub rows: Vec<Row>,
+}
+
+/// One row: a figure of every regime.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// What it counts.
+    pub label: String,
+    /// One cell per regime.
+    pub cells: Vec<String>,
+    /// Whether it is the sum of the rows above.
+    pub total: bool,
+}
+
+/// What stands in a cell that does not apply.
+const NONE: &str = "-";
+
+/// The groups of the table.
+#[must_use]
+pub fn summary(comparison: &Comparison) -> Vec<Group> {
+    let of = Columns(&comparison.results);
+    let mut groups = vec![of.guest(), of.tlb(), of.walks(), of.exits(), of.tables(), of.cycles(comparison)];
+    groups.extend(of.stale());
+    groups.insert(0, of.outcomes());
+    groups.retain(|group| !group.rows.is_empty());
+    groups
+}
+
+struct Columns<'a>(&'a [RunResult]);
+
+impl Columns<'_> {
+    fn row(&self, label: impl Into<String>, cell: impl Fn(&RunResult) -> String) -> Row {
+        Row { label: label.into(), cells: self.0.iter().map(cell).collect(), total: false }
+    }
+
+    fn total(&self, label: impl Into<String>, cell: impl Fn(&RunResult) -> String) -> Row {
+        Row { total: true, ..self.row(label, cell) }
+    }
+
+    fn any(&self, figure: impl Fn(&RunResult) -> u64) -> bool {
+        self.0.iter().any(|result| figure(result) > 0)
+    }
+
+    /// Shown only where some run did not come to its end.
+    fn outcomes(&self) -> Group {
+        let all_well = self.0.iter().all(|result| result.outcome == Outcome::Completed);
+        let rows = if all_well { Vec::new() } else { vec![self.row("ended by", |r| outcome(r.outcome).to_owned())] };
+        Group { title: "Outcome", rows }
+    }
+
+    fn guest(&self) -> Group {
+        let mut rows = vec![
+            self.row("instructions of processes", |r| count(r.guest.instructions)),
+            self.row("accesses of processes", |r| count(r.guest.user_accesses)),
+            self.row("accesses of the kernel", |r| count(r.guest.kernel_accesses)),
+            self.row("page faults", |r| count(r.guest_page_faults)),
+            self.row("stores to page tables", |r| count(r.guest.table_stores)),
+            self.row("CR3 loads", |r| count(r.guest.cr3_loads)),
+            self.row("INVLPG", |r| count(r.guest.invlpgs)),
+        ];
+        if self.any(|r| r.guest.faults_refused) {
+            rows.push(self.row("accesses refused", |r| count(r.guest.faults_refused)));
+        }
+        Group { title: "Guest", rows }
+    }
+
+    fn tlb(&self) -> Group {
+        let lookups = |r: &RunResult| r.tlb.l1_hits + r.tlb.l2_hits + r.tlb.misses;
+        let with_share = |n: u64, r: &RunResult| format!("{} ({})", count(n), share(n, lookups(r)));
+        Group {
+            title: "TLB lookups",
+            rows: vec![
+                self.row("first-level hits", |r| with_share(r.tlb.l1_hits, r)),
+                self.row("second-level hits", |r| with_share(r.tlb.l2_hits, r)),
+                self.row("misses", |r| with_share(r.tlb.misses, r)),
+                self.row("flushes wider than a page", |r| count(r.tlb_flushes)),
+            ],
+        }
+    }
+
+    fn walks(&self) -> Group {
+        let mut rows = vec![
+            self.row("walks", |r| count(r.walks)),
+            self.row("references per walk", |r| format!("{:.2}", r.refs_per_walk())),
+        ];
+        let kinds: [(&str, fn(&RunResult) -> u64); 3] = [
+            ("references to guest tables", |r| r.walk_refs.guest),
+            ("references to shadow tables", |r| r.walk_refs.shadow),
+            ("references to nested tables", |r| r.walk_refs.host),
+        ];
+        rows.extend(kinds.iter().filter(|(_, n)| self.any(n)).map(|(label, n)| self.row(*label, |r| count(n(r)))));
+        rows.push(self.total("references", |r| count(r.walk_refs.total)));
+        rows.push(self.row("accessed and dirty bits set", |r| count(r.ad_updates)));
+        Group { title: "Page walks by hardware", rows }
+    }
+
+    fn exits(&self) -> Group {
+        let mut rows: Vec<Row> =
+            reasons(self.0).map(|reason| self.row(reason_name(reason), |r| count(exits_for(r, reason)))).collect();
+        rows.push(self.total("exits", |r| count(r.total_exits())));
+        if self.any(RunResult::total_exits) {
+            rows.push(self.row("exits per million instructions", |r| {
+                format!("{:.1}", fraction(r.total_exits(), r.guest.instructions) * 1e6)
+            }));
+        }
+        Group { title: "VM exits", rows }
+    }
+
+    fn tables(&self) -> Group {
+        let kinds: [(&str, fn(&RunResult) -> u64); 4] = [
+            ("guest tables", |r| r.table_bytes.guest),
+            ("shadow tables", |r| r.table_bytes.shadow),
+            ("nested tables", |r| r.table_bytes.nested),
+            ("hypervisor's records", |r| r.table_bytes.metadata),
+        ];
+        let mut rows: Vec<Row> =
+            kinds.iter().filter(|(_, n)| self.any(n)).map(|(label, n)| self.row(*label, |r| bytes(n(r)))).collect();
+        rows.push(self.total("at the end", |r| bytes(r.table_bytes.total)));
+        rows.push(self.row("at most", |r| bytes(r.table_bytes.peak)));
+        Group { title: "Bytes of page tables", rows }
+    }
+
+    fn cycles(&self, comparison: &Comparison) -> Group {
+        let with_share = |n: u64, r: &RunResult| format!("{} ({})", count(n), share(n, r.cycles.total));
+        let mut rows = vec![
+            self.row("base: the guest's own work", |r| with_share(r.cycles.base, r)),
+            self.row("translation: TLB misses and walks", |r| with_share(r.cycles.translation, r)),
+            self.row("exits and their handling", |r| with_share(r.cycles.exits, r)),
+            self.row("waiting", |r| with_share(r.cycles.waiting, r)),
+            self.total("cycles", |r| count(r.cycles.total)),
+        ];
+        if comparison.results.len() > 1 && comparison.native().is_some() {
+            let slowdown = |r: &RunResult| comparison.slowdown(r).map_or(NONE.to_owned(), |x| format!("{x:.3}"));
+            rows.push(self.row("times native", slowdown));
+        }
+        Group { title: "Cycles", rows }
+    }
+
+    /// Shown only where the oracle watched.
+    fn stale(&self) -> Option<Group> {
+        let cell = |r: &RunResult, n: u64| if r.stale.checked { count(n) } else { NONE.to_owned() };
+        self.0.iter().any(|r| r.stale.checked).then(|| Group {
+            title: "Stale translations used",
+            rows: vec![
+                self.row("allowed: before the flush", |r| cell(r, r.stale.allowed)),
+                self.row("broken: no hardware could", |r| cell(r, r.stale.broken)),
+            ],
+        })
+    }
+}
+
+/// How a run ended, in words.
+#[must_use]
+pub const fn outcome(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Completed => "end of the stream",
+        Outcome::InputError => "unreadable input",
+        Outcome::GuestOutOfMemory => "guest out of memory",
+        Outcome::HostOutOfMemory => "host out of memory",
+        Outcome::GuestKernelFault => "wrong translation: fault in the guest's kernel",
+        Outcome::Livelock => "wrong translation: endless faults",
+    }
+}
+
+/// How often a run exited for `reason`.
+#[must_use]
+pub fn exits_for(result: &RunResult, reason: ExitReason) -> u64 {
+    result.exits.get(reason.key()).copied().unwrap_or(0)
+}
+
+/// The reasons that occur in any of the results, in the order of tables.
+pub fn reasons(results: &[RunResult]) -> impl Iterator<Item = ExitReason> + '_ {
+    ExitReason::ALL.iter().copied().filter(|reason| results.iter().any(|result| exits_for(result, *reason) > 0))
+}
+
+/// A reason's name for people.
+#[must_use]
+pub const fn reason_name(reason: ExitReason) -> &'static str {
+    match reason {
+        ExitReason::HiddenFault => "hidden fault",
+        ExitReason::ReflectedFault => "reflected fault",
+        ExitReason::TableWrite => "table write",
+        ExitReason::Invlpg => "INVLPG",
+        ExitReason::Cr3Load => "CR3 load",
+        ExitReason::CrAccess => "CR0 or CR4 access",
+        ExitReason::Invpcid => "INVPCID",
+        ExitReason::EptViolation => "EPT violation",
+        ExitReason::EptMisconfig => "EPT misconfiguration",
+        ExitReason::Mmio => "device access",
+        ExitReason::PmlFull => "PML full",
+        ExitReason::Ipi => "IPI",
+        ExitReason::Hypercall => "hypercall",
+        ExitReason::PortIo => "port I/O",
+        ExitReason::Msr => "MSR access",
+        ExitReason::Cpuid => "CPUID",
+        ExitReason::Halt => "HLT",
+    }
+}
