@@ -8,7 +8,7 @@ use memvirt_addr::{Gfn, Gpa, Gva, Level, PageSize};
 use memvirt_ops::VmId;
 use memvirt_pagetable::{Format, Guest4};
 use memvirt_platform::{Engine, Host, MemoryMap, Platform, Regime, Tags, VmSpec};
-use memvirt_tlb::Geometry;
+use memvirt_tlb::{ArrayGeometry, Geometry, Sizes};
 
 /// Entry bit: present.
 pub const P: u64 = 0x1;
@@ -97,14 +97,20 @@ pub fn engine<R: Regime>(make: impl FnOnce(&mut Host, &MemoryMap) -> R) -> Engin
     let mut host = Host::new(HOST_FRAMES);
     let map = MemoryMap::new(GUEST_FRAMES, PageSize::Size4K);
     let regime = make(&mut host, &map);
-    Engine::new(host, 1, &Geometry::default(), Tags::Off, vec![(VmSpec { map, vcpus: 1 }, regime)])
+    Engine::new(host, 1, &small_tlb(), Tags::Off, vec![(VmSpec { map, vcpus: 1 }, regime)])
+}
+
+/// A TLB with room for what one operation touches. It is emptied at every exit, so a larger one would hold nothing more, and
+/// would only take longer to empty.
+fn small_tlb() -> Geometry {
+    Geometry::new(&[ArrayGeometry::full(Sizes::ALL, 16)], &[]).unwrap_or_default()
 }
 
 /// The bare machine of the recordings' size.
 #[must_use]
 pub fn bare<R: Regime>(regime: R) -> Engine<R> {
     let vm = VmSpec { map: MemoryMap::identity(GUEST_FRAMES), vcpus: 1 };
-    Engine::new(Host::new(GUEST_FRAMES), 1, &Geometry::default(), Tags::Off, vec![(vm, regime)])
+    Engine::new(Host::new(GUEST_FRAMES), 1, &small_tlb(), Tags::Off, vec![(vm, regime)])
 }
 
 /// Guest memory as a boot loader fills it.
@@ -215,5 +221,15 @@ impl<'a, P: Platform + ?Sized> Loader<'a, P> {
             let write = if n < 4 { W } else { 0 };
             self.set(root + 8, pdpt | P | U | A | write);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tlb_is_the_small_one() {
+        assert_ne!(small_tlb(), Geometry::default());
     }
 }

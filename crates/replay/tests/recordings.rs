@@ -39,7 +39,7 @@ fn shadow_paging_of_linux_6_1_equals_kvm_counter_by_counter() {
 fn shadow_paging_of_linux_6_12_equals_kvm_counter_by_counter() {
     let under = Under::KvmShadow(Kernel::V6_12);
     passes("fuzz1-linux612-shadow.csv.zst", under, Tolerance::Strict, 1, 1500);
-    passes("fuzz2-linux612-shadow.csv.zst", under, Tolerance::Flushes, 1, 2000);
+    passes("fuzz2-linux612-shadow.csv.zst", under, Tolerance::Strict, 1, 2000);
 }
 
 #[test]
