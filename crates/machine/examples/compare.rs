@@ -27,7 +27,7 @@ impl Source for Touch {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let machine = MachineSpec::load(MachineSpec::DEFAULT)?;
-    for regime in [RegimeKind::Native, RegimeKind::ShadowWriteProtectZap, RegimeKind::NestedEpt] {
+    for regime in [RegimeKind::Native, RegimeKind::ShadowWriteProtect, RegimeKind::NestedEpt] {
         let (guest, host) = (GuestConfig::default(), HostConfig::default());
         let setup = Setup { regime, guest, host, machine: machine.clone(), check: true };
         let result = run(&setup, &mut Touch(0), &mut |_| {})?.result;

@@ -8,59 +8,75 @@ use memvirt_nested::{AdBits, Nested};
 use memvirt_oracle::{Checked, Tally};
 use memvirt_pagetable::{Ept4, Npt4, PhysMem};
 use memvirt_platform::{Engine, Host, MemoryMap, Native, Platform, Regime, Tags, Vendor, VmSpec};
-use memvirt_shadow::{OnStore, WriteProtect};
+use memvirt_shadow::kvm::{Kernel, Kvm, KvmConfig};
+use memvirt_shadow::{InvlpgOnly, LazyFill, OnStore, Vtlb, WriteProtect, Xen};
 use memvirt_tlb::Geometry;
 use serde::{Serialize, Serializer};
 
-/// How guest addresses are translated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum RegimeKind {
+macro_rules! regimes {
+    ($($(#[$doc:meta])* $kind:ident = $name:literal, $about:literal;)*) => {
+        /// How guest addresses are translated.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum RegimeKind {
+            $($(#[$doc])* $kind,)*
+        }
+
+        impl RegimeKind {
+            /// Every regime.
+            pub const ALL: &'static [Self] = &[$(Self::$kind,)*];
+
+            /// The name on the command line and in results.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $name,)*
+                }
+            }
+
+            /// One line on what the regime is.
+            #[must_use]
+            pub const fn about(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $about,)*
+                }
+            }
+        }
+    };
+}
+
+regimes! {
     /// A machine without virtualization.
-    Native,
+    Native = "native", "no virtualization: hardware walks the guest's own tables";
     /// Shadow tables, every store to a guest table trapped; the shadow entry is dropped.
-    ShadowWriteProtectZap,
+    ShadowWriteProtect = "shadow:write-protect", "every store to a guest table exits; its shadow entry is dropped";
     /// Shadow tables, every store to a guest table trapped; the shadow entry is replaced by the new one.
-    ShadowWriteProtectPropagate,
+    ShadowPropagate = "shadow:write-protect/propagate",
+        "every store to a guest table exits; its shadow entry is renewed at once";
+    /// Shadow tables without write protection, kept per CR3 and resynced at INVLPG and CR3 loads.
+    ShadowLazyFill = "shadow:lazy-fill",
+        "no write protection: filled on first touch, kept per CR3, resynced at INVLPG and CR3 loads";
+    /// Intel's virtual TLB: emptied at each CR3 load.
+    ShadowVtlb = "shadow:vtlb", "Intel's virtual TLB: filled on first touch, emptied at each CR3 load";
+    /// KVM's shadow MMU as of Linux 6.1.
+    ShadowKvm61 = "shadow:kvm", "KVM's shadow MMU of Linux 6.1: leaf tables go out of sync, upper levels trap";
+    /// KVM's shadow MMU as of Linux 6.12.
+    ShadowKvm612 = "shadow:kvm-6.12", "KVM's shadow MMU of Linux 6.12";
+    /// Xen's shadow paging.
+    ShadowXen = "shadow:xen", "Xen: at most three leaf tables per vCPU out of sync, with snapshots";
+    /// The naive policy, which is wrong.
+    ShadowInvlpgOnly = "shadow:invlpg-only",
+        "the naive one: entries go at INVLPG only; hands out wrong translations to guests that flush otherwise";
     /// Nested paging with Intel's EPT.
-    NestedEpt,
+    NestedEpt = "nested", "Intel EPT: hardware walks both dimensions; only EPT violations exit";
     /// Nested paging with AMD's NPT.
-    NestedNpt,
+    NestedNpt = "nested:npt", "AMD NPT: the same with NPT's permission rules; CR4 accesses exit too (SVM)";
 }
 
 impl RegimeKind {
-    /// Every regime.
-    pub const ALL: [Self; 5] = [
-        Self::Native,
-        Self::ShadowWriteProtectZap,
-        Self::ShadowWriteProtectPropagate,
-        Self::NestedEpt,
-        Self::NestedNpt,
-    ];
-
-    /// The name on the command line and in results.
+    /// Whether the regime never hands out a translation that the guest has flushed.
     #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::ShadowWriteProtectZap => "shadow:write-protect",
-            Self::ShadowWriteProtectPropagate => "shadow:write-protect/propagate",
-            Self::NestedEpt => "nested",
-            Self::NestedNpt => "nested:npt",
-        }
-    }
-
-    /// One line on what the regime is.
-    #[must_use]
-    pub const fn about(self) -> &'static str {
-        match self {
-            Self::Native => "no virtualization: hardware walks the guest's own tables",
-            Self::ShadowWriteProtectZap => "every store to a guest table exits; its shadow entry is dropped",
-            Self::ShadowWriteProtectPropagate => {
-                "every store to a guest table exits; its shadow entry is renewed at once"
-            }
-            Self::NestedEpt => "Intel EPT: hardware walks both dimensions; only EPT violations exit",
-            Self::NestedNpt => "AMD NPT: the same with NPT's permission rules; CR4 accesses exit too (SVM)",
-        }
+    pub const fn is_correct(self) -> bool {
+        !matches!(self, Self::ShadowInvlpgOnly)
     }
 }
 
@@ -77,9 +93,10 @@ impl FromStr for RegimeKind {
         let alias = match s {
             "nested:ept" => "nested",
             "shadow:write-protect/zap" => "shadow:write-protect",
+            "shadow:kvm-6.1" | "shadow:unsync" => "shadow:kvm",
             other => other,
         };
-        Self::ALL.into_iter().find(|kind| kind.name() == alias).ok_or_else(|| {
+        Self::ALL.iter().copied().find(|kind| kind.name() == alias).ok_or_else(|| {
             let known: Vec<_> = Self::ALL.iter().map(|kind| kind.name()).collect();
             format!("unknown regime `{s}`; known: {}", known.join(", "))
         })
@@ -149,38 +166,60 @@ pub(crate) fn build(
     let host_frames = (frames * 2 + (1 << 20)).min(PhysMem::<memvirt_addr::HostPhys>::MAX_FRAMES);
     let ad = if config.ept_ad { AdBits::On } else { AdBits::Off };
     let mut host = Host::new(if kind == RegimeKind::Native { frames } else { host_frames });
-    let map = || MemoryMap::new(frames, config.host_page);
+    let map =
+        if kind == RegimeKind::Native { MemoryMap::identity(frames) } else { MemoryMap::new(frames, config.host_page) };
+    let place = Place { geometry, config };
+    let vendor = Vendor::Vmx;
+    let kvm = |kernel| Kvm::new(KvmConfig::new(kernel, vendor));
     let platform: Box<dyn Platform> = match kind {
-        RegimeKind::Native => engine(host, geometry, config, MemoryMap::identity(frames), Native),
-        RegimeKind::ShadowWriteProtectZap => {
-            let map = map();
-            let regime = WriteProtect::new(&map, OnStore::Zap, Vendor::Vmx);
-            engine(host, geometry, config, map, regime)
+        RegimeKind::Native => place.engine(host, map, Native),
+        RegimeKind::ShadowWriteProtect => {
+            let regime = WriteProtect::new(&map, OnStore::Zap, vendor);
+            place.engine(host, map, regime)
         }
-        RegimeKind::ShadowWriteProtectPropagate => {
-            let map = map();
-            let regime = WriteProtect::new(&map, OnStore::Propagate, Vendor::Vmx);
-            engine(host, geometry, config, map, regime)
+        RegimeKind::ShadowPropagate => {
+            let regime = WriteProtect::new(&map, OnStore::Propagate, vendor);
+            place.engine(host, map, regime)
         }
+        RegimeKind::ShadowLazyFill => {
+            let regime = LazyFill::new(&map, vendor);
+            place.engine(host, map, regime)
+        }
+        RegimeKind::ShadowVtlb => {
+            let regime = Vtlb::new(&map, vendor);
+            place.engine(host, map, regime)
+        }
+        RegimeKind::ShadowInvlpgOnly => {
+            let regime = InvlpgOnly::new(&map, vendor);
+            place.engine(host, map, regime)
+        }
+        RegimeKind::ShadowXen => {
+            let regime = Xen::new(&map, 1, vendor);
+            place.engine(host, map, regime)
+        }
+        RegimeKind::ShadowKvm61 => place.engine(host, map, kvm(Kernel::V6_1)),
+        RegimeKind::ShadowKvm612 => place.engine(host, map, kvm(Kernel::V6_12)),
         RegimeKind::NestedEpt => {
-            let regime = Nested::<Ept4>::new(&mut host, ad, Vendor::Vmx)?;
-            engine(host, geometry, config, map(), regime)
+            let regime = Nested::<Ept4>::new(&mut host, ad, vendor)?;
+            place.engine(host, map, regime)
         }
         RegimeKind::NestedNpt => {
             let regime = Nested::<Npt4>::new(&mut host, AdBits::On, Vendor::Svm)?;
-            engine(host, geometry, config, map(), regime)
+            place.engine(host, map, regime)
         }
     };
     Some(if check { Bench::Watched(Box::new(Checked::single(platform))) } else { Bench::Plain(platform) })
 }
 
-fn engine<R: Regime + 'static>(
-    host: Host,
-    geometry: &Geometry,
-    config: &HostConfig,
-    map: MemoryMap,
-    regime: R,
-) -> Box<dyn Platform> {
-    let tags = if config.tags { Tags::On } else { Tags::Off };
-    Box::new(Engine::new(host, 1, geometry, tags, vec![(VmSpec { map, vcpus: 1 }, regime)]))
+/// What every engine of a run has in common.
+struct Place<'a> {
+    geometry: &'a Geometry,
+    config: &'a HostConfig,
+}
+
+impl Place<'_> {
+    fn engine<R: Regime + 'static>(&self, host: Host, map: MemoryMap, regime: R) -> Box<dyn Platform> {
+        let tags = if self.config.tags { Tags::On } else { Tags::Off };
+        Box::new(Engine::new(host, 1, self.geometry, tags, vec![(VmSpec { map, vcpus: 1 }, regime)]))
+    }
 }

@@ -1,0 +1,124 @@
+//! Every built-in workload under every regime: nothing broken, the same guest everywhere, counts that follow from mechanism.
+
+use memvirt_machine::{GuestConfig, Outcome, RegimeKind, RunResult};
+use memvirt_tests::result_of;
+use memvirt_workload::Workload;
+
+/// A workload, shortened so that the oracle can watch it.
+fn run(name: &str, regime: RegimeKind, guest: GuestConfig, check: bool) -> RunResult {
+    let workload = Workload::find(name).unwrap();
+    let events = workload.facts().accesses.value();
+    let workload = if events > 15_000 { workload.scaled(15_000.0 / events as f64).unwrap() } else { workload };
+    result_of(regime, guest, check, &mut workload.generator(7))
+}
+
+fn every_regime_agrees(name: &str, guest: GuestConfig) {
+    let native = run(name, RegimeKind::Native, guest, true);
+    assert_eq!(native.outcome, Outcome::Completed);
+    assert_eq!(native.total_exits(), 0, "{name}: a bare machine has nobody to exit to");
+    for regime in RegimeKind::ALL.iter().copied().filter(|kind| kind.is_correct()) {
+        let result = run(name, regime, guest, true);
+        assert_eq!(result.outcome, Outcome::Completed, "{name} under {regime}");
+        assert!(result.stale.checked);
+        assert_eq!(result.stale.broken, 0, "{name} under {regime}");
+        assert_eq!(result.guest, native.guest, "{name} under {regime}: the guest must not notice the regime");
+        assert_eq!(result.guest_page_faults, native.guest_page_faults, "{name} under {regime}");
+        assert_eq!(result.accesses, native.accesses, "{name} under {regime}");
+        assert_eq!(result.table_bytes.guest, native.table_bytes.guest, "{name} under {regime}");
+    }
+}
+
+#[test]
+fn every_workload_runs_alike_under_every_regime() {
+    for workload in Workload::builtin() {
+        if workload.name != "gups" {
+            every_regime_agrees(workload.name, GuestConfig::default());
+        }
+    }
+}
+
+#[test]
+fn isolation_and_process_tags_change_nothing_that_a_guest_sees() {
+    for (kpti, pcid) in [(true, false), (false, true), (true, true)] {
+        for name in ["fork-and-exit", "churn"] {
+            every_regime_agrees(name, GuestConfig { kpti, pcid, ..GuestConfig::default() });
+        }
+    }
+}
+
+#[test]
+fn large_guest_pages_run_alike_too() {
+    for name in ["fork-and-exit", "churn", "uniform"] {
+        every_regime_agrees(name, GuestConfig { guest_page: memvirt_addr::PageSize::Size2M, ..GuestConfig::default() });
+    }
+}
+
+#[test]
+fn nested_paging_exits_for_violations_only_and_once_for_each_frame() {
+    for name in ["touch-and-free", "fork-and-exit", "churn"] {
+        let result = run(name, RegimeKind::NestedEpt, GuestConfig::default(), false);
+        let violations = result.exits["ept_violation"];
+        assert_eq!(result.total_exits(), violations);
+        // One entry was set for each violation, and none twice: no frame is mapped a second time.
+        assert_eq!(result.work.entries_set, violations);
+        assert_eq!(result.work.entries_cleared, 0);
+    }
+}
+
+#[test]
+fn a_trapped_store_is_a_store_that_the_guest_made() {
+    for name in ["touch-and-free", "fork-and-exit", "churn"] {
+        let result = run(name, RegimeKind::ShadowWriteProtect, GuestConfig::default(), false);
+        assert!(result.exits["table_write"] <= result.guest.table_stores);
+        assert_eq!(result.exits["reflected_fault"], result.guest_page_faults);
+        assert_eq!(result.exits["cr3_load"], result.guest.cr3_loads);
+        assert_eq!(result.exits.get("invlpg").copied().unwrap_or(0), result.guest.invlpgs);
+    }
+}
+
+#[test]
+fn isolation_costs_two_cr3_loads_for_each_kernel_entry() {
+    let plain = run("touch-and-free", RegimeKind::Native, GuestConfig::default(), false);
+    let isolated = GuestConfig { kpti: true, ..GuestConfig::default() };
+    let with = run("touch-and-free", RegimeKind::ShadowWriteProtect, isolated, false);
+    assert_eq!(with.guest.kernel_entries, plain.guest.kernel_entries);
+    // The first entry, which makes the first process, has no user side to come from.
+    assert_eq!(with.guest.cr3_loads, plain.guest.cr3_loads + 2 * plain.guest.kernel_entries - 1);
+    assert_eq!(with.exits["cr3_load"], with.guest.cr3_loads);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_result() {
+    for regime in RegimeKind::ALL.iter().copied().filter(|kind| kind.is_correct()) {
+        let once = run("churn", regime, GuestConfig::default(), false);
+        assert_eq!(once, run("churn", regime, GuestConfig::default(), false));
+    }
+}
+
+#[test]
+fn a_guest_without_memory_ends_in_words_not_in_a_panic() {
+    let workload = Workload::find("uniform").unwrap();
+    let guest = GuestConfig { memory_bytes: 64 << 20, ..GuestConfig::default() };
+    for regime in RegimeKind::ALL.iter().copied().filter(|kind| kind.is_correct()) {
+        let result = result_of(regime, guest, false, &mut workload.generator(1));
+        assert_eq!(result.outcome, Outcome::GuestOutOfMemory, "{regime}");
+        assert!(result.accesses > 0, "what was run before counts");
+    }
+}
+
+#[test]
+fn the_naive_policy_is_caught_where_a_guest_flushes_by_cr3() {
+    // Fork write-protects the parent's pages and flushes by loading CR3: copy on write breaks under the naive policy.
+    let workload = Workload::find("fork-and-exit").unwrap().scaled(0.05).unwrap();
+    let machine = memvirt_machine::MachineSpec::load(memvirt_machine::MachineSpec::DEFAULT).unwrap();
+    let setup = memvirt_machine::Setup {
+        regime: RegimeKind::ShadowInvlpgOnly,
+        guest: GuestConfig::default(),
+        host: memvirt_machine::HostConfig::default(),
+        machine,
+        check: true,
+    };
+    let finished = memvirt_machine::run(&setup, &mut workload.generator(7), &mut |_| {}).unwrap();
+    assert!(finished.result.stale.broken > 0);
+    assert!(!finished.violations.is_empty(), "the first ones are named");
+}
