@@ -262,7 +262,10 @@ impl<R: Regime> Engine<R> {
                     }
                 }
                 Done::Emulated => {}
-                Done::EmulatedAll => break,
+                Done::EmulatedAll => {
+                    out.counters.accesses += u64::from(elements - element - 1);
+                    break;
+                }
             }
         }
         Ok(())
