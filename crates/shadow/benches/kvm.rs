@@ -98,7 +98,7 @@ impl Guest {
         self.set(root + 0x1000, (root + 0x2000) | TABLE);
         self.set(root + 0x2000, (root + 0x3000) | TABLE);
         for i in 0..64 {
-            self.set(root + 0x3000 + 8 * i, (DATA + ((process + i) % 4096 << 12)) | LEAF);
+            self.set(root + 0x3000 + 8 * i, (DATA + (((process + i) % 4096) << 12)) | LEAF);
         }
     }
 
@@ -154,7 +154,7 @@ impl Guest {
         let entry = DIRECT_MAP + leaf_table(process);
         self.control(Control::Cr3(Cr3::flushing(Gpa::new(root(process)))));
         self.read(TEST);
-        self.store(entry + 8 * 8, (DATA + ((process + round) % 4096 << 12)) | LEAF);
+        self.store(entry + 8 * 8, (DATA + (((process + round) % 4096) << 12)) | LEAF);
         self.control(Control::Invlpg(Gva::new(TEST + (8 << 12))));
         self.read(TEST + (8 << 12));
         self.read(TEST + (16 << 12));

@@ -23,7 +23,6 @@ impl Gpte {
 
     /// What the entry by itself grants.
     pub(crate) const fn access(self) -> Access {
-        #[expect(clippy::cast_possible_truncation, reason = "masked to the low bits")]
         let bits = (self.0 & 6) as u8;
         Access(if self.0 >> 63 == 0 { bits | Access::EXEC } else { bits })
     }

@@ -266,9 +266,11 @@ impl Kvm {
         if !self.slot.contains(gfn) {
             return false;
         }
-        (1..=3).fold(false, |flush, level| {
-            self.write_protect_rmap(cx, self.slot.rmap(gfn, level), Spte::W | Spte::MMU_WRITABLE) || flush
-        })
+        let mut flush = false;
+        for level in 1..=3 {
+            flush |= self.write_protect_rmap(cx, self.slot.rmap(gfn, level), Spte::W | Spte::MMU_WRITABLE);
+        }
+        flush
     }
 
     /// Takes the bits `W` (dirty logging), or `W` and `MMU_WRITABLE` (tables), from all leaves of a list; returns whether a

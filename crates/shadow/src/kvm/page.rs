@@ -79,7 +79,6 @@ impl Page {
     /// The access that the guest granted through entry `index`.
     pub(crate) fn access_of(&self, index: usize) -> Access {
         match &self.translations {
-            #[expect(clippy::cast_possible_truncation, reason = "masked to 3 bits")]
             Some(translations) if self.has_gptes() => Access((translations[index] & 7) as u8),
             _ => self.role.access(),
         }

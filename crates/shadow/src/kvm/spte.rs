@@ -59,7 +59,6 @@ impl Spte {
             return None;
         }
         let generation = (self.0 >> 3 & 0xff | (self.0 >> 52 & 0x7ff) << 8) & 0x7_ffff;
-        #[expect(clippy::cast_possible_truncation, reason = "masked to 19 and to 3 bits")]
         Some(Mmio {
             gfn: (self.0 & Self::ADDRESS & (Self::MMIO - 1)) >> 12,
             access: Access((self.0 & 6) as u8),

@@ -3,8 +3,8 @@
 use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, Gva, PageSize};
 use memvirt_ops::arch::{Control, Cr3, Event, GfnRange, GuestFault, HostEvent, StoreOp, Trap, Width};
 use memvirt_ops::{VcpuId, VmId};
-use memvirt_platform::{Engine, Horizon, Host, Ledger, MemoryMap, Platform, Refusal, Tags, Vendor, VmSpec};
-use memvirt_shadow::kvm::{Kernel, Kvm, KvmConfig, KvmStats};
+use memvirt_platform::{Engine, Horizon, Host, Ledger, MemoryMap, Platform, Refusal, Tags, VmSpec};
+use memvirt_shadow::kvm::{Kvm, KvmConfig, KvmStats};
 use memvirt_tlb::{ArrayGeometry, Geometry, Sizes};
 
 pub(crate) const P: u64 = 0x1;
@@ -146,10 +146,6 @@ impl Machine {
         let vm = (VmSpec { map, vcpus: 1 }, Kvm::new(config));
         let engine = Engine::new(host, 1, &geometry, Tags::Off, vec![vm]);
         Self { engine, ledger: Ledger::sums(), next_table: 0x80_0000, faults: Vec::new(), value: 0 }
-    }
-
-    pub(crate) fn svm(kernel: Kernel) -> Self {
-        Self::new(KvmConfig::new(kernel, Vendor::Svm), PageSize::Size4K)
     }
 
     pub(crate) fn kvm(&self) -> &Kvm {
