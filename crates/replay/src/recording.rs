@@ -64,6 +64,7 @@ pub struct Seen {
 
 /// An item of a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly every item is a row")]
 pub enum Item {
     /// A fresh machine starts.
     Section(Section),

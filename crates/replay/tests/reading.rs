@@ -1,5 +1,7 @@
 //! Reading recordings: what is right, and what is said about what is wrong.
 
+#![expect(clippy::unwrap_used, reason = "test helpers")]
+
 use std::path::{Path, PathBuf};
 
 use memvirt_replay::{Column, Item, Recording, RecordingError, Sequence, Tolerance, Under, Watch, micro, replay};
