@@ -16,7 +16,7 @@ use memvirt_platform::{Backed, Cx, Work};
 
 use crate::guest::GuestPage;
 use crate::hardware::levels;
-use crate::store::{Change, Footprint, Kind, Leaf, PageId, ShadowStore, Slot, below};
+use crate::store::{Change, Footprint, Kind, Leaf, PageId, ShadowStore, Slot, Target, below};
 
 /// The mark of a shadow page whose guest table may be stored to freely.
 pub(crate) const UNSYNC: u32 = 1;
@@ -283,6 +283,18 @@ impl Graph {
             }
         }
         change
+    }
+
+    /// Whether the shadow holds nothing for `gva`.
+    pub(crate) fn is_absent(&self, root: PageId, gva: Gva) -> bool {
+        let mut table = root;
+        loop {
+            let slot = Slot::new(table, Guest4::index(gva, self.store.page(table).level));
+            match self.store.target(slot) {
+                Some(Target::Link(child)) => table = child,
+                target => return target.is_none(),
+            }
+        }
     }
 
     /// Whether some vCPU runs on the table in `gfn`.

@@ -64,6 +64,7 @@ macro_rules! scenario {
             play("write-protect, propagate", false, |map| WriteProtect::new(map, OnStore::Propagate, vendor));
             play("lazy-fill", false, |map| LazyFill::new(map, vendor));
             play("vtlb", false, |map| Vtlb::new(map, vendor));
+            play("vbox", false, |map| Vbox::new(map, vendor));
             play("xen", false, |map| Xen::new(map, $vcpus, vendor));
         }
     };

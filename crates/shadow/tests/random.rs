@@ -70,6 +70,11 @@ fn xen_is_sound() {
 }
 
 #[test]
+fn vbox_is_sound() {
+    always_sound(|map| Vbox::new(map, Vendor::Vmx));
+}
+
+#[test]
 fn the_naive_policy_keeps_sound_books_of_wrong_translations() {
     let config = Config { cases: 100, failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
     let broken = std::cell::Cell::new(0);

@@ -56,12 +56,7 @@ impl ShadowStore {
                 PageId::from_raw(core::mem::replace(&mut self.by_gfn[gfn.as_index()], id.raw()))
             }
         };
-        let older = core::mem::replace(&mut self.newest, id);
-        if older.is_none() {
-            self.oldest = id;
-        } else {
-            self.pages[older.index()].newer = id;
-        }
+        let older = self.append(id);
         let page = &mut self.pages[id.index()];
         (page.frame, page.gfn, page.level, page.kind) = (frame, gfn, level, kind);
         (page.writes, page.mark, page.pins, page.live) = (0, 0, 0, true);
@@ -155,14 +150,34 @@ impl ShadowStore {
         if kind == Kind::Table && !self.is_table(gfn) {
             self.count_table(gfn, -1);
         }
-        *(if older.is_none() { &mut self.oldest } else { &mut self.pages[older.index()].newer }) = newer;
-        *(if newer.is_none() { &mut self.newest } else { &mut self.pages[newer.index()].older }) = older;
+        self.leave_order(older, newer);
         self.pages[id.index()].live = false;
         self.free.push(id);
         self.used -= 1;
         self.by_level[level as usize] -= 1;
         self.metadata -= self.footprint.page(kind);
         work.tables_freed += 1;
+    }
+
+    /// Puts `id` at the end of the order; returns the page before it.
+    fn append(&mut self, id: PageId) -> PageId {
+        let older = core::mem::replace(&mut self.newest, id);
+        *(if older.is_none() { &mut self.oldest } else { &mut self.pages[older.index()].newer }) = id;
+        older
+    }
+
+    fn leave_order(&mut self, older: PageId, newer: PageId) {
+        *(if older.is_none() { &mut self.oldest } else { &mut self.pages[older.index()].newer }) = newer;
+        *(if newer.is_none() { &mut self.newest } else { &mut self.pages[newer.index()].older }) = older;
+    }
+
+    /// Makes a page count as the newest, for policies that recycle what was not used for longest.
+    pub fn renew(&mut self, id: PageId) {
+        let Page { older, newer, .. } = *self.page(id);
+        self.leave_order(older, newer);
+        let older = self.append(id);
+        let page = self.page_mut(id);
+        (page.older, page.newer) = (older, PageId::NONE);
     }
 
     fn leave_siblings(&mut self, gfn: Gfn, id: PageId, sibling: PageId) {

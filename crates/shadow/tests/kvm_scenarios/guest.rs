@@ -20,7 +20,7 @@ pub(crate) struct Scenario {
 impl Scenario {
     /// A fresh virtual machine, warmed as the recorded ones were.
     pub(crate) fn new(kernel: Kernel, host_pages: PageSize, recorded: &'static str) -> Self {
-        let mut machine = Machine::new(KvmConfig::new(kernel, Vendor::Svm), host_pages);
+        let mut machine = Machine::new(KvmConfig::new(kernel, Vendor::Svm), host_pages, 1);
         for at in (0x200_0000..0x200_2000).step_by(8) {
             machine.set(at, 0x0101_0101_0101_0101);
         }

@@ -126,6 +126,7 @@ const DELIVERY: [(u64, AccessKind); 10] = [
 /// The machine.
 pub(crate) struct Machine {
     engine: Engine<Kvm>,
+    me: VcpuId,
     pub(crate) ledger: Ledger,
     next_table: u64,
     /// Page faults that the guest saw since the list was last emptied.
@@ -135,7 +136,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn new(config: KvmConfig, host_pages: PageSize) -> Self {
+    pub(crate) fn new(config: KvmConfig, host_pages: PageSize, vcpus: u16) -> Self {
         let mut host = Host::new(FRAMES + 16384);
         let mut map = MemoryMap::new(FRAMES, host_pages);
         for gfn in 0..RESIDENT {
@@ -143,13 +144,26 @@ impl Machine {
         }
         // The TLB is empty after each exit: a small one does.
         let geometry = Geometry::new(&[ArrayGeometry::full(Sizes::ALL, 16)], &[]).unwrap();
-        let vm = (VmSpec { map, vcpus: 1 }, Kvm::new(config));
-        let engine = Engine::new(host, 1, &geometry, Tags::Off, vec![vm]);
-        Self { engine, ledger: Ledger::sums(), next_table: 0x80_0000, faults: Vec::new(), value: 0 }
+        let vm = (VmSpec { map, vcpus }, Kvm::new(config));
+        let engine = Engine::new(host, usize::from(vcpus), &geometry, Tags::Off, vec![vm]);
+        Self { engine, me: VcpuId::FIRST, ledger: Ledger::sums(), next_table: 0x80_0000, faults: Vec::new(), value: 0 }
     }
 
     pub(crate) fn kvm(&self) -> &Kvm {
         self.engine.regime(VmId::FIRST)
+    }
+
+    /// Lets vCPU `number` run from now on.
+    pub(crate) fn switch_to(&mut self, number: u16) {
+        self.me = VcpuId(number);
+    }
+
+    /// The first marker of a further vCPU, under the first root.
+    pub(crate) fn start(&mut self, number: u16) {
+        self.switch_to(number);
+        self.event(cr3_load(PML4A).into());
+        self.touch(CODE, AccessKind::Fetch);
+        self.marker();
     }
 
     pub(crate) fn stats(&self) -> KvmStats {
@@ -196,9 +210,7 @@ impl Machine {
         ] {
             self.set(at, table | PWUA);
         }
-        self.event(cr3_load(PML4A).into());
-        self.touch(CODE, AccessKind::Fetch);
-        self.marker();
+        self.start(0);
     }
 
     fn map(&mut self, virt: u64, phys: u64) {
@@ -216,7 +228,7 @@ impl Machine {
 
     pub(crate) fn touch(&mut self, at: u64, kind: AccessKind) {
         let access = [Acc::supervisor(Gva::new(at), kind)];
-        let (done, stop) = self.engine.accesses(VcpuId::FIRST, &access, Horizon::Open, &mut self.ledger);
+        let (done, stop) = self.engine.accesses(self.me, &access, Horizon::Open, &mut self.ledger);
         assert_eq!(done, 1, "the kernel's own page {at:#x}: {stop:?}");
     }
 
@@ -226,7 +238,7 @@ impl Machine {
 
     /// Carries out an event; a fault is delivered, and false returned.
     fn event(&mut self, event: Event) -> bool {
-        match self.engine.event(VcpuId::FIRST, &event, &mut self.ledger) {
+        match self.engine.event(self.me, &event, &mut self.ledger) {
             Ok(value) => {
                 self.value = value.unwrap_or(self.value);
                 true

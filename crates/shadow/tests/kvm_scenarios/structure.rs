@@ -15,7 +15,8 @@ use crate::machine::{
 /// One step of a random run.
 #[derive(Clone, Debug)]
 enum Step {
-    Guest(Op),
+    /// What the vCPU with this number does.
+    Guest(u16, Op),
     Host(HostEvent),
 }
 
@@ -100,16 +101,19 @@ fn step() -> impl Strategy<Value = Step> {
     let access = (address(), any::<bool>())
         .prop_map(|(at, write)| if write { Op::Wr(at + 8, mov(Width::B8, 7)) } else { Op::Rds(at, 1) });
     prop_oneof![
-        10 => access.prop_map(Step::Guest),
-        10 => store().prop_map(Step::Guest),
-        6 => control().prop_map(Step::Guest),
+        10 => (0u16..2, access).prop_map(|(vcpu, op)| Step::Guest(vcpu, op)),
+        10 => (0u16..2, store()).prop_map(|(vcpu, op)| Step::Guest(vcpu, op)),
+        6 => (0u16..2, control()).prop_map(|(vcpu, op)| Step::Guest(vcpu, op)),
         1 => host().prop_map(Step::Host),
     ]
 }
 
-fn machine(config: KvmConfig, host_pages: PageSize) -> Machine {
-    let mut machine = Machine::new(config, host_pages);
+fn machine(config: KvmConfig, host_pages: PageSize, vcpus: u16) -> Machine {
+    let mut machine = Machine::new(config, host_pages, vcpus);
     machine.boot();
+    if vcpus > 1 {
+        machine.start(1);
+    }
     for (t, table) in (0..).zip([PT_A, PT_A1, PT_B]) {
         (0..16).for_each(|i| machine.set(e(table, i), f((7 * t + i) % 32) | P | W | A | D));
     }
@@ -121,12 +125,14 @@ fn machine(config: KvmConfig, host_pages: PageSize) -> Machine {
     machine
 }
 
-/// The marks of unsync pages say that an address space is in sync: then synced tables are all there is to be checked.
-fn run(config: KvmConfig, host_pages: PageSize, steps: &[Step]) {
-    let mut machine = machine(config, host_pages);
+fn run(config: KvmConfig, host_pages: PageSize, vcpus: u16, steps: &[Step]) {
+    let mut machine = machine(config, host_pages, vcpus);
     for step in steps {
         match step {
-            Step::Guest(op) => machine.run(*op),
+            Step::Guest(vcpu, op) => {
+                machine.switch_to(vcpu % vcpus);
+                machine.run(*op);
+            }
             Step::Host(event) => machine.host(*event),
         }
         machine.check();
@@ -143,11 +149,11 @@ proptest! {
 
     #[test]
     fn the_structure_stays_whole(
-        newer: bool, vmx: bool, large: bool, steps in prop::collection::vec(step(), 1..250),
+        newer: bool, vmx: bool, large: bool, vcpus in 1u16..3, steps in prop::collection::vec(step(), 1..250),
     ) {
         let kernel = if newer { Kernel::V6_12 } else { Kernel::V6_1 };
         let vendor = if vmx { Vendor::Vmx } else { Vendor::Svm };
         let host_pages = if large { PageSize::Size2M } else { PageSize::Size4K };
-        run(KvmConfig::new(kernel, vendor), host_pages, &steps);
+        run(KvmConfig::new(kernel, vendor), host_pages, vcpus, &steps);
     }
 }

@@ -47,7 +47,7 @@ macro_rules! audited {
     };
 }
 
-audited!(WriteProtect, InvlpgOnly, LazyFill, Vtlb, Xen);
+audited!(WriteProtect, InvlpgOnly, LazyFill, Vbox, Vtlb, Xen);
 
 /// The memory of the guest.
 #[derive(Clone, Copy, Debug)]
