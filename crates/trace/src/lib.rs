@@ -9,4 +9,4 @@ pub mod lackey;
 pub use error::{Malformed, TraceError};
 pub use info::{AddressRange, Footprint, TraceInfo};
 pub use input::{Compression, Progress};
-pub use lackey::{LackeyReader, Tally, open};
+pub use lackey::{LackeyReader, MemoryCalls, Tally, open};

@@ -19,7 +19,7 @@ use std::path::Path;
 #[cfg(doc)]
 use memvirt_ops::process::Source;
 
-pub use reader::LackeyReader;
+pub use reader::{LackeyReader, MemoryCalls};
 pub use tally::Tally;
 
 use crate::error::TraceError;

@@ -33,9 +33,20 @@ pub struct LackeyReader<R: Read> {
     queued: Option<Op>,
     /// Malformed lines and bytes before the first access or call; `None` once that has come.
     doubt: Option<(u64, u64)>,
+    memory_calls: MemoryCalls,
     started: bool,
     exited: bool,
     finished: bool,
+}
+
+/// What becomes of the recorded calls that change memory areas: mmap, munmap, mprotect, mremap, brk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemoryCalls {
+    /// They are carried out.
+    #[default]
+    Apply,
+    /// They are plain system calls: the process enters the kernel, and its areas stay what they are.
+    Ignore,
 }
 
 /// What a line did to the batch.
@@ -60,10 +71,17 @@ impl<R: Read> LackeyReader<R> {
             calls: Calls::default(),
             queued: None,
             doubt: Some((0, 0)),
+            memory_calls: MemoryCalls::default(),
             started: false,
             exited: false,
             finished: false,
         }
+    }
+
+    /// The same reader with another treatment of calls that change memory areas.
+    #[must_use]
+    pub fn with_memory_calls(self, memory_calls: MemoryCalls) -> Self {
+        Self { memory_calls, ..self }
     }
 
     /// The name given when the trace was opened.
@@ -191,8 +209,10 @@ impl<R: Read> LackeyReader<R> {
             return Step::More;
         }
         self.exited = matches!(first, Some(Op::Exit));
-        batch.then = first;
-        self.queued = second;
+        (batch.then, self.queued) = match self.memory_calls {
+            MemoryCalls::Apply => (first, second),
+            MemoryCalls::Ignore => (first.map(as_plain_call), None),
+        };
         Step::Full
     }
 
@@ -292,6 +312,16 @@ impl<R: Read> LackeyReader<R> {
                 return Err(self.refuse_doubted());
             }
         }
+    }
+}
+
+/// A call that changes areas, as a system call like any other (numbers of Linux on x86-64).
+const fn as_plain_call(op: Op) -> Op {
+    match op {
+        Op::Mmap { .. } => Op::Syscall { number: 9 },
+        Op::Mprotect { .. } => Op::Syscall { number: 10 },
+        Op::Munmap { .. } => Op::Syscall { number: 11 },
+        other => other,
     }
 }
 
