@@ -38,10 +38,10 @@ impl Comparison {
         let rows = rows.collect::<Result<Vec<_>, LabError>>()?;
         let mut text = String::new();
         if let Some(first) = rows.first() {
-            line(&mut text, first.iter().map(|(name, _)| name.as_str()));
+            csv_line(&mut text, first.iter().map(|(name, _)| name.as_str()));
         }
         for row in &rows {
-            line(&mut text, row.iter().map(|(_, value)| value.as_str()));
+            csv_line(&mut text, row.iter().map(|(_, value)| value.as_str()));
         }
         Ok(text)
     }
@@ -91,8 +91,10 @@ fn scalar(value: &Value) -> String {
     }
 }
 
-fn line<'a>(text: &mut String, cells: impl Iterator<Item = &'a str>) {
+/// Appends one line of CSV; cells are quoted where they must be.
+pub(crate) fn csv_line(text: &mut String, cells: impl Iterator<Item = impl AsRef<str>>) {
     for (i, cell) in cells.enumerate() {
+        let cell = cell.as_ref();
         if i > 0 {
             text.push(',');
         }
@@ -109,12 +111,12 @@ fn line<'a>(text: &mut String, cells: impl Iterator<Item = &'a str>) {
 
 #[cfg(test)]
 mod tests {
-    use super::line;
+    use super::csv_line;
 
     #[test]
     fn cells_with_commas_and_quotes_are_quoted() {
         let mut text = String::new();
-        line(&mut text, ["plain", "a,b", "say \"x\""].into_iter());
+        csv_line(&mut text, ["plain", "a,b", "say \"x\""].into_iter());
         assert_eq!(text, "plain,\"a,b\",\"say \"\"x\"\"\"\n");
     }
 }
