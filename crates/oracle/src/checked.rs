@@ -7,7 +7,7 @@ use memvirt_pagetable::Guest4;
 use memvirt_platform::{Horizon, Ledger, Platform, Reached, Refusal, Stop, TableBytes};
 
 use crate::oracle::{Oracle, View};
-use crate::verdict::{BitsVerdict, FaultVerdict, Seen, Tally, Verdict, Violation, Wrong};
+use crate::verdict::{BitsVerdict, FaultRule, FaultVerdict, Seen, Tally, Verdict, Violation, Wrong};
 
 /// A [`Platform`] that passes everything on to another one and has the oracle judge each access, value, store and fault.
 ///
@@ -52,6 +52,13 @@ impl<P: Platform> Checked<P> {
     #[must_use]
     pub fn single(platform: P) -> Self {
         Self::new(platform, vec![VmId::FIRST])
+    }
+
+    /// The same with another rule for page faults; for KVM's shadow paging, [`FaultRule::Kvm`].
+    #[must_use]
+    pub fn with_fault_rule(mut self, rule: FaultRule) -> Self {
+        self.oracles = self.oracles.into_iter().map(|oracle| oracle.with_fault_rule(rule)).collect();
+        self
     }
 
     /// The platform.
@@ -126,7 +133,7 @@ impl<P: Platform> Checked<P> {
             FaultVerdict::Justified => self.tally.faults += 1,
             FaultVerdict::Unjustified { expected } => self.unjustified(v, acc, code, expected),
         }
-        self.with(v, |oracle, _| oracle.fault(v, fault.gva));
+        self.with(v, |oracle, _| oracle.fault(v, fault.gva, code));
     }
 
     fn unjustified(&mut self, v: VcpuId, acc: Acc, code: PfCode, expected: Option<PfCode>) {

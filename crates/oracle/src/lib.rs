@@ -15,4 +15,4 @@ pub use checked::Checked;
 pub use oracle::{Oracle, View};
 pub use search::Translation;
 pub use state::State;
-pub use verdict::{BitsVerdict, FaultVerdict, Seen, Tally, Verdict, Violation, Wrong};
+pub use verdict::{BitsVerdict, FaultRule, FaultVerdict, Seen, Tally, Verdict, Violation, Wrong};

@@ -11,7 +11,7 @@ use crate::flushes::Flushes;
 use crate::history::{Change, Tick, Words};
 use crate::search::{Search, Translation};
 use crate::state::State;
-use crate::verdict::{BitsVerdict, FaultVerdict, Seen, Verdict};
+use crate::verdict::{BitsVerdict, FaultRule, FaultVerdict, Seen, Verdict};
 
 /// The present: what guest memory holds, and which host frame lies behind each guest frame.
 #[expect(missing_debug_implementations, reason = "two closures")]
@@ -38,6 +38,7 @@ pub struct Oracle<F = Guest4> {
     /// Whether a global leaf was ever seen; without one, a flush of all but global entries ends all history.
     globals: bool,
     kept: usize,
+    faults: FaultRule,
     format: PhantomData<F>,
 }
 
@@ -56,8 +57,16 @@ impl<F: Format<In = GuestVirt, Out = GuestPhys>> Oracle<F> {
             now: 0,
             globals: false,
             kept: PRUNE_FROM,
+            faults: FaultRule::Architecture,
             format: PhantomData,
         }
+    }
+
+    /// This oracle with another rule for page faults.
+    #[must_use]
+    pub const fn with_fault_rule(mut self, rule: FaultRule) -> Self {
+        self.faults = rule;
+        self
     }
 
     /// The registers of a vCPU.
@@ -106,10 +115,12 @@ impl<F: Format<In = GuestVirt, Out = GuestPhys>> Oracle<F> {
     /// # Panics
     ///
     /// For a vCPU that does not exist.
-    pub fn fault(&mut self, v: VcpuId, gva: Gva) {
-        self.now += 1;
-        let Vcpu { state, flushes } = &mut self.vcpus[v.index()];
-        flushes.fault(state.pcid(), gva, self.now);
+    pub fn fault(&mut self, v: VcpuId, gva: Gva, code: PfCode) {
+        if self.faults.covers(code) {
+            self.now += 1;
+            let Vcpu { state, flushes } = &mut self.vcpus[v.index()];
+            flushes.fault(state.pcid(), gva, self.now);
+        }
     }
 
     /// Forgets the history that lies before the last flush of everything on every vCPU. Happens by itself as histories grow.

@@ -29,6 +29,27 @@ pub enum FaultVerdict {
     },
 }
 
+/// Which page faults that the guest saw end the staleness of their page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum FaultRule {
+    /// All of them, as hardware does. Source: Intel SDM volume 3, section 4.10.4.1.
+    #[default]
+    Architecture,
+    /// Those with P set and RSVD clear, as KVM does (`kvm_inject_emulated_page_fault`, which takes it that no translation can
+    /// be cached otherwise). One can: a read-only leaf of an unsynchronized table whose entry the guest has since cleared
+    /// serves reads even after a store through it has raised a fault with P clear.
+    Kvm,
+}
+
+impl FaultRule {
+    pub(crate) const fn covers(self, code: PfCode) -> bool {
+        match self {
+            Self::Architecture => true,
+            Self::Kvm => code.has(PfCode::PRESENT) && !code.has(PfCode::RESERVED),
+        }
+    }
+}
+
 /// The judgement of the accessed and dirty bits after a completed access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BitsVerdict {

@@ -10,7 +10,7 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use memvirt_addr::{Acc, AccessKind, Gfn, Gva, Level, PageSize};
+use memvirt_addr::{Acc, AccessKind, Gfn, Gva, Level, PageSize, PfCode};
 use memvirt_ops::arch::{Control, CrWrite, Invpcid, Pcid};
 use memvirt_oracle::{State, Translation, Verdict};
 use memvirt_pagetable::{Attrs, Entry, Format, Guest4};
@@ -210,7 +210,7 @@ proptest! {
                     reference.control(control);
                 }
                 Step::Fault(page) => {
-                    world.oracle.fault(V0, Gva::new(*page));
+                    world.oracle.fault(V0, Gva::new(*page), PfCode::default());
                     reference.fault(Gva::new(*page));
                 }
                 Step::Prune => world.oracle.prune(),
@@ -230,7 +230,7 @@ proptest! {
             match step {
                 Step::Store { table, index, value } => world.set(table, index, value),
                 Step::Control(control) => world.control(V0, control),
-                Step::Fault(page) => world.oracle.fault(V0, Gva::new(page)),
+                Step::Fault(page) => world.oracle.fault(V0, Gva::new(page), PfCode::default()),
                 Step::Prune => world.oracle.prune(),
             }
         }

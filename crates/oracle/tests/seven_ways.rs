@@ -4,9 +4,9 @@
 
 mod support;
 
-use memvirt_addr::Gva;
+use memvirt_addr::{Gva, PfCode};
 use memvirt_ops::arch::{Control, CrWrite, Invpcid, Pcid};
-use memvirt_oracle::{BitsVerdict, FaultVerdict, Verdict};
+use memvirt_oracle::{BitsVerdict, FaultRule, FaultVerdict, Oracle, Verdict};
 use support::{V0, V1, World, read, write};
 
 const P: u64 = 0x21;
@@ -138,7 +138,7 @@ fn way_6_accessed_and_dirty_bits_cleared_and_flushed() {
     assert_eq!(world.judge_bits(V0, read(0)), BitsVerdict::Set);
     // np -> present with A clear: nothing can be cached, so nothing excuses.
     world.set(13, 0, 0);
-    world.oracle.fault(V0, Gva::new(0));
+    world.oracle.fault(V0, Gva::new(0), PfCode::default());
     world.set(13, 0, OLD << 12 | 3);
     assert_eq!(world.judge_bits(V0, read(0)), BitsVerdict::AccessedLost);
 }
@@ -195,4 +195,22 @@ fn invlpg_ends_upper_staleness_everywhere_but_leaves_translations_of_other_pages
     );
     world.control(V0, Control::Invpcid(Invpcid::Address(Pcid::ZERO, Gva::new(0x1000))));
     assert_eq!(world.judge(V0, read(0x1000), OLD), Verdict::Broken);
+}
+
+#[test]
+fn a_fault_ends_staleness_for_kvm_only_where_something_was_present() {
+    for (rule, code, verdict) in [
+        (FaultRule::Architecture, 2, Verdict::Broken),
+        (FaultRule::Architecture, 3, Verdict::Broken),
+        (FaultRule::Kvm, 2, Verdict::Allowed),
+        (FaultRule::Kvm, 3, Verdict::Broken),
+        (FaultRule::Kvm, 11, Verdict::Allowed),
+    ] {
+        let mut world = world(1);
+        world.oracle = Oracle::new(1).with_fault_rule(rule);
+        world.load_cr3(V0, 1);
+        world.set(13, 0, 0);
+        world.oracle.fault(V0, Gva::new(0), PfCode::from_bits(code));
+        assert_eq!(world.judge(V0, read(0), OLD), verdict, "{rule:?}, code {code}");
+    }
 }

@@ -9,7 +9,7 @@ use core::ops::{Index, IndexMut, Sub};
 use memvirt_addr::{GuestPhys, GuestVirt, PageSize};
 use memvirt_nested::{Nested, SecondStage};
 use memvirt_ops::VmId;
-use memvirt_oracle::Checked;
+use memvirt_oracle::{Checked, FaultRule};
 use memvirt_pagetable::Format;
 use memvirt_platform::{Engine, ExitReason, Ledger, Platform};
 use memvirt_shadow::kvm::Kvm;
@@ -115,11 +115,16 @@ impl fmt::Debug for Counts {
 
 /// A platform that counts what KVM counts.
 pub trait KvmCounters: Platform {
+    /// Which page faults end staleness here.
+    const FAULTS: FaultRule = FaultRule::Architecture;
+
     /// The counters now; `ledger` is the one that every call so far was given.
     fn counts(&self, ledger: &Ledger) -> Counts;
 }
 
 impl<P: KvmCounters> KvmCounters for Checked<P> {
+    const FAULTS: FaultRule = P::FAULTS;
+
     fn counts(&self, ledger: &Ledger) -> Counts {
         self.inner().counts(ledger)
     }
@@ -158,6 +163,8 @@ where
 
 /// KVM with shadow paging (`npt=0`) counts for itself.
 impl KvmCounters for Engine<Kvm> {
+    const FAULTS: FaultRule = FaultRule::Kvm;
+
     fn counts(&self, ledger: &Ledger) -> Counts {
         let stats = self.regime(VmId::FIRST).stats();
         let mut counts = Counts::default();

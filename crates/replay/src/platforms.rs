@@ -5,6 +5,7 @@ use core::str::FromStr;
 use std::io::BufRead;
 
 use memvirt_nested::{AdBits, Nested};
+use memvirt_oracle::FaultRule;
 use memvirt_pagetable::Npt4;
 use memvirt_platform::{Engine, Host, MemoryMap, Native, Regime, Vendor};
 use memvirt_shadow::kvm::{Kernel, Kvm, KvmConfig};
@@ -128,7 +129,7 @@ pub fn replay(recording: Recording<impl BufRead>, under: Under, tolerance: Toler
         Under::LazyFill => on(recording, |map| LazyFill::new(map, shadow)),
         Under::Vtlb => on(recording, |map| Vtlb::new(map, shadow)),
         Under::InvlpgOnly => on(recording, |map| InvlpgOnly::new(map, shadow)),
-        Under::Native => check(recording, |_: &Section| golden::bare(Native)),
+        Under::Native => check(recording, FaultRule::Architecture, |_: &Section| golden::bare(Native)),
     };
     report.platform = under.name().to_owned();
     report.kernel = under.kernel().map(Kernel::name);
@@ -136,7 +137,7 @@ pub fn replay(recording: Recording<impl BufRead>, under: Under, tolerance: Toler
 }
 
 fn on<R: Regime>(recording: Recording<impl BufRead>, make: impl Fn(&MemoryMap) -> R) -> Report {
-    check(recording, |_: &Section| golden::engine(|_, map| make(map)))
+    check(recording, FaultRule::Architecture, |_: &Section| golden::engine(|_, map| make(map)))
 }
 
 /// The recorded machine under KVM's shadow paging.

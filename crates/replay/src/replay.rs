@@ -2,7 +2,7 @@
 
 use std::io::BufRead;
 
-use memvirt_oracle::{Checked, Tally, Violation};
+use memvirt_oracle::{Checked, FaultRule, Tally, Violation};
 use memvirt_platform::Platform;
 
 use crate::counters::{Column, Counts, KvmCounters, exits};
@@ -48,15 +48,23 @@ pub fn compare<P: KvmCounters>(
 ) -> Report {
     let judge = Compare { tolerance, before: Counts::default() };
     match watch {
-        Watch::On => run(recording, Mode::Compare, |section| Checked::single(make(section)), sight, judge),
+        Watch::On => {
+            let checked = |section: &Section| Checked::single(make(section)).with_fault_rule(P::FAULTS);
+            run(recording, Mode::Compare, checked, sight, judge)
+        }
         Watch::Off => run(recording, Mode::Compare, make, |_| None, judge),
     }
 }
 
 /// Replays `recording` on any platform under the eyes of the oracle: every translation, value, store and fault must be one
 /// that the architecture permits.
-pub fn check<P: Platform>(recording: Recording<impl BufRead>, mut make: impl FnMut(&Section) -> P) -> Report {
-    run(recording, Mode::Check, |section| Checked::single(make(section)), sight, Nothing)
+pub fn check<P: Platform>(
+    recording: Recording<impl BufRead>,
+    rule: FaultRule,
+    mut make: impl FnMut(&Section) -> P,
+) -> Report {
+    let checked = |section: &Section| Checked::single(make(section)).with_fault_rule(rule);
+    run(recording, Mode::Check, checked, sight, Nothing)
 }
 
 /// What the oracle has found so far.
