@@ -6,6 +6,7 @@
 use memvirt_addr::PageSize;
 use memvirt_ops::arch::{GfnRange, HostEvent};
 use memvirt_platform::{Cx, Tags};
+use memvirt_tlb::KeepGlobal;
 
 use super::Kvm;
 use super::config::KvmConfig;
@@ -44,6 +45,16 @@ impl Kvm {
             HostEvent::ShadowPageLimit(_, limit) => {
                 self.change_limit(cx, u64::from(limit.max(KvmConfig::MIN_PAGE_LIMIT)));
             }
+        }
+    }
+
+    /// What the host has asked for is served when the guest is entered again; until then it must not run on translations that
+    /// the host has taken back.
+    pub(crate) fn leave_guest(&mut self, cx: &mut Cx<'_>) {
+        if self.vcpu(cx).requests.any() {
+            let vpid = cx.tag().vpid();
+            cx.tlb().flush_vpid(vpid, KeepGlobal::No);
+            cx.out.counters.tlb_flushes += 1;
         }
     }
 

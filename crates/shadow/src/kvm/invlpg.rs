@@ -6,6 +6,7 @@
 
 use memvirt_addr::Gva;
 use memvirt_platform::Cx;
+use memvirt_tlb::Tag;
 
 use super::Kvm;
 use super::config::Kernel;
@@ -23,6 +24,14 @@ impl Kvm {
             self.invalidate_in(cx, gva, root);
         }
         self.flush_own_page(cx, gva);
+        // A page that is global for the guest may be cached under other PCIDs; those without a root here are flushed when one
+        // is loaded for them.
+        let pcids = cx.regs().pcid_enable;
+        for root in previous.into_iter().filter(|root| root.is_valid() && pcids) {
+            #[expect(clippy::cast_possible_truncation, reason = "masked to 12 bits")]
+            let tag = Tag::new(cx.tag().vpid(), (root.pgd & 0xfff) as u16);
+            cx.tlb().flush_page(tag, gva);
+        }
     }
 
     /// Invalidates one address in one root, and in the hardware's TLB.

@@ -189,6 +189,7 @@ impl Regime for Kvm {
     fn host(&mut self, cx: &mut Cx<'_>, event: &HostEvent) {
         self.prepare(cx);
         self.host_event(cx, event);
+        self.leave_guest(cx);
         self.settle(cx);
     }
 

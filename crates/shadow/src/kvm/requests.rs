@@ -13,30 +13,30 @@ use super::Kvm;
 use super::vcpu::Requests;
 
 impl Kvm {
-    /// Asks something of every vCPU of the virtual machine.
-    pub(crate) fn request_all(&mut self, cx: &Cx<'_>, which: u8) {
-        for (mmu, vcpu) in self.vcpus.iter_mut().zip(cx.vcpus.iter()) {
-            if vcpu.vm == cx.vm {
-                mmu.requests.make(which);
+    /// Asks something of every vCPU of the virtual machine. All but the caller are interrupted for it, which costs them their
+    /// translations at once: every request ends in a flush before the guest runs again. Returns whether there were others.
+    pub(crate) fn request_all(&mut self, cx: &mut Cx<'_>, which: u8) -> bool {
+        let mut others = false;
+        for ((i, mmu), vcpu) in (0u16..).zip(&mut self.vcpus).zip(cx.vcpus.iter()) {
+            if vcpu.vm != cx.vm {
+                continue;
+            }
+            mmu.requests.make(which);
+            if i != cx.me.0 {
+                cx.cpus[vcpu.cpu].tlb.flush_vpid(vcpu.vpid, KeepGlobal::No);
+                cx.out.counters.tlb_flushes += 1;
+                self.kick = self.kick.with(VcpuId(i));
+                others = true;
             }
         }
+        others
     }
 
     /// Flushes the translations of all vCPUs. (`kvm_flush_remote_tlbs`)
     pub(crate) fn flush_remote(&mut self, cx: &mut Cx<'_>) {
         self.stats.remote_tlb_flush_requests += 1;
         self.work.remote_flushes += 1;
-        self.request_all(cx, Requests::FLUSH_ALL);
-        let mut kicked = false;
-        for (i, vcpu) in (0u16..).zip(cx.vcpus.iter()) {
-            // The caller's own TLB is flushed when it serves the request, like all others before it can use it again.
-            if vcpu.vm == cx.vm && i != cx.me.0 {
-                cx.cpus[vcpu.cpu].tlb.flush_vpid(vcpu.vpid, KeepGlobal::No);
-                cx.out.counters.tlb_flushes += 1;
-                self.kick = self.kick.with(VcpuId(i));
-                kicked = true;
-            }
-        }
+        let kicked = self.request_all(cx, Requests::FLUSH_ALL);
         self.stats.remote_tlb_flush += u64::from(kicked);
     }
 

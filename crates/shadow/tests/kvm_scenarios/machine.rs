@@ -232,6 +232,12 @@ impl Machine {
         assert_eq!(done, 1, "the kernel's own page {at:#x}: {stop:?}");
     }
 
+    /// One access of user mode; returns false where the guest saw a page fault.
+    pub(crate) fn user(&mut self, at: u64, kind: AccessKind) -> bool {
+        let access = [Acc::user(Gva::new(at), kind)];
+        self.engine.accesses(self.me, &access, Horizon::Open, &mut self.ledger).0 == 1
+    }
+
     fn marker(&mut self) {
         self.event(Control::Trap(Trap::PortIo).into());
     }
