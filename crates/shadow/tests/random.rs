@@ -33,12 +33,13 @@ fn play<R: Audited>(lab: &mut Lab<R>, steps: &[Step]) {
 
 fn always_sound<R: Audited>(policy: impl Fn(&MemoryMap) -> R) {
     let config = Config { cases: 200, failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
-    let result = TestRunner::new(config).run(&(memory(), any::<bool>(), steps()), |(memory, tagged, steps)| {
-        let mut lab = world(memory, tags(tagged), &policy);
-        play(&mut lab, &steps);
-        prop_assert_eq!(lab.tally().violations(), 0, "{:#?}", lab.checked.violations());
-        Ok(())
-    });
+    let result =
+        TestRunner::new(config).run(&(memory(), 1..3u16, any::<bool>(), steps()), |(memory, vcpus, tagged, steps)| {
+            let mut lab = world(memory, vcpus, tags(tagged), &policy);
+            play(&mut lab, &steps);
+            prop_assert_eq!(lab.tally().violations(), 0, "{:#?}", lab.checked.violations());
+            Ok(())
+        });
     if let Err(failure) = result {
         panic!("{failure}");
     }
@@ -66,7 +67,7 @@ fn vtlb_is_sound() {
 
 #[test]
 fn xen_is_sound() {
-    always_sound(|map| Xen::new(map, 1, Vendor::Vmx));
+    always_sound(|map| Xen::new(map, 2, Vendor::Vmx));
 }
 
 #[test]
@@ -79,7 +80,7 @@ fn the_naive_policy_keeps_sound_books_of_wrong_translations() {
     let config = Config { cases: 100, failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
     let broken = std::cell::Cell::new(0);
     let result = TestRunner::new(config).run(&(memory(), steps()), |(memory, steps)| {
-        let mut lab = world(memory, Tags::On, |map| InvlpgOnly::new(map, Vendor::Vmx));
+        let mut lab = world(memory, 1, Tags::On, |map| InvlpgOnly::new(map, Vendor::Vmx));
         play(&mut lab, &steps);
         assert_eq!(lab.tally().unjustified, 0, "it walks the guest's tables before it reflects a fault");
         broken.set(broken.get() + u64::from(lab.tally().broken > 0));
@@ -101,7 +102,7 @@ proptest! {
         steps in steps(),
     ) {
         let on_store = if propagate { OnStore::Propagate } else { OnStore::Zap };
-        let mut lab = world(memory, tags(tagged), |map| WriteProtect::new(map, on_store, Vendor::Vmx));
+        let mut lab = world(memory, 1, tags(tagged), |map| WriteProtect::new(map, on_store, Vendor::Vmx));
         for step in &steps {
             match step {
                 Step::Access { path, kind, privilege } => {

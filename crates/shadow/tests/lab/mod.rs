@@ -65,6 +65,9 @@ pub(crate) struct Lab<R> {
     pub(crate) checked: Checked<Engine<R>>,
     pub(crate) out: Ledger,
     pub(crate) memory: Memory,
+    /// The vCPU that acts.
+    pub(crate) cpu: VcpuId,
+    pub(crate) vcpus: u16,
     next: u64,
 }
 
@@ -88,7 +91,7 @@ impl<R: Audited> Lab<R> {
         let vm = (VmSpec { map, vcpus }, regime);
         let engine = Engine::new(host, usize::from(vcpus), &Geometry::default(), tags, vec![vm]);
         let checked = Checked::new(engine, vec![VmId::FIRST; usize::from(vcpus)]);
-        Self { checked, out: Ledger::sums(), memory, next: memory.frames }
+        Self { checked, out: Ledger::sums(), memory, cpu: CPU, vcpus, next: memory.frames }
     }
 
     /// The machine itself.
@@ -162,7 +165,7 @@ impl<R: Audited> Lab<R> {
     }
 
     pub(crate) fn control(&mut self, control: Control) {
-        self.control_on(CPU, control);
+        self.control_on(self.cpu, control);
     }
 
     pub(crate) fn control_on(&mut self, v: VcpuId, control: Control) {
@@ -188,7 +191,7 @@ impl<R: Audited> Lab<R> {
 
     pub(crate) fn store_from(&mut self, gva: u64, op: StoreOp, ip: u64) -> Result<(), GuestFault> {
         let event = Event::Store { via: Gva::new(gva), op, ip: Gva::new(ip) };
-        match self.checked.event(CPU, &event, &mut self.out) {
+        match self.checked.event(self.cpu, &event, &mut self.out) {
             Ok(_) => Ok(()),
             Err(Refusal::GuestFault(fault)) => Err(fault),
             Err(Refusal::HostOutOfMemory) => panic!("out of host memory"),
@@ -206,7 +209,7 @@ impl<R: Audited> Lab<R> {
 
     /// A supervisor load.
     pub(crate) fn load(&mut self, gva: u64) -> Result<u64, GuestFault> {
-        match self.checked.event(CPU, &Event::Load { gva: Gva::new(gva) }, &mut self.out) {
+        match self.checked.event(self.cpu, &Event::Load { gva: Gva::new(gva) }, &mut self.out) {
             Ok(value) => Ok(value.unwrap()),
             Err(Refusal::GuestFault(fault)) => Err(fault),
             Err(Refusal::HostOutOfMemory) => panic!("out of host memory"),
@@ -215,7 +218,7 @@ impl<R: Audited> Lab<R> {
 
     /// A plain access.
     pub(crate) fn access(&mut self, acc: Acc) -> Result<(), GuestFault> {
-        self.access_on(CPU, acc)
+        self.access_on(self.cpu, acc)
     }
 
     pub(crate) fn access_on(&mut self, v: VcpuId, acc: Acc) -> Result<(), GuestFault> {
@@ -257,7 +260,7 @@ impl<R: Audited> Lab<R> {
 
     /// What the guest's tables say now, by a walk of its own.
     pub(crate) fn truth(&self, acc: Acc) -> Truth {
-        self.truth_on(CPU, acc)
+        self.truth_on(self.cpu, acc)
     }
 
     pub(crate) fn truth_on(&self, v: VcpuId, acc: Acc) -> Truth {
@@ -300,7 +303,7 @@ impl<R: Audited> Lab<R> {
         match (truth, done) {
             (Truth::Fault(code), Err(fault)) => assert_eq!((fault.gva, fault.code), (acc.gva(), code), "{acc:?}"),
             (Truth::Page { gfn, writable }, Ok(())) => {
-                if let Some(reached) = self.checked.reached(CPU, acc.gva()) {
+                if let Some(reached) = self.checked.reached(self.cpu, acc.gva()) {
                     assert_eq!(Some(reached.frame), self.backing(gfn), "{acc:?} reached the wrong frame");
                     assert!(writable || !reached.writable, "{acc:?}: more than the guest's tables permit");
                 }

@@ -3,8 +3,8 @@
 //! through whatever else maps a table.
 
 use memvirt_addr::{Acc, AccessKind, Gfn, Gva, PageSize, Privilege};
-use memvirt_ops::VmId;
 use memvirt_ops::arch::{Control, Cr3, CrWrite, GfnRange, HostEvent, Invpcid, Pcid, StoreOp, Width};
+use memvirt_ops::{VcpuId, VmId};
 use memvirt_platform::{MemoryMap, Tags};
 use proptest::prelude::*;
 
@@ -16,25 +16,68 @@ const ROOTS: u64 = 3;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
-    Store { table: u64, index: usize, raw: u64 },
-    Partial { table: u64, index: usize, width: Width, value: u64 },
-    Clear { table: u64, index: usize, mask: u64 },
-    Fill { table: u64, index: usize, count: u16 },
-    Vector { table: u64, index: usize },
-    Access { path: [usize; 4], kind: AccessKind, privilege: Privilege },
-    Load { path: [usize; 4] },
-    Through { path: [usize; 4], index: usize, raw: u64 },
-    Cr3 { root: u64, pcid: u16, keep: bool },
+    Store {
+        table: u64,
+        index: usize,
+        raw: u64,
+    },
+    Partial {
+        table: u64,
+        index: usize,
+        width: Width,
+        value: u64,
+    },
+    Clear {
+        table: u64,
+        index: usize,
+        mask: u64,
+    },
+    Fill {
+        table: u64,
+        index: usize,
+        count: u16,
+    },
+    Vector {
+        table: u64,
+        index: usize,
+    },
+    Access {
+        path: [usize; 4],
+        kind: AccessKind,
+        privilege: Privilege,
+    },
+    Load {
+        path: [usize; 4],
+    },
+    Through {
+        path: [usize; 4],
+        index: usize,
+        raw: u64,
+    },
+    Cr3 {
+        root: u64,
+        pcid: u16,
+        keep: bool,
+    },
     Invlpg([usize; 4]),
-    Invpcid { kind: u8, pcid: u16, path: [usize; 4] },
+    Invpcid {
+        kind: u8,
+        pcid: u16,
+        path: [usize; 4],
+    },
     Pge,
     Pcids(bool),
     WriteProtect(bool),
-    Unmap { gfn: u64, frames: u64 },
+    Unmap {
+        gfn: u64,
+        frames: u64,
+    },
     DirtyLog(bool),
     DirtyRound,
     SlotChange,
     Limit(u32),
+    /// Another vCPU goes on.
+    Cpu(u16),
 }
 
 /// The tables that suit an entry of `table`, by what it usually is: frames 1 to 3 roots, 4 and 5 level 3, 6 and 7 level 2, 8 to
@@ -122,7 +165,8 @@ fn host() -> impl Strategy<Value = Step> {
 
 /// One operation.
 pub(crate) fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![30 => table_steps(), 40 => accesses(), 10 => flushes(), 5 => host()]
+    let cpu = (0..2u16).prop_map(Step::Cpu);
+    prop_oneof![30 => table_steps(), 40 => accesses(), 10 => flushes(), 5 => host(), 8 => cpu]
 }
 
 /// Every combination of page sizes of host and direct map.
@@ -137,8 +181,13 @@ pub(crate) fn gva(path: [usize; 4]) -> u64 {
 }
 
 /// The machine that the operations run on.
-pub(crate) fn world<R: Audited>(memory: Memory, tags: Tags, regime: impl FnOnce(&MemoryMap) -> R) -> Lab<R> {
-    let mut lab = Lab::with_tags(memory, 1, tags, regime);
+pub(crate) fn world<R: Audited>(
+    memory: Memory,
+    vcpus: u16,
+    tags: Tags,
+    regime: impl FnOnce(&MemoryMap) -> R,
+) -> Lab<R> {
+    let mut lab = Lab::with_tags(memory, vcpus, tags, regime);
     lab.boot_direct_map(1);
     for table in 1..=TABLES {
         for index in 0..2 {
@@ -150,7 +199,9 @@ pub(crate) fn world<R: Audited>(memory: Memory, tags: Tags, regime: impl FnOnce(
         let entry = lab.peek(1, index_of(DIRECT_MAP, 4));
         lab.boot(root, index_of(DIRECT_MAP, 4), entry);
     }
-    lab.cr3(1);
+    for cpu in 0..vcpus {
+        lab.control_on(VcpuId(cpu), Control::Cr3(Cr3::flushing(Gfn::new(1).base())));
+    }
     lab
 }
 
@@ -195,6 +246,7 @@ pub(crate) fn run<R: Audited>(lab: &mut Lab<R>, step: &Step) {
         Step::DirtyLog(on) => lab.host(HostEvent::DirtyLog(vm, on)),
         Step::DirtyRound => lab.host(HostEvent::DirtyRound(vm)),
         Step::SlotChange => lab.host(HostEvent::SlotChange(vm)),
+        Step::Cpu(cpu) => lab.cpu = VcpuId(cpu % lab.vcpus),
         Step::Limit(pages) => lab.host(HostEvent::ShadowPageLimit(vm, pages)),
     }
 }
