@@ -47,7 +47,12 @@ impl Kvm {
     /// A store to a protected table.
     pub(crate) fn emulate_table_write(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
         let key = (request.ip, request.acc.gva());
-        let repeated = self.vcpu_mut(cx).last_retry.take() == Some(key);
+        let last = self.vcpu_mut(cx).last_retry.take();
+        let repeated = last == Some(key);
+        if repeated && self.config.kernel == Kernel::V6_12 {
+            // The guard stays up until something else faults on a protected table; in 6.1 it works once.
+            self.vcpu_mut(cx).last_retry = last;
+        }
         self.decode();
         let page_table_code = request.store.is_none_or(writes_page_tables);
         if !page_table_code && !repeated && self.unprotect(cx, key.1) {

@@ -28,7 +28,6 @@ impl Kvm {
         // is loaded for them.
         let pcids = cx.regs().pcid_enable;
         for root in previous.into_iter().filter(|root| root.is_valid() && pcids) {
-            #[expect(clippy::cast_possible_truncation, reason = "masked to 12 bits")]
             let tag = Tag::new(cx.tag().vpid(), (root.pgd & 0xfff) as u16);
             cx.tlb().flush_page(tag, gva);
         }

@@ -39,7 +39,7 @@ fn value() -> impl Strategy<Value = u64> {
         Just(0),
         (0u64..32, bits.clone()).prop_map(|(n, bits)| f(n) | bits),
         (prop::sample::select(&TABLES[..]), bits.clone()).prop_map(|(table, bits)| table | bits),
-        (0u64..2, bits).prop_map(|(n, bits)| 0x200_0000 + (n << 21) | bits | S),
+        (0u64..2, bits).prop_map(|(n, bits)| (0x200_0000 + (n << 21)) | bits | S),
         Just(0x4000_0000 | P | W | A | D),
     ]
 }
