@@ -156,16 +156,16 @@ pub(crate) struct SwitchArgs {
     #[arg(long, value_name = "SIZE", value_parser = page)]
     direct_map_page: Option<PageSize>,
     /// Kernel-page-table isolation: a CR3 load on each kernel entry and exit [default: off]
-    #[arg(long, value_enum, value_name = "on|off")]
+    #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true)]
     kpti: Option<OnOff>,
     /// Process-context identifiers in the guest [default: off]
-    #[arg(long, value_enum, value_name = "on|off")]
+    #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true)]
     pcid: Option<OnOff>,
     /// VPID or ASID: translations survive VM exits [default: on]
-    #[arg(long, value_enum, value_name = "on|off")]
+    #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true)]
     tags: Option<OnOff>,
     /// Accessed and dirty bits in EPT [default: on]
-    #[arg(long, value_enum, value_name = "on|off")]
+    #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true)]
     ept_ad: Option<OnOff>,
     /// Guest instructions between timer ticks, 0 for none [default: 10000000]
     #[arg(long, value_name = "INSTRUCTIONS", value_parser = tick)]

@@ -1,0 +1,60 @@
+//! The lists: workloads, machines, regimes, traces.
+
+use std::path::Path;
+
+use crate::{memvirt, memvirt_in, shipped_trace};
+
+#[test]
+fn every_listed_workload_is_explained_and_found_from_any_folder() {
+    let all = memvirt_in(Path::new("/"), ["workloads", "--format", "json"]).json();
+    let names: Vec<_> = all.as_array().unwrap().iter().map(|workload| workload["name"].as_str().unwrap()).collect();
+    assert!(names.len() >= 9, "{names:?}");
+    let list = memvirt("workloads").stdout;
+    for name in names {
+        assert!(list.contains(name));
+        let one = memvirt_in(Path::new("/"), ["workloads", name]);
+        assert!(one.status == 0 && one.stdout.starts_with(&format!("{name}: ")), "{name}");
+        assert!(one.stdout.contains("source of its rates: "), "{name}");
+    }
+}
+
+#[test]
+fn machines_show_every_figure_with_its_source_and_mark_estimates() {
+    let json = memvirt("machines --format json").json();
+    let table = memvirt("machines").stdout;
+    for machine in json.as_array().unwrap() {
+        for section in ["base", "translation", "exits", "work"] {
+            for (name, figure) in machine[section].as_object().unwrap() {
+                let source = figure["source"].as_str().unwrap();
+                let line = table
+                    .lines()
+                    .find(|line| line.contains(&format!(" {section} ")) && line.contains(&format!(" {name} ")));
+                let line = line.unwrap_or_else(|| panic!("{section} {name}"));
+                assert!(line.contains(source) && line.contains(&figure["value"].to_string()), "{line}");
+                assert_eq!(line.contains(" * "), source.starts_with("estimate"), "{line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn regimes_are_listed_by_the_names_that_are_accepted() {
+    let list = memvirt("regimes").stdout;
+    for line in list.lines().skip(2).filter(|line| !line.contains('─')) {
+        let name = line.split_whitespace().next().unwrap();
+        let ran = memvirt(&format!("run --regime {name} --workload hot --scale 0.0001"));
+        assert_eq!(ran.status, 0, "{name}: {}", ran.stderr);
+    }
+}
+
+#[test]
+fn a_trace_is_summarized() {
+    let path = shipped_trace();
+    let json = memvirt(&format!("trace info {} --format json", path.display())).json();
+    // The figures of tests/data/lackey/README.md.
+    assert_eq!(json["tally"]["fetches"], 519_213);
+    assert_eq!(json["tally"]["malformed"], 0);
+    assert_eq!(json["pages"], 294);
+    let table = memvirt(&format!("trace info {}", path.display()));
+    assert!(table.status == 0 && table.stdout.contains("519,213") && table.stdout.contains("mmap"), "{}", table.stdout);
+}
