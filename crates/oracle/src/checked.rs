@@ -133,7 +133,7 @@ impl<P: Platform> Checked<P> {
             FaultVerdict::Justified => self.tally.faults += 1,
             FaultVerdict::Unjustified { expected } => self.unjustified(v, acc, code, expected),
         }
-        self.with(v, |oracle, _| oracle.fault(v, fault.gva, code));
+        self.with(v, |oracle, view| oracle.fault(v, fault.gva, code, view.peek));
     }
 
     fn unjustified(&mut self, v: VcpuId, acc: Acc, code: PfCode, expected: Option<PfCode>) {
@@ -310,7 +310,7 @@ impl<P: Platform> Platform for Checked<P> {
             Event::Control(control) => {
                 let result = self.inner.event(v, event, out);
                 if result.is_ok() {
-                    self.with(v, |oracle, _| oracle.control(v, control));
+                    self.with(v, |oracle, view| oracle.control(v, control, view.peek));
                 }
                 result
             }

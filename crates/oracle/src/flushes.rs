@@ -35,16 +35,18 @@ impl Pages {
         self.page.clear();
     }
 
-    /// A page is flushed through any address in it, whatever size it was cached with.
-    fn flush_page(&mut self, gva: Gva, at: Tick) {
-        for size in PageSize::ALL {
+    /// Flushes the page of `gva`: the 4 KiB page, whatever it was cached as, and where the tables now map it by a larger page
+    /// (`mapped`), all pieces of that. A larger page that the tables no longer have may have been cached in pieces, of which only
+    /// the one that holds `gva` need go.
+    fn flush_page(&mut self, gva: Gva, mapped: Option<PageSize>, at: Tick) {
+        for size in [Some(PageSize::Size4K), mapped].into_iter().flatten() {
             self.page.insert((size, gva.as_u64() >> size.shift()), at);
         }
     }
 
     fn last(&self, gva: Gva, size: PageSize) -> Tick {
-        let page = self.page.get(&(size, gva.as_u64() >> size.shift())).copied();
-        page.unwrap_or(0).max(self.all)
+        let of = |size: PageSize| self.page.get(&(size, gva.as_u64() >> size.shift())).copied().unwrap_or(0);
+        of(PageSize::Size4K).max(of(size)).max(self.all)
     }
 }
 
@@ -89,14 +91,21 @@ impl Flushes {
         }
     }
 
-    /// Takes over a privileged operation; `old` and `new` are the registers before and after it.
-    pub(crate) fn control(&mut self, control: &Control, old: &State, new: &State, at: Tick) {
+    /// Takes over a privileged operation; `old` and `new` are the registers before and after it, `mapped` the size of the page
+    /// that the tables map at the address it names.
+    pub(crate) fn control(
+        &mut self,
+        control: &Control,
+        (old, new): (&State, &State),
+        mapped: Option<PageSize>,
+        at: Tick,
+    ) {
         match *control {
             Control::Invlpg(gva) => {
                 let context = self.context(old.pcid());
-                context.tlb.flush_page(gva, at);
+                context.tlb.flush_page(gva, mapped, at);
                 context.upper.push(at);
-                self.global.flush_page(gva, at);
+                self.global.flush_page(gva, mapped, at);
             }
             Control::Cr3(cr3) => {
                 self.enter(new, at);
@@ -112,8 +121,9 @@ impl Flushes {
                 }
             }
             Control::Invpcid(Invpcid::Address(pcid, gva)) => {
+                let mapped = mapped.filter(|_| pcid == old.pcid());
                 let context = self.context(pcid);
-                context.tlb.flush_page(gva, at);
+                context.tlb.flush_page(gva, mapped, at);
                 context.flush_upper_for(gva, at);
             }
             Control::Invpcid(Invpcid::Single(pcid)) => self.context(pcid).flush_all(at),
@@ -123,11 +133,11 @@ impl Flushes {
     }
 
     /// A page fault that the guest saw.
-    pub(crate) fn fault(&mut self, pcid: Pcid, gva: Gva, at: Tick) {
+    pub(crate) fn fault(&mut self, pcid: Pcid, gva: Gva, mapped: Option<PageSize>, at: Tick) {
         let context = self.context(pcid);
-        context.tlb.flush_page(gva, at);
+        context.tlb.flush_page(gva, mapped, at);
         context.flush_upper_for(gva, at);
-        self.global.flush_page(gva, at);
+        self.global.flush_page(gva, mapped, at);
     }
 
     fn context(&mut self, pcid: Pcid) -> &mut Context {

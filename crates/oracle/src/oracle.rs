@@ -4,7 +4,7 @@ use core::marker::PhantomData;
 
 use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, GuestPhys, GuestVirt, Gva, Hfn, PageSize, PfCode};
 use memvirt_ops::VcpuId;
-use memvirt_ops::arch::Control;
+use memvirt_ops::arch::{Control, Invpcid};
 use memvirt_pagetable::{Attrs, Entry, Format, Guest4};
 
 use crate::flushes::Flushes;
@@ -98,12 +98,16 @@ impl<F: Format<In = GuestVirt, Out = GuestPhys>> Oracle<F> {
     /// # Panics
     ///
     /// For a vCPU that does not exist.
-    pub fn control(&mut self, v: VcpuId, control: &Control) {
+    pub fn control(&mut self, v: VcpuId, control: &Control, peek: &dyn Fn(Gpa) -> u64) {
         self.now += 1;
+        let mapped = match control {
+            Control::Invlpg(gva) | Control::Invpcid(Invpcid::Address(_, gva)) => self.mapped(v, *gva, peek),
+            _ => None,
+        };
         let Vcpu { state, flushes } = &mut self.vcpus[v.index()];
         let old = *state;
         state.execute(control);
-        flushes.control(control, &old, state, self.now);
+        flushes.control(control, (&old, state), mapped, self.now);
         if self.words.records() >= 2 * self.kept {
             self.prune();
             self.kept = self.words.records().max(PRUNE_FROM);
@@ -115,12 +119,18 @@ impl<F: Format<In = GuestVirt, Out = GuestPhys>> Oracle<F> {
     /// # Panics
     ///
     /// For a vCPU that does not exist.
-    pub fn fault(&mut self, v: VcpuId, gva: Gva, code: PfCode) {
+    pub fn fault(&mut self, v: VcpuId, gva: Gva, code: PfCode, peek: &dyn Fn(Gpa) -> u64) {
         if self.faults.covers(code) {
             self.now += 1;
+            let mapped = self.mapped(v, gva, peek);
             let Vcpu { state, flushes } = &mut self.vcpus[v.index()];
-            flushes.fault(state.pcid(), gva, self.now);
+            flushes.fault(state.pcid(), gva, mapped, self.now);
         }
+    }
+
+    /// The size of the page that the current tables map at `gva`.
+    fn mapped(&self, v: VcpuId, gva: Gva, peek: &dyn Fn(Gpa) -> u64) -> Option<PageSize> {
+        self.walk(v, gva, peek, &mut |_, _, _| {}).ok().map(|translation| translation.size)
     }
 
     /// Forgets the history that lies before the last flush of everything on every vCPU. Happens by itself as histories grow.

@@ -10,7 +10,7 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use memvirt_addr::{Acc, AccessKind, Gfn, Gva, Level, PageSize, PfCode};
+use memvirt_addr::{Acc, AccessKind, Gfn, Gva, Level, PageSize};
 use memvirt_ops::arch::{Control, CrWrite, Invpcid, Pcid};
 use memvirt_oracle::{State, Translation, Verdict};
 use memvirt_pagetable::{Attrs, Entry, Format, Guest4};
@@ -23,6 +23,7 @@ const PAGES: [u64; 4] = [0x0, 0x1000, 0x20_0000, 0x20_1000];
 const TABLES: u64 = 7;
 
 type Upper = (Pcid, Level, u64, Gfn, u32);
+/// A translation, cached for one 4 KiB page: a large one may be cached in pieces.
 type Cached = (Pcid, PageSize, u64, Gfn, u32, bool);
 
 #[derive(Default)]
@@ -60,8 +61,7 @@ impl Reference {
                 }
                 Entry::Leaf { frame, size, attrs } => {
                     let global = attrs.contains(Attrs::GLOBAL);
-                    let number = gva.as_u64() >> size.shift();
-                    self.tlb.insert((pcid, size, number, frame, perms & attrs.bits(), global));
+                    self.tlb.insert((pcid, size, gva.as_u64(), frame, perms & attrs.bits(), global));
                 }
                 Entry::Absent | Entry::Reserved => {}
             }
@@ -73,9 +73,11 @@ impl Reference {
         self.tlb.retain(|entry| entry.0 != pcid || entry.5);
     }
 
-    fn flush_page(&mut self, pcid: Pcid, gva: Gva, globals: bool) {
-        self.tlb.retain(|&(of, size, number, _, _, global)| {
-            let hit = gva.as_u64() >> size.shift() == number;
+    /// The piece that holds `gva`, and all pieces where the tables map it by a page of the same size now.
+    fn flush_page(&mut self, pcid: Pcid, gva: Gva, globals: bool, mapped: Option<PageSize>) {
+        self.tlb.retain(|&(of, size, page, _, _, global)| {
+            let same = |size: PageSize| gva.as_u64() >> size.shift() == page >> size.shift();
+            let hit = same(PageSize::Size4K) || mapped == Some(size) && same(size);
             !(hit && if global { globals } else { of == pcid })
         });
     }
@@ -84,11 +86,11 @@ impl Reference {
         self.upper.retain(|entry| entry.0 != pcid || entry.2 != gva.as_u64() >> entry.1.entry_shift());
     }
 
-    fn control(&mut self, control: &Control) {
+    fn control(&mut self, world: &World, control: &Control) {
         let pcid = self.state.pcid();
         match *control {
             Control::Invlpg(gva) => {
-                self.flush_page(pcid, gva, true);
+                self.flush_page(pcid, gva, true, self.mapped(world, gva));
                 self.upper.retain(|entry| entry.0 != pcid);
             }
             Control::Cr3(cr3) => {
@@ -111,23 +113,38 @@ impl Reference {
                 self.tlb.retain(|entry| entry.5);
             }
             Control::Invpcid(Invpcid::Single(pcid)) => self.flush_pcid(pcid),
-            Control::Invpcid(Invpcid::Address(pcid, gva)) => {
-                self.flush_page(pcid, gva, false);
+            Control::Invpcid(Invpcid::Address(of, gva)) => {
+                let mapped = self.mapped(world, gva).filter(|_| of == pcid);
+                let pcid = of;
+                self.flush_page(pcid, gva, false, mapped);
                 self.flush_prefixes(pcid, gva);
             }
             _ => {}
         }
     }
 
-    fn fault(&mut self, gva: Gva) {
+    fn mapped(&self, world: &World, gva: Gva) -> Option<PageSize> {
+        let mut table = self.state.cr3.root.frame();
+        for level in Level::ALL[..4].iter().rev() {
+            let at = table.entry(Guest4::index(gva, *level)).as_u64();
+            match Guest4::decode(world.mem.get(&at).copied().unwrap_or(0), *level) {
+                Entry::Table { next, .. } => table = next,
+                Entry::Leaf { size, .. } => return Some(size),
+                _ => return None,
+            }
+        }
+        None
+    }
+
+    fn fault(&mut self, world: &World, gva: Gva) {
         let pcid = self.state.pcid();
-        self.flush_page(pcid, gva, true);
+        self.flush_page(pcid, gva, true, self.mapped(world, gva));
         self.flush_prefixes(pcid, gva);
     }
 
     fn possible(&self, gva: Gva) -> BTreeSet<(Gfn, PageSize, u32, bool)> {
         let pcid = self.state.pcid();
-        let hit = |entry: &&Cached| (entry.0 == pcid || entry.5) && gva.as_u64() >> entry.1.shift() == entry.2;
+        let hit = |entry: &&Cached| (entry.0 == pcid || entry.5) && gva.as_u64() == entry.2;
         (self.tlb.iter().filter(hit))
             .map(|entry| {
                 (entry.3.offset(gva.page_offset(entry.1) >> 12), entry.1, entry.4 & Attrs::PERMISSIONS.bits(), entry.5)
@@ -191,7 +208,7 @@ fn start() -> (World, Reference) {
     }
     let load = Control::Cr3(memvirt_ops::arch::Cr3::flushing(Gfn::new(1).base()));
     world.control(V0, load);
-    reference.control(&load);
+    reference.control(&world, &load);
     reference.fill(&world);
     (world, reference)
 }
@@ -207,11 +224,11 @@ proptest! {
                 Step::Store { table, index, value } => world.set(*table, *index, *value),
                 Step::Control(control) => {
                     world.control(V0, *control);
-                    reference.control(control);
+                    reference.control(&world, control);
                 }
                 Step::Fault(page) => {
-                    world.oracle.fault(V0, Gva::new(*page), PfCode::default());
-                    reference.fault(Gva::new(*page));
+                    world.fault(V0, *page, 0);
+                    reference.fault(&world, Gva::new(*page));
                 }
                 Step::Prune => world.oracle.prune(),
             }
@@ -230,7 +247,7 @@ proptest! {
             match step {
                 Step::Store { table, index, value } => world.set(table, index, value),
                 Step::Control(control) => world.control(V0, control),
-                Step::Fault(page) => world.oracle.fault(V0, Gva::new(page), PfCode::default()),
+                Step::Fault(page) => world.fault(V0, page, 0),
                 Step::Prune => world.oracle.prune(),
             }
         }

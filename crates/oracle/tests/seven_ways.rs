@@ -4,7 +4,7 @@
 
 mod support;
 
-use memvirt_addr::{Gva, PfCode};
+use memvirt_addr::Gva;
 use memvirt_ops::arch::{Control, CrWrite, Invpcid, Pcid};
 use memvirt_oracle::{BitsVerdict, FaultRule, FaultVerdict, Oracle, Verdict};
 use support::{V0, V1, World, read, write};
@@ -138,7 +138,7 @@ fn way_6_accessed_and_dirty_bits_cleared_and_flushed() {
     assert_eq!(world.judge_bits(V0, read(0)), BitsVerdict::Set);
     // np -> present with A clear: nothing can be cached, so nothing excuses.
     world.set(13, 0, 0);
-    world.oracle.fault(V0, Gva::new(0), PfCode::default());
+    world.fault(V0, 0, 0);
     world.set(13, 0, OLD << 12 | 3);
     assert_eq!(world.judge_bits(V0, read(0)), BitsVerdict::AccessedLost);
 }
@@ -210,7 +210,24 @@ fn a_fault_ends_staleness_for_kvm_only_where_something_was_present() {
         world.oracle = Oracle::new(1).with_fault_rule(rule);
         world.load_cr3(V0, 1);
         world.set(13, 0, 0);
-        world.oracle.fault(V0, Gva::new(0), PfCode::from_bits(code));
+        world.fault(V0, 0, code);
         assert_eq!(world.judge(V0, read(0), OLD), verdict, "{rule:?}, code {code}");
     }
+}
+
+#[test]
+fn invlpg_drops_all_of_a_large_page_but_only_a_piece_of_one_that_is_gone() {
+    let mut world = world(1);
+    let large = |frame: u64| frame << 12 | P | W | 0x80;
+    world.set(12, 0, large(0x400));
+    assert_eq!(world.judge(V0, read(0x5000), 0x405), Verdict::Fresh);
+    world.set(12, 0, large(0x600));
+    world.control(V0, Control::Invlpg(Gva::new(0)));
+    assert_eq!(world.judge(V0, read(0x5000), 0x405), Verdict::Broken, "one INVLPG for the whole page");
+
+    world.set(13, 5, NEW << 12 | P | W);
+    world.set(12, 0, 13 << 12 | P | W);
+    world.control(V0, Control::Invlpg(Gva::new(0)));
+    assert_eq!(world.judge(V0, read(0x5000), 0x605), Verdict::Allowed, "a piece of the large page that was");
+    assert_eq!(world.judge(V0, read(0), 0x600), Verdict::Broken);
 }

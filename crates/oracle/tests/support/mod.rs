@@ -52,7 +52,11 @@ impl World {
     }
 
     pub(crate) fn control(&mut self, v: VcpuId, control: Control) {
-        self.oracle.control(v, &control);
+        self.ask(|oracle, view| oracle.control(v, &control, view.peek));
+    }
+
+    pub(crate) fn fault(&mut self, v: VcpuId, gva: u64, code: u32) {
+        self.ask(|oracle, view| oracle.fault(v, Gva::new(gva), PfCode::from_bits(code), view.peek));
     }
 
     pub(crate) fn load_cr3(&mut self, v: VcpuId, root: u64) {
