@@ -283,9 +283,40 @@ impl Pages {
         Spte(mem.read(self.at(entry)))
     }
 
+    /// The indices of the entries of a page that are not zero now.
+    pub(crate) fn occupied(&self, mem: &PhysMem<HostPhys>, id: PageId) -> Occupied {
+        let mut bits = [0; 8];
+        for (bits, words) in bits.iter_mut().zip(mem.words(self[id].table).chunks_exact(64)) {
+            for (i, word) in words.iter().enumerate() {
+                *bits |= u64::from(*word != 0) << i;
+            }
+        }
+        Occupied { bits, word: 0 }
+    }
+
     /// All pages that exist, for inspection.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (PageId, &Page)> {
         (0..).zip(&self.slots).filter(|(_, page)| page.live)
+    }
+}
+
+/// Indices of entries, found once: entries may change while these are gone through.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Occupied {
+    bits: [u64; 8],
+    word: usize,
+}
+
+impl Iterator for Occupied {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        while *self.bits.get(self.word)? == 0 {
+            self.word += 1;
+        }
+        let bit = self.bits[self.word].trailing_zeros();
+        self.bits[self.word] &= self.bits[self.word] - 1;
+        Some(self.word * 64 + bit as usize)
     }
 }
 

@@ -71,11 +71,9 @@ impl Kvm {
         if self.pages[id].role.is_direct() || !self.pages[id].role.same_mode(self.vcpu(cx).role) {
             return Err(WrongMode);
         }
-        let (table, mut flush) = (self.pages[id].table, false);
-        for index in 0..512 {
-            if cx.host.mem.words(table)[index] != 0 {
-                flush |= self.sync_entry(cx, SpteRef::new(id, index));
-            }
+        let mut flush = false;
+        for index in self.pages.occupied(&cx.host.mem, id) {
+            flush |= self.sync_entry(cx, SpteRef::new(id, index));
         }
         Ok(flush)
     }

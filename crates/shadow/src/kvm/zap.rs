@@ -91,11 +91,8 @@ impl Kvm {
     }
 
     fn unlink_children(&mut self, cx: &mut Cx<'_>, id: PageId) {
-        let table = self.pages[id].table;
-        for index in 0..512 {
-            if cx.host.mem.words(table)[index] != 0 {
-                self.zap_entry(cx, SpteRef::new(id, index));
-            }
+        for index in self.pages.occupied(&cx.host.mem, id) {
+            self.zap_entry(cx, SpteRef::new(id, index));
         }
     }
 

@@ -250,3 +250,25 @@ fn a_remote_flush_reaches_the_other_vcpu() {
     assert_eq!(machine.stats().pf_taken, after.pf_taken, "the shadow pages are shared");
     machine.check();
 }
+
+/// Adding the 1002nd leaf finds 1001: all go, the new one with them, and the access faults once more. That fault also prefetches
+/// the neighbour just lost.
+#[test]
+fn a_frame_that_is_mapped_too_often_loses_all_its_leaves() {
+    scenario("", |s| {
+        let table = |i: u64| 0x60_0000 + (i << 12);
+        for page in 0..1024 {
+            s.set(e(table(page / 512), page % 512), f(100) | P);
+        }
+        (0..2).for_each(|i| s.set(e(PD_A, i), table(i) | PWUA));
+        run(s, &[rd(v(0)), rd(v(512))]);
+        let before = s.machine.stats();
+        run(s, &(1..1024).filter(|page| *page != 512).map(|page| rd(v(page))).collect::<Vec<_>>());
+        let after = s.machine.stats();
+        assert_eq!(after.pf_fixed - before.pf_fixed, 1022 + 1);
+        assert_eq!(after.remote_tlb_flush_requests - before.remote_tlb_flush_requests, 1);
+        assert_eq!(after.max_mmu_rmap_size, 1001);
+        assert_eq!(before.pages_4k + 1022 - after.pages_4k, 1002 - 2);
+        s.machine.check();
+    });
+}
