@@ -12,7 +12,7 @@ use crate::output::{print, render, table};
 
 pub(crate) fn regimes() -> anyhow::Result<Status> {
     let mut grid = table(["regime", "what it is"]);
-    for kind in RegimeKind::ALL {
+    for kind in RegimeKind::ALL.iter().copied() {
         grid.add_row([kind.name(), kind.about()]);
     }
     print(&render(&grid))?;

@@ -40,6 +40,9 @@ pub fn summary(comparison: &Comparison) -> Vec<Group> {
     groups
 }
 
+/// A label and the figure it stands for.
+type Kind = (&'static str, fn(&RunResult) -> u64);
+
 struct Columns<'a>(&'a [RunResult]);
 
 impl Columns<'_> {
@@ -97,7 +100,7 @@ impl Columns<'_> {
             self.row("walks", |r| count(r.walks)),
             self.row("references per walk", |r| format!("{:.2}", r.refs_per_walk())),
         ];
-        let kinds: [(&str, fn(&RunResult) -> u64); 3] = [
+        let kinds: [Kind; 3] = [
             ("references to guest tables", |r| r.walk_refs.guest),
             ("references to shadow tables", |r| r.walk_refs.shadow),
             ("references to nested tables", |r| r.walk_refs.host),
@@ -121,7 +124,7 @@ impl Columns<'_> {
     }
 
     fn tables(&self) -> Group {
-        let kinds: [(&str, fn(&RunResult) -> u64); 4] = [
+        let kinds: [Kind; 4] = [
             ("guest tables", |r| r.table_bytes.guest),
             ("shadow tables", |r| r.table_bytes.shadow),
             ("nested tables", |r| r.table_bytes.nested),

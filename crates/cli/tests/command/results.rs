@@ -173,3 +173,15 @@ fn a_regime_asked_for_twice_is_run_once() {
     let ran = memvirt("compare --workload hot --scale 0.001 --regimes nested,nested:ept --format json");
     assert_eq!(ran.json()["results"].as_array().unwrap().len(), 1);
 }
+
+#[test]
+fn a_regime_that_is_wrong_is_caught_by_the_check_and_named_without_it() {
+    let run = "run --regime shadow:invlpg-only --workload fork-and-exit --scale 0.05 --format json";
+    let checked = memvirt(&format!("{run} --check"));
+    assert_eq!(checked.status, 1);
+    assert!(number(&checked.json()["results"][0], "stale.broken") > 0);
+    let lines: Vec<_> = checked.stderr.lines().collect();
+    assert!(lines.len() <= 6 && lines.iter().all(|line| line.starts_with("memvirt: check failed: ")), "{lines:?}");
+    let unchecked = memvirt(run);
+    assert!(unchecked.stderr.contains("wrong translations by design"), "{}", unchecked.stderr);
+}

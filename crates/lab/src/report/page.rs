@@ -117,10 +117,10 @@ fn cards(comparison: &Comparison) -> String {
 fn benefits(comparison: &Comparison) -> String {
     let mut text = String::new();
     for benefit in comparison.benefits() {
-        let _ = write!(
+        let _ = writeln!(
             text,
             "<p class=\"benefit\">Benefit of <b>{}</b> over <b>{}</b>: <b>{}</b> <span>(T<sub>shadow</sub> / \
-             T<sub>nested</sub> &minus; 1, with the switches above)</span></p>\n",
+             T<sub>nested</sub> &minus; 1, with the switches above)</span></p>",
             escape(benefit.nested.regime.name()),
             escape(benefit.shadow.regime.name()),
             signed_percent(benefit.value())
