@@ -2,7 +2,7 @@
 
 use memvirt_addr::PageSize;
 use memvirt_ops::arch::HostEvent;
-use memvirt_platform::Vendor;
+use memvirt_platform::{Tags, Vendor};
 use memvirt_shadow::kvm::{Kernel, KvmConfig, KvmStats};
 
 use crate::machine::{Machine, Op, PD_A, PT_A, dm, f, rd};
@@ -20,7 +20,7 @@ pub(crate) struct Scenario {
 impl Scenario {
     /// A fresh virtual machine, warmed as the recorded ones were.
     pub(crate) fn new(kernel: Kernel, host_pages: PageSize, recorded: &'static str) -> Self {
-        let mut machine = Machine::new(KvmConfig::new(kernel, Vendor::Svm), host_pages, 1);
+        let mut machine = Machine::new(KvmConfig::new(kernel, Vendor::Svm), host_pages, 1, Tags::Off);
         for at in (0x200_0000..0x200_2000).step_by(8) {
             machine.set(at, 0x0101_0101_0101_0101);
         }

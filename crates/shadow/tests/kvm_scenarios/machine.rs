@@ -136,7 +136,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn new(config: KvmConfig, host_pages: PageSize, vcpus: u16) -> Self {
+    pub(crate) fn new(config: KvmConfig, host_pages: PageSize, vcpus: u16, tags: Tags) -> Self {
         let mut host = Host::new(FRAMES + 16384);
         let mut map = MemoryMap::new(FRAMES, host_pages);
         for gfn in 0..RESIDENT {
@@ -145,7 +145,7 @@ impl Machine {
         // The TLB is empty after each exit: a small one does.
         let geometry = Geometry::new(&[ArrayGeometry::full(Sizes::ALL, 16)], &[]).unwrap();
         let vm = (VmSpec { map, vcpus }, Kvm::new(config));
-        let engine = Engine::new(host, usize::from(vcpus), &geometry, Tags::Off, vec![vm]);
+        let engine = Engine::new(host, usize::from(vcpus), &geometry, tags, vec![vm]);
         Self { engine, me: VcpuId::FIRST, ledger: Ledger::sums(), next_table: 0x80_0000, faults: Vec::new(), value: 0 }
     }
 

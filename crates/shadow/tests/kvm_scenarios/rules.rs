@@ -2,14 +2,16 @@
 //!
 //! Each has a scenario here whose counters follow from the mechanism; without the rule, a counter differs.
 
-use memvirt_addr::AccessKind;
+use memvirt_addr::{AccessKind, PageSize};
 use memvirt_ops::VmId;
 use memvirt_ops::arch::{Control, CrWrite, HostEvent};
+use memvirt_platform::{Tags, Vendor};
+use memvirt_shadow::kvm::{Kernel, KvmConfig};
 
 use crate::guest::{Scenario, scenario};
 use crate::machine::{
-    A, D, Op, P, PD_A, PDPT_A, PML4A, PML4B, PT_A, PT_A1, PT_B, PWAD, PWUA, U, W, cr3, e, f, invlpg, movups, pte, rd,
-    v, wr,
+    A, D, Machine, Op, P, PD_A, PDPT_A, PML4A, PML4B, PT_A, PT_A1, PT_B, PWAD, PWUA, U, W, cr3, e, f, frames, invlpg,
+    movups, pte, rd, v, wr,
 };
 
 /// Some more roots: copies of the first.
@@ -228,11 +230,7 @@ fn without_cr0_wp_a_read_only_user_page_changes_hands() {
 /// A flush asked for by one vCPU interrupts the other, which serves the request at its next entry.
 #[test]
 fn a_remote_flush_reaches_the_other_vcpu() {
-    use memvirt_addr::PageSize;
-    use memvirt_platform::Vendor;
-    use memvirt_shadow::kvm::{Kernel, KvmConfig};
-
-    let mut machine = crate::machine::Machine::new(KvmConfig::new(Kernel::V6_1, Vendor::Vmx), PageSize::Size4K, 2);
+    let mut machine = Machine::new(KvmConfig::new(Kernel::V6_1, Vendor::Vmx), PageSize::Size4K, 2, Tags::On);
     machine.boot();
     machine.start(1);
     (0..8).for_each(|i| machine.set(e(PT_A, i), f(i) | PWAD));
@@ -271,4 +269,18 @@ fn a_frame_that_is_mapped_too_often_loses_all_its_leaves() {
         assert_eq!(before.pages_4k + 1022 - after.pages_4k, 1002 - 2);
         s.machine.check();
     });
+}
+
+#[test]
+fn a_page_that_the_host_took_away_is_not_reached_through_the_tlb() {
+    let mut machine = Machine::new(KvmConfig::new(Kernel::V6_12, Vendor::Vmx), PageSize::Size4K, 1, Tags::On);
+    machine.boot();
+    machine.set(PT_A, f(0) | PWAD);
+    machine.run(rd(v(0)));
+    let before = machine.stats();
+    machine.run(rd(v(0)));
+    assert_eq!(machine.stats().pf_taken, before.pf_taken, "tagged translations survive the marker");
+    machine.host(HostEvent::Unmap(VmId::FIRST, frames(f(0), 0x1000)));
+    machine.run(rd(v(0)));
+    assert_eq!(machine.stats().pf_fixed, before.pf_fixed + 1);
 }

@@ -3,7 +3,7 @@
 use memvirt_addr::{Gpa, Gva, PageSize};
 use memvirt_ops::VmId;
 use memvirt_ops::arch::{Control, Cr3, CrWrite, HostEvent, Invpcid, Pcid, StoreOp, Width};
-use memvirt_platform::Vendor;
+use memvirt_platform::{Tags, Vendor};
 use memvirt_shadow::kvm::{Kernel, KvmConfig};
 use proptest::prelude::*;
 
@@ -108,8 +108,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn machine(config: KvmConfig, host_pages: PageSize, vcpus: u16) -> Machine {
-    let mut machine = Machine::new(config, host_pages, vcpus);
+fn machine(config: KvmConfig, host_pages: PageSize, vcpus: u16, tags: Tags) -> Machine {
+    let mut machine = Machine::new(config, host_pages, vcpus, tags);
     machine.boot();
     if vcpus > 1 {
         machine.start(1);
@@ -125,8 +125,8 @@ fn machine(config: KvmConfig, host_pages: PageSize, vcpus: u16) -> Machine {
     machine
 }
 
-fn run(config: KvmConfig, host_pages: PageSize, vcpus: u16, steps: &[Step]) {
-    let mut machine = machine(config, host_pages, vcpus);
+fn run(config: KvmConfig, host_pages: PageSize, vcpus: u16, tags: Tags, steps: &[Step]) {
+    let mut machine = machine(config, host_pages, vcpus, tags);
     for step in steps {
         match step {
             Step::Guest(vcpu, op) => {
@@ -149,11 +149,12 @@ proptest! {
 
     #[test]
     fn the_structure_stays_whole(
-        newer: bool, vmx: bool, large: bool, vcpus in 1u16..3, steps in prop::collection::vec(step(), 1..250),
+        newer: bool, vmx: bool, large: bool, vcpus in 1u16..3, tagged: bool, steps in prop::collection::vec(step(), 1..250),
     ) {
         let kernel = if newer { Kernel::V6_12 } else { Kernel::V6_1 };
         let vendor = if vmx { Vendor::Vmx } else { Vendor::Svm };
+        let tags = if tagged { Tags::On } else { Tags::Off };
         let host_pages = if large { PageSize::Size2M } else { PageSize::Size4K };
-        run(KvmConfig::new(kernel, vendor), host_pages, vcpus, &steps);
+        run(KvmConfig::new(kernel, vendor), host_pages, vcpus, tags, &steps);
     }
 }
