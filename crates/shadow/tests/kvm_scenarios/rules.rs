@@ -284,3 +284,17 @@ fn a_page_that_the_host_took_away_is_not_reached_through_the_tlb() {
     machine.run(rd(v(0)));
     assert_eq!(machine.stats().pf_fixed, before.pf_fixed + 1);
 }
+
+#[test]
+fn an_mmio_entry_of_an_older_memory_layout_is_made_anew() {
+    const EXPECTED: &str = "
+        read after a change of the slot : exits=1 pf_taken=1 pf_emulate=1 insn_emulation=1 mmio_exits=1 pf_mmio_spte_created=1 tlb_flush=1
+        read : exits=1 insn_emulation=1 mmio_exits=1
+        ";
+    scenario(EXPECTED, |s| {
+        s.set(PT_A, 0x4000_0000 | PWAD);
+        run(s, &[rd(v(0))]);
+        s.machine.host(HostEvent::DirtyLog(VmId::FIRST, true));
+        s.lines(&[rd(v(0)), rd(v(0))]);
+    });
+}
