@@ -105,7 +105,7 @@ impl Experiment {
         let reader = stream.progress();
         let total = match (&self.input, &reader) {
             (Input::Workload(workload), _) => Some(workload.facts().accesses.value()),
-            (Input::Trace(_), reader) => reader.as_ref().and_then(memvirt_trace::Progress::total_bytes),
+            (Input::Trace(..), reader) => reader.as_ref().and_then(memvirt_trace::Progress::total_bytes),
         };
         let finished = run(&self.setup(kind), &mut stream, &mut |accesses| {
             let done = reader.as_ref().map_or(accesses, memvirt_trace::Progress::bytes);

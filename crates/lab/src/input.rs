@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memvirt_ops::process::{Batch, Source};
-use memvirt_trace::{LackeyReader, Progress, Tally, TraceError};
+use memvirt_trace::{LackeyReader, MemoryCalls, Progress, Tally, TraceError};
 use memvirt_workload::{GuestSwitches, Workload};
 use serde::Serialize;
 
@@ -13,8 +13,8 @@ use serde::Serialize;
 pub enum Input {
     /// A generated stream.
     Workload(Box<Workload>),
-    /// The log of a real program.
-    Trace(PathBuf),
+    /// The log of a real program, and what becomes of the calls in it that change memory areas.
+    Trace(PathBuf, MemoryCalls),
 }
 
 impl Input {
@@ -26,7 +26,9 @@ impl Input {
     pub(crate) fn open(&self, seed: u64) -> Result<Stream, TraceError> {
         Ok(match self {
             Self::Workload(workload) => Stream::Generator(Box::new(workload.generator(seed))),
-            Self::Trace(path) => Stream::Trace(Box::new(memvirt_trace::open(path)?)),
+            Self::Trace(path, calls) => {
+                Stream::Trace(Box::new(memvirt_trace::open(path)?.with_memory_calls(*calls)))
+            }
         })
     }
 
@@ -35,7 +37,7 @@ impl Input {
     pub fn guest(&self) -> GuestSwitches {
         match self {
             Self::Workload(workload) => workload.guest(),
-            Self::Trace(_) => GuestSwitches::default(),
+            Self::Trace(..) => GuestSwitches::default(),
         }
     }
 
@@ -44,7 +46,7 @@ impl Input {
     pub fn footprint_bytes(&self) -> u64 {
         match self {
             Self::Workload(workload) => workload.facts().footprint_bytes,
-            Self::Trace(_) => 0,
+            Self::Trace(..) => 0,
         }
     }
 }
@@ -78,9 +80,11 @@ impl Stream {
     /// What was read of `input`.
     pub(crate) fn describe(&self, input: &Input) -> Described {
         match (self, input) {
-            (Self::Trace(reader), Input::Trace(path)) => Described::Trace(TraceSummary::new(path, reader)),
+            (Self::Trace(reader), Input::Trace(path, calls)) => {
+                Described::Trace(TraceSummary::new(path, *calls, reader))
+            }
             (_, Input::Workload(workload)) => Described::Workload(workload.clone()),
-            (Self::Generator(_), Input::Trace(path)) => Described::Trace(TraceSummary::named(path)),
+            (Self::Generator(_), Input::Trace(path, calls)) => Described::Trace(TraceSummary::named(path, *calls)),
         }
     }
 }
@@ -144,16 +148,19 @@ pub struct TraceSummary {
     pub modifies: u64,
     /// System calls.
     pub syscalls: u64,
+    /// Whether mmap, munmap, mprotect, mremap and brk were carried out, or were plain system calls.
+    pub memory_calls: bool,
     /// The command line of the recorded program, where the log holds it.
     pub program: Option<String>,
 }
 
 impl TraceSummary {
-    fn named(path: &Path) -> Self {
-        Self { name: file_name(path), format: "lackey", ..Self::default() }
+    fn named(path: &Path, calls: MemoryCalls) -> Self {
+        let memory_calls = calls == MemoryCalls::Apply;
+        Self { name: file_name(path), format: "lackey", memory_calls, ..Self::default() }
     }
 
-    fn new(path: &Path, reader: &LackeyReader<File>) -> Self {
+    fn new(path: &Path, calls: MemoryCalls, reader: &LackeyReader<File>) -> Self {
         let tally: &Tally = reader.tally();
         Self {
             compression: reader.compression().name(),
@@ -169,7 +176,7 @@ impl TraceSummary {
             modifies: tally.modifies,
             syscalls: tally.syscall_count(),
             program: tally.command.clone(),
-            ..Self::named(path)
+            ..Self::named(path, calls)
         }
     }
 }

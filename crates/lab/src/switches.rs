@@ -47,7 +47,7 @@ impl Overrides {
         set(&mut guest.flush_ceiling, self.flush_ceiling);
         guest.undeclared = match input {
             Input::Workload(_) => Undeclared::Refuse,
-            Input::Trace(_) => Undeclared::Adopt,
+            Input::Trace(..) => Undeclared::Adopt,
         };
         guest
     }
