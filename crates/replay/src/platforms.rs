@@ -9,7 +9,7 @@ use memvirt_oracle::FaultRule;
 use memvirt_pagetable::Npt4;
 use memvirt_platform::{Engine, Host, MemoryMap, Native, Regime, Vendor};
 use memvirt_shadow::kvm::{Kernel, Kvm, KvmConfig};
-use memvirt_shadow::{InvlpgOnly, LazyFill, OnStore, Vtlb, WriteProtect};
+use memvirt_shadow::{InvlpgOnly, LazyFill, OnStore, Vbox, Vtlb, WriteProtect, Xen};
 
 use crate::golden;
 use crate::recording::{Recording, Section};
@@ -31,6 +31,10 @@ pub enum Under {
     LazyFill,
     /// Intel's virtual TLB; checked.
     Vtlb,
+    /// Xen's shadow paging: a few leaf tables out of sync; checked.
+    Xen,
+    /// VirtualBox's shadow paging: leaf tables written often are let go until a flush; checked.
+    Vbox,
     /// The naive policy that listens to INVLPG alone; checked, and refused.
     InvlpgOnly,
     /// The bare machine; checked.
@@ -40,7 +44,7 @@ pub enum Under {
 impl Under {
     /// All platforms, `kernel` where one is to be chosen.
     #[must_use]
-    pub const fn all(kernel: Kernel) -> [Self; 8] {
+    pub const fn all(kernel: Kernel) -> [Self; 10] {
         [
             Self::KvmShadow(kernel),
             Self::KvmNested(kernel),
@@ -48,6 +52,8 @@ impl Under {
             Self::WriteProtectPropagate,
             Self::LazyFill,
             Self::Vtlb,
+            Self::Xen,
+            Self::Vbox,
             Self::InvlpgOnly,
             Self::Native,
         ]
@@ -63,6 +69,8 @@ impl Under {
             Self::WriteProtectPropagate => "write-protect/propagate",
             Self::LazyFill => "lazy-fill",
             Self::Vtlb => "vtlb",
+            Self::Xen => "xen",
+            Self::Vbox => "vbox",
             Self::InvlpgOnly => "invlpg-only",
             Self::Native => "native",
         }
@@ -120,15 +128,17 @@ impl FromStr for Under {
 /// Replays `recording` on the platform called `under`: on KVM's own against the recorded counters, elsewhere against the
 /// oracle, which always watches there.
 pub fn replay(recording: Recording<impl BufRead>, under: Under, tolerance: Tolerance, watch: Watch) -> Report {
-    let shadow = Vendor::Svm;
+    let vendor = Vendor::Svm;
     let mut report = match under {
         Under::KvmShadow(kernel) => compare(recording, tolerance, watch, |_| kvm_shadow(kernel)),
         Under::KvmNested(_) => compare(recording, tolerance, watch, |_| kvm_nested()),
-        Under::WriteProtect => on(recording, |map| WriteProtect::new(map, OnStore::Zap, shadow)),
-        Under::WriteProtectPropagate => on(recording, |map| WriteProtect::new(map, OnStore::Propagate, shadow)),
-        Under::LazyFill => on(recording, |map| LazyFill::new(map, shadow)),
-        Under::Vtlb => on(recording, |map| Vtlb::new(map, shadow)),
-        Under::InvlpgOnly => on(recording, |map| InvlpgOnly::new(map, shadow)),
+        Under::WriteProtect => on(recording, |map| WriteProtect::new(map, OnStore::Zap, vendor)),
+        Under::WriteProtectPropagate => on(recording, |map| WriteProtect::new(map, OnStore::Propagate, vendor)),
+        Under::LazyFill => on(recording, |map| LazyFill::new(map, vendor)),
+        Under::Vtlb => on(recording, |map| Vtlb::new(map, vendor)),
+        Under::Xen => on(recording, |map| Xen::new(map, 1, vendor)),
+        Under::Vbox => on(recording, |map| Vbox::new(map, vendor)),
+        Under::InvlpgOnly => on(recording, |map| InvlpgOnly::new(map, vendor)),
         Under::Native => check(recording, FaultRule::Architecture, |_: &Section| golden::bare(Native)),
     };
     report.platform = under.name().to_owned();

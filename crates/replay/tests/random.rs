@@ -8,7 +8,7 @@ use memvirt_platform::{Native, Platform, Regime, Vendor};
 use memvirt_replay::platforms::{kvm_nested, kvm_shadow};
 use memvirt_replay::{Guest, Item, Recording, Report, Seen, Tolerance, Under, Watch, check, golden, replay};
 use memvirt_shadow::kvm::Kernel;
-use memvirt_shadow::{LazyFill, OnStore, Vtlb, WriteProtect};
+use memvirt_shadow::{LazyFill, OnStore, Vbox, Vtlb, WriteProtect, Xen};
 use support::{Habit, stream};
 
 fn recording(text: &str) -> Recording<&[u8]> {
@@ -84,6 +84,8 @@ fn guests_that_flush_see_the_same_on_every_platform() {
             ("zap", shadow(&text, |map| WriteProtect::new(map, OnStore::Zap, Vendor::Vmx))),
             ("propagate", shadow(&text, |map| WriteProtect::new(map, OnStore::Propagate, Vendor::Vmx))),
             ("lazy-fill", shadow(&text, |map| LazyFill::new(map, Vendor::Vmx))),
+            ("xen", shadow(&text, |map| Xen::new(map, 1, Vendor::Vmx))),
+            ("vbox", shadow(&text, |map| Vbox::new(map, Vendor::Vmx))),
             ("vtlb", shadow(&text, |map| Vtlb::new(map, Vendor::Vmx))),
         ] {
             let differs = native.iter().zip(&other).position(|(a, b)| a != b);

@@ -52,7 +52,15 @@ fn the_kernels_are_told_apart() {
 
 #[test]
 fn correct_platforms_are_never_wrong() {
-    for under in [Under::Native, Under::WriteProtect, Under::WriteProtectPropagate, Under::LazyFill, Under::Vtlb] {
+    for under in [
+        Under::Native,
+        Under::WriteProtect,
+        Under::WriteProtectPropagate,
+        Under::LazyFill,
+        Under::Vtlb,
+        Under::Xen,
+        Under::Vbox,
+    ] {
         for (name, sections, rows) in
             [("fuzz1-linux61-shadow.csv.zst", 3, 4500), ("fuzz2-linux61-shadow.csv.zst", 1, 2000)]
         {

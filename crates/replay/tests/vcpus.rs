@@ -12,7 +12,7 @@ use memvirt_replay::golden::{
     DATA, DM, GUEST_FRAMES, HOST_FRAMES, Loader, PD_A, PD_B, PML4A, PML4B, PT_A, PT_A1, PT_B, Sequence, TV,
 };
 use memvirt_shadow::kvm::{Kernel, Kvm, KvmConfig};
-use memvirt_shadow::{InvlpgOnly, LazyFill, OnStore, Vtlb, WriteProtect};
+use memvirt_shadow::{InvlpgOnly, LazyFill, OnStore, Vbox, Vtlb, WriteProtect, Xen};
 use memvirt_tlb::Geometry;
 use rand::prelude::*;
 use rand_chacha::ChaCha8Rng;
@@ -218,6 +218,18 @@ fn lazily_filled_shadows() {
 #[test]
 fn the_virtual_tlb() {
     survives("vtlb", FaultRule::Architecture, ALL, |tags| virtual_engine(tags, |_, map| Vtlb::new(map, Vendor::Vmx)));
+}
+
+#[test]
+fn xen() {
+    survives("xen", FaultRule::Architecture, ALL, |tags| {
+        virtual_engine(tags, |_, map| Xen::new(map, VCPUS, Vendor::Vmx))
+    });
+}
+
+#[test]
+fn virtual_box() {
+    survives("vbox", FaultRule::Architecture, ALL, |tags| virtual_engine(tags, |_, map| Vbox::new(map, Vendor::Vmx)));
 }
 
 fn kvm(kernel: Kernel, tags: Tags) -> Engine<Kvm> {
