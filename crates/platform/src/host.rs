@@ -151,7 +151,13 @@ impl MemoryMap {
         if self.identity {
             return (gfn.number() < self.frames).then(|| gfn.align_down(self.size).number() << 1 | RESIDENT);
         }
-        self.pages.get(Gfn::new(gfn.number() / self.size.frames()).as_index()).copied()
+        self.pages.get(self.page_of(gfn)).copied()
+    }
+
+    /// The number of the host page that holds `gfn`. A shift: this is in the path of every read of guest memory.
+    #[inline]
+    const fn page_of(&self, gfn: Gfn) -> usize {
+        Gfn::new(gfn.number() >> (self.size.shift() - 12)).as_index()
     }
 
     #[inline]
@@ -168,7 +174,7 @@ impl MemoryMap {
         }
         let fresh = entry == 0;
         let entry = if fresh { host.allocate(self.size)?.number() << 1 } else { entry } | RESIDENT;
-        self.pages[Gfn::new(gfn.number() / self.size.frames()).as_index()] = entry;
+        self.pages[self.page_of(gfn)] = entry;
         Some((self.backed(gfn, entry), fresh))
     }
 

@@ -156,8 +156,7 @@ impl Kvm {
                 self.clear_marks(&path);
             }
         }
-        // A batch that ran full may end in pages without a leaf table; the kernel's iteration ends there, too, with the
-        // last of them taken for a table.
+        // Pages at the end of a full batch that no leaf table follows wait for the next walk.
     }
 
     fn clear_marks(&mut self, path: &Path) {
