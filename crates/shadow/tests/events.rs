@@ -88,7 +88,7 @@ events! {
         g.lab.read(at).unwrap();
         g.lab.exits(|lab| lab.write(at).unwrap())
     };
-    "5 guest page fault" = |g| g.lab.exits(|lab| drop(lab.read(page(100)).unwrap_err()));
+    "5 guest page fault" = |g| g.lab.exits(|lab| _ = lab.read(page(100)).unwrap_err());
     "6 leaf entry, absent to present" = |g| { let pt = g.pt; g.lab.exits(|lab| lab.set(pt, 100, 100 << 12 | LEAF)) };
     "6b and the access" = |g| {
         g.lab.load(DIRECT_MAP + (100 << 12)).unwrap();
@@ -144,7 +144,7 @@ events! {
     "20 fork: 16 stores, CR3" = |g| {
         let pt = g.pt;
         g.lab.exits(|lab| {
-            (0..16).for_each(|i: u64| lab.set(pt, i as usize, (DATA + i) << 12 | LEAF & !W));
+            (0..16).for_each(|i| _ = lab.store(DIRECT_MAP + (pt << 12) + 8 * i, (DATA + i) << 12 | LEAF & !W));
             lab.cr3(1);
         })
     };
@@ -254,7 +254,6 @@ const UNPROTECTED: &[(&str, u64)] = &[
 
 #[test]
 fn the_naive_policy() {
-    // Two stores of each need a writable alias, which the guest has only read: none, the direct map is dirty already.
     compare(&|map| InvlpgOnly::new(map, Vendor::Vmx), &except(ZAP, UNPROTECTED));
 }
 

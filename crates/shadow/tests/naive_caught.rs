@@ -2,8 +2,6 @@
 //! the naive policy hands out a translation (or loses an accessed or dirty bit) that no hardware could have; every correct
 //! policy does not. The guest does nothing but what the architecture demands of it.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
 mod lab;
 
 use lab::*;
@@ -80,7 +78,7 @@ scenario!(
         g.lab.write(USER).unwrap();
         g.lab.set(g.pt[0], 0, 16 << 12 | P | U | A | D);
         g.lab.cr3(1);
-        _ = (g.lab.write(USER));
+        _ = g.lab.write(USER);
     }
 );
 
@@ -144,7 +142,7 @@ scenario!(
         g.lab.read(large + 0x5000).unwrap();
         g.lab.set(g.pd[0], 1, 0);
         g.lab.invlpg(large);
-        _ = (g.lab.read(large + 0x5000));
+        _ = g.lab.read(large + 0x5000);
     }
 );
 

@@ -60,7 +60,7 @@ impl Places {
     /// Enters a table; returns the one that must come back into sync for it.
     pub(crate) fn add(&mut self, table: OutOfSync) -> Option<OutOfSync> {
         let at = table.home();
-        if !self.0[at].as_ref().is_some_and(|held| held.home() == at) {
+        if self.0[at].as_ref().is_none_or(|held| held.home() != at) {
             return self.0[at].replace(table);
         }
         let moved = self.0[at].replace(table)?;
