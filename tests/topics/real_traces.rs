@@ -2,10 +2,15 @@
 
 use memvirt_machine::{RegimeKind, RunResult};
 use memvirt_tests::{data, result_of, trace_guest};
+use memvirt_trace::MemoryCalls;
 
 fn run(regime: RegimeKind, check: bool) -> RunResult {
-    let mut trace = memvirt_trace::open(data("lackey/compress-300-lines.lackey.zst")).unwrap();
-    result_of(regime, trace_guest(), check, &mut trace)
+    run_with(MemoryCalls::Ignore, regime, check)
+}
+
+fn run_with(calls: MemoryCalls, regime: RegimeKind, check: bool) -> RunResult {
+    let trace = memvirt_trace::open(data("lackey/compress-300-lines.lackey.zst")).unwrap();
+    result_of(regime, trace_guest(), check, &mut trace.with_memory_calls(calls))
 }
 
 #[test]
@@ -37,4 +42,20 @@ fn exits_are_those_that_each_mechanism_has() {
     let kinds: Vec<_> = shadow.exits.keys().copied().collect();
     assert!(["hidden_fault", "reflected_fault", "table_write", "cr3_load"].iter().all(|kind| kinds.contains(kind)));
     assert_eq!(shadow.exits["reflected_fault"], shadow.guest_page_faults);
+    // One process whose pages only come into being: nothing to flush one by one, and CR3 is loaded when the process is made
+    // current and when its address space is torn down.
+    assert!(!kinds.contains(&"invlpg"));
+    assert_eq!(shadow.exits["cr3_load"], 2);
+}
+
+#[test]
+fn memory_calls_that_are_carried_out_unmap_and_flush() {
+    let native = run_with(MemoryCalls::Apply, RegimeKind::Native, true);
+    assert!(native.guest.invlpgs > 0);
+    for regime in RegimeKind::ALL.iter().copied().filter(|kind| kind.is_correct()) {
+        let result = run_with(MemoryCalls::Apply, regime, true);
+        assert_eq!((result.stale.broken, result.guest), (0, native.guest), "{regime}");
+    }
+    let shadow = run_with(MemoryCalls::Apply, RegimeKind::ShadowWriteProtect, false);
+    assert_eq!(shadow.exits["invlpg"], shadow.guest.invlpgs);
 }

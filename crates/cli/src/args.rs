@@ -114,6 +114,10 @@ pub(crate) struct CommonArgs {
     /// The memory trace of a real program: a Valgrind lackey log, plain or compressed
     #[arg(long, value_name = "FILE", help_heading = "Input")]
     pub(crate) trace: Option<PathBuf>,
+    /// Carry out the trace's mmap, munmap, mprotect, mremap and brk; off, they are system calls like any other [default: off]
+    #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true, conflicts_with = "workload")]
+    #[arg(help_heading = "Input")]
+    pub(crate) memory_calls: Option<OnOff>,
     /// The seed of the workload's generator
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Input")]
     pub(crate) seed: u64,
@@ -282,7 +286,7 @@ pub(crate) enum OnOff {
 }
 
 impl OnOff {
-    fn is_on(self) -> bool {
+    pub(crate) fn is_on(self) -> bool {
         self == Self::On
     }
 }

@@ -6,9 +6,10 @@ use anyhow::Context;
 use memvirt_lab::text::signed_percent;
 use memvirt_lab::{Comparison, Described, Done, Experiment, Input, summary};
 use memvirt_machine::{MachineSpec, Outcome, RegimeKind};
+use memvirt_trace::MemoryCalls;
 use memvirt_workload::Workload;
 
-use crate::args::{CommonArgs, CompareArgs, Format, RunArgs};
+use crate::args::{CommonArgs, CompareArgs, Format, OnOff, RunArgs};
 use crate::failure::{Status, line, warn};
 use crate::output::{print, render, table};
 use crate::progress::Bars;
@@ -64,7 +65,10 @@ fn input(args: &CommonArgs) -> anyhow::Result<Input> {
             let workload = args.scale.map_or(Ok(workload.clone()), |factor| workload.scaled(factor))?;
             Ok(Input::Workload(Box::new(workload)))
         }
-        (None, Some(path)) => Ok(Input::Trace(path.clone())),
+        (None, Some(path)) => {
+            let apply = args.memory_calls.is_some_and(OnOff::is_on);
+            Ok(Input::Trace(path.clone(), if apply { MemoryCalls::Apply } else { MemoryCalls::Ignore }))
+        }
         (None, None) => anyhow::bail!("nothing to run; give --workload NAME or --trace FILE"),
     }
 }
@@ -78,6 +82,9 @@ fn command(args: &CommonArgs, head: &[String]) -> String {
     }
     if let Some(trace) = &args.trace {
         words.extend(["--trace".to_owned(), portable(trace)]);
+    }
+    if args.memory_calls.is_some_and(OnOff::is_on) {
+        words.extend(["--memory-calls", "on"].map(str::to_owned));
     }
     words.extend(["--machine".to_owned(), portable(Path::new(&args.machine))]);
     if args.workload.is_some() {

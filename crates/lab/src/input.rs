@@ -26,9 +26,7 @@ impl Input {
     pub(crate) fn open(&self, seed: u64) -> Result<Stream, TraceError> {
         Ok(match self {
             Self::Workload(workload) => Stream::Generator(Box::new(workload.generator(seed))),
-            Self::Trace(path, calls) => {
-                Stream::Trace(Box::new(memvirt_trace::open(path)?.with_memory_calls(*calls)))
-            }
+            Self::Trace(path, calls) => Stream::Trace(Box::new(memvirt_trace::open(path)?.with_memory_calls(*calls))),
         })
     }
 
