@@ -1,10 +1,16 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+pub mod fault;
+pub mod pml;
+pub mod reference;
 pub mod regime;
 pub mod stage;
 pub mod walk;
 
-pub use regime::{Nested, NestedStats};
+pub use fault::{Misconfig, Violation};
+pub use pml::ModificationLog;
+pub use reference::{Counts, Dimension, Probe, Reference, Update};
+pub use regime::{DirtyLogging, Nested, NestedStats};
 pub use stage::{AdBits, SecondStage, Want};
-pub use walk::{Counts, Dimension, End, Mapped, Probe, Reference, Violation, Walker};
+pub use walk::{End, Mapped, Walker};

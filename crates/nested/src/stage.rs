@@ -4,8 +4,11 @@
 //! volume 3, sections 28.2.3 (EPT violations) and 28.2.4 (accessed and dirty flags); AMD APM volume 2, section 15.25 (every
 //! nested access is a user access; guest page-table references are writes).
 
-use memvirt_addr::{AccessKind, GuestPhys, HostPhys};
-use memvirt_pagetable::{Attrs, Ept, Format, LongMode};
+use memvirt_addr::{AccessKind, Gpa, GuestPhys, HostPhys, Level};
+use memvirt_pagetable::{Attrs, Entry, Ept, Format, LongMode};
+
+/// Address bit 51, which no entry may set: simulated machines have physical addresses of at most 51 bits.
+const BEYOND_MEMORY: u64 = 1 << 51;
 
 /// Whether hardware maintains accessed and dirty bits in the nested tables (EPTP bit 6; always on under NPT).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +28,11 @@ pub struct Want {
     pub write: bool,
 }
 
+/// The bits of a device's entry that hold its generation: 19.
+pub(crate) const DEVICE_GENERATION: u32 = (1 << 19) - 1;
+/// Bits 2:0 and 51, which tell a device's entry from others.
+const DEVICE_MARK: u64 = 0b111 | BEYOND_MEMORY;
+
 /// A format of nested tables.
 pub trait SecondStage: Format<In = GuestPhys, Out = HostPhys> {
     /// The attributes of a leaf that permits everything, as a hypervisor installs it.
@@ -35,6 +43,33 @@ pub trait SecondStage: Format<In = GuestPhys, Out = HostPhys> {
     const AD_OPTIONAL: bool;
     /// Permission to access at all: R in EPT, U in NPT.
     const BASE: Attrs;
+    /// Raw bits that no entry of level 1 may have, so that hardware stops at it: what KVM puts into entries of devices
+    /// (`kvm_mmu_set_ept_masks`, `kvm_mmu_reset_all_pte_masks`).
+    const DEVICE: u64;
+
+    /// What hardware makes of an entry: [`Format::decode`], and an address wider than the machine's is reserved.
+    #[must_use]
+    #[inline]
+    fn read(raw: u64, level: Level) -> Entry<HostPhys> {
+        let entry = Self::decode(raw, level);
+        if raw & BEYOND_MEMORY != 0 && entry.is_present() { Entry::Reserved } else { entry }
+    }
+
+    /// The raw entry of a device's page: illegal bits, the page's address and a 19-bit generation in bits that hardware does
+    /// not look at then (KVM's `make_mmio_spte`).
+    #[must_use]
+    fn device_entry(gpa: Gpa, generation: u32) -> u64 {
+        let address = gpa.frame().base().as_u64() & (BEYOND_MEMORY - 1);
+        let generation = u64::from(generation & DEVICE_GENERATION);
+        Self::DEVICE | address | (generation & 0xff) << 3 | generation >> 8 << 52
+    }
+
+    /// The generation of a device's entry; `None` for any other entry.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "19 bits")]
+    fn device_generation(raw: u64) -> Option<u32> {
+        (raw & DEVICE_MARK == Self::DEVICE).then_some((raw >> 3 & 0xff | (raw >> 52 & 0x7ff) << 8) as u32)
+    }
 
     /// What reading an entry of a guest table needs.
     #[must_use]
@@ -67,6 +102,8 @@ impl<const N: u8> SecondStage for Ept<N> {
     const TABLE: Attrs = Attrs::RWX;
     const AD_OPTIONAL: bool = true;
     const BASE: Attrs = Attrs::empty();
+    /// W and X without R.
+    const DEVICE: u64 = 0b110;
 }
 
 impl<const N: u8> SecondStage for LongMode<N, GuestPhys, HostPhys> {
@@ -74,4 +111,6 @@ impl<const N: u8> SecondStage for LongMode<N, GuestPhys, HostPhys> {
     const TABLE: Attrs = Attrs::RWX.union(Attrs::USER);
     const AD_OPTIONAL: bool = false;
     const BASE: Attrs = Attrs::USER;
+    /// Present, with a reserved address bit.
+    const DEVICE: u64 = BEYOND_MEMORY | 1;
 }

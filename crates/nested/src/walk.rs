@@ -9,79 +9,14 @@
 //! fault below it. Guest accessed bits are set on the way down, even where the walk later fails; accessed and dirty bits of
 //! the leaf once the access is permitted.
 
-use memvirt_addr::{Acc, Gfn, Gpa, GuestPhys, GuestVirt, Hfn, HostPhys, Hpa, Level, PageSize, PfCode};
+use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, GuestPhys, GuestVirt, Hfn, HostPhys, Hpa, Level, PageSize, PfCode};
 use memvirt_pagetable::{Attrs, Entry, Format, PhysMem};
 use memvirt_platform::Regs;
 
+use crate::fault::{Misconfig, Violation};
+use crate::pml::ModificationLog;
+use crate::reference::{Counts, Dimension, Probe, Reference, Update};
 use crate::stage::{AdBits, SecondStage, Want};
-
-/// Which tables a reference read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Dimension {
-    /// The guest's tables.
-    Guest,
-    /// The nested tables.
-    Host,
-}
-
-/// One memory reference of a two-dimensional walk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reference {
-    /// Which tables were read.
-    pub dimension: Dimension,
-    /// The guest level that this reference serves: of the entry itself, or of the table whose address a host walk
-    /// translates. `None` for the walk that translates the data's address.
-    pub guest_level: Option<Level>,
-    /// The level of the entry.
-    pub level: Level,
-    /// Where the entry lies in host memory.
-    pub entry_at: Hpa,
-    /// The guest-physical address: of the guest's entry, or the one being translated.
-    pub gpa: Gpa,
-    /// The raw bits read.
-    pub raw: u64,
-}
-
-/// Sees every reference of a walk. `()` sees nothing and costs nothing.
-pub trait Probe {
-    /// Called once for each reference, in order.
-    fn reference(&mut self, reference: &Reference);
-}
-
-impl Probe for () {
-    #[inline]
-    fn reference(&mut self, _: &Reference) {}
-}
-
-impl Probe for Vec<Reference> {
-    fn reference(&mut self, reference: &Reference) {
-        self.push(*reference);
-    }
-}
-
-/// What a walk counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// References to guest entries.
-    pub guest: u64,
-    /// References to nested entries.
-    pub host: u64,
-    /// Accessed and dirty bits set, in guest and nested entries.
-    pub ad_updates: u64,
-}
-
-/// Why the nested tables stopped a walk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Violation {
-    /// The guest-physical address that was being translated.
-    pub gpa: Gpa,
-    /// What the access asked for.
-    pub want: Want,
-    /// The permissions of all nested entries met, ANDed; empty where one was absent. Bits 3 to 5 of the qualification.
-    pub had: Attrs,
-    /// Whether the address was the data's own (bit 8 of the qualification), not a guest table's.
-    pub on_data: bool,
-}
 
 /// How a walk ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,12 +28,9 @@ pub enum End {
     /// EPT violation, nested page fault.
     Violation(Violation),
     /// A nested entry has illegal bits.
-    Misconfig {
-        /// The guest-physical address that was being translated.
-        gpa: Gpa,
-        /// Whether the address was the data's own.
-        on_data: bool,
-    },
+    Misconfig(Misconfig),
+    /// A nested accessed or dirty bit would have to be set, and the page-modification log has no room. Nothing was set.
+    LogFull,
 }
 
 /// A translation through both dimensions.
@@ -124,6 +56,7 @@ pub struct Walker<'a, G, H, P> {
     mem: &'a mut PhysMem<HostPhys>,
     nested_root: Hfn,
     ad: AdBits,
+    log: Option<&'a mut ModificationLog>,
     probe: &'a mut P,
     /// What was counted so far.
     pub counts: Counts,
@@ -137,13 +70,17 @@ struct Translated {
     dirty: bool,
 }
 
-/// A guest entry and where it lies.
+/// A guest entry, where it lies and what the nested tables permit there.
 struct GuestEntry<Out: memvirt_addr::Space> {
     entry: Entry<Out>,
     raw: u64,
     gpa: Gpa,
     hpa: Hpa,
+    permitted: Attrs,
 }
+
+/// The nested entries of one walk, root first.
+type Path = [(Hpa, u64); 5];
 
 impl<'a, G, H, P> Walker<'a, G, H, P>
 where
@@ -154,16 +91,26 @@ where
     /// A walker over host memory, with the nested root table in frame `nested_root`.
     #[must_use]
     pub fn new(mem: &'a mut PhysMem<HostPhys>, nested_root: Hfn, ad: AdBits, probe: &'a mut P) -> Self {
-        Self { mem, nested_root, ad, probe, counts: Counts::default(), formats: core::marker::PhantomData }
+        let counts = Counts::default();
+        Self { mem, nested_root, ad, log: None, probe, counts, formats: core::marker::PhantomData }
+    }
+
+    /// The same with a page-modification log, where nested D bits are on.
+    #[must_use]
+    pub fn with_log(mut self, log: Option<&'a mut ModificationLog>) -> Self {
+        self.log = log.filter(|_| self.ad == AdBits::On);
+        self
     }
 
     /// Walks both dimensions for one access, with the registers of the vCPU.
-    ///
-    /// # Errors
-    ///
-    /// Never: every way to end is an [`End`].
     pub fn walk(&mut self, regs: &Regs, acc: Acc) -> End {
         self.descend(regs, acc).unwrap_or_else(|end| end)
+    }
+
+    /// Walks the nested dimension alone: the access of a guest that does not page, to guest-physical address `gpa`.
+    pub fn walk_unpaged(&mut self, gpa: Gpa, kind: AccessKind) -> End {
+        let everything = Attrs::PERMISSIONS;
+        self.data(kind, gpa, PageSize::Size1G, everything, true).unwrap_or_else(|end| end)
     }
 
     fn descend(&mut self, regs: &Regs, acc: Acc) -> Result<End, End> {
@@ -175,7 +122,7 @@ where
             match found.entry {
                 Entry::Table { next, attrs } => {
                     perms &= attrs;
-                    self.set_guest_bits(&found, level, G::RAW_ACCESSED)?;
+                    self.set_guest_bits(&found, level, G::accessed_bit(level))?;
                     table = next;
                     level = level.below().unwrap_or(Level::L1);
                 }
@@ -190,7 +137,7 @@ where
                         perms |= Attrs::GLOBAL;
                     }
                     let gpa = frame.base().wrapping_add(acc.gva().page_offset(size));
-                    return self.data(acc, gpa, size, perms, raw & G::RAW_DIRTY != 0);
+                    return self.data(acc.kind(), gpa, size, perms, raw & G::RAW_DIRTY != 0);
                 }
                 Entry::Absent => return Err(End::GuestFault(PfCode::of(acc, false))),
                 Entry::Reserved => return Err(End::GuestFault(PfCode::of(acc, true).with_reserved())),
@@ -199,11 +146,17 @@ where
     }
 
     /// The last host walk: for the data's own address.
-    fn data(&mut self, acc: Acc, gpa: Gpa, guest_size: PageSize, perms: Attrs, dirty: bool) -> Result<End, End> {
-        let host = self.nested(gpa, None, H::data(acc.kind()))?;
+    fn data(
+        &mut self,
+        kind: AccessKind,
+        gpa: Gpa,
+        guest_size: PageSize,
+        mut perms: Attrs,
+        dirty: bool,
+    ) -> Result<End, End> {
+        let host = self.nested(gpa, None, H::data(kind))?;
         let writable = host.perms.contains(Attrs::WRITE);
         let executable = host.perms.contains(Attrs::EXEC);
-        let mut perms = perms;
         perms.set(Attrs::WRITE, perms.contains(Attrs::WRITE) && writable);
         perms.set(Attrs::EXEC, perms.contains(Attrs::EXEC) && executable);
         Ok(End::Mapped(Mapped {
@@ -224,31 +177,40 @@ where
         let reference =
             Reference { dimension: Dimension::Guest, guest_level: Some(level), level, entry_at: hpa, gpa, raw };
         self.probe.reference(&reference);
-        Ok(GuestEntry { entry: G::decode(raw, level), raw, gpa, hpa })
+        Ok(GuestEntry { entry: G::decode(raw, level), raw, gpa, hpa, permitted: host.perms })
     }
 
-    /// Sets bits of a guest entry, one locked update where any is missing. Without nested accessed bits this is a write of
-    /// its own, which the nested tables must permit; the entry's translation is at hand, so no reference is made for it.
+    /// Sets bits of a guest entry, one locked update where any is missing. Without nested accessed bits this is the first
+    /// write to the table, which the nested tables must permit; with them, reading the entry already counted as one.
     fn set_guest_bits(&mut self, found: &GuestEntry<GuestPhys>, level: Level, bits: u64) -> Result<u64, End> {
         if found.raw & bits != bits {
-            if self.ad == AdBits::Off {
-                let (counts, perms) = (self.counts, self.nested(found.gpa, Some(level), H::table_update()));
-                self.counts = counts;
-                perms?;
+            let want = H::table_update();
+            if !found.permitted.contains(want.perms) {
+                let (gpa, had) = (found.gpa, found.permitted);
+                return Err(End::Violation(Violation { gpa, want, had, on_data: false }));
             }
             self.counts.ad_updates += 1;
-            self.mem.write(found.hpa, found.raw | bits);
+            self.update(Dimension::Guest, level, found.hpa, found.raw, bits);
         }
         Ok(found.raw | bits)
+    }
+
+    fn update(&mut self, dimension: Dimension, level: Level, entry_at: Hpa, raw: u64, bits: u64) {
+        self.mem.write(entry_at, raw | bits);
+        self.probe.update(&Update { dimension, level, entry_at, set: bits & !raw });
     }
 
     /// Translates one guest-physical address.
     fn nested(&mut self, gpa: Gpa, guest_level: Option<Level>, want: Want) -> Result<Translated, End> {
         let on_data = guest_level.is_none();
+        let violation = |had| End::Violation(Violation { gpa, want, had, on_data });
+        if !H::covers(gpa) {
+            return Err(violation(Attrs::empty()));
+        }
         let mut had = Attrs::PERMISSIONS;
         let mut table = self.nested_root;
         let mut level = H::ROOT;
-        let mut path = [(Hpa::ZERO, 0u64); 5];
+        let mut path: Path = [(Hpa::ZERO, 0); 5];
         let mut depth = 0;
         loop {
             let entry_at = table.entry(H::index(gpa, level));
@@ -257,7 +219,7 @@ where
             self.probe.reference(&Reference { dimension: Dimension::Host, guest_level, level, entry_at, gpa, raw });
             path[depth] = (entry_at, raw);
             depth += 1;
-            match H::decode(raw, level) {
+            match H::read(raw, level) {
                 Entry::Table { next, attrs } => {
                     had &= attrs;
                     table = next;
@@ -266,33 +228,44 @@ where
                 Entry::Leaf { frame, size, attrs } => {
                     had &= attrs;
                     if !had.contains(want.perms) {
-                        return Err(End::Violation(Violation { gpa, want, had, on_data }));
+                        return Err(violation(had));
                     }
-                    let raw = self.set_nested_bits(&path[..depth], want.write);
+                    let raw = self.set_nested_bits(&path[..depth], gpa, want.write)?;
                     let frame = frame.offset(gpa.page_offset(size) >> 12);
                     return Ok(Translated { frame, size, perms: had, dirty: raw & H::RAW_DIRTY != 0 });
                 }
-                Entry::Absent => {
-                    return Err(End::Violation(Violation { gpa, want, had: Attrs::empty(), on_data }));
-                }
-                Entry::Reserved => return Err(End::Misconfig { gpa, on_data }),
+                Entry::Absent => return Err(violation(Attrs::empty())),
+                Entry::Reserved => return Err(End::Misconfig(Misconfig { gpa, want, on_data, raw })),
             }
         }
     }
 
     /// Sets the accessed bits of a nested path, and the leaf's dirty bit for a write; returns the leaf.
-    fn set_nested_bits(&mut self, path: &[(Hpa, u64)], write: bool) -> u64 {
-        let mut leaf = 0;
-        for (i, (at, raw)) in path.iter().enumerate() {
-            let is_leaf = i + 1 == path.len();
-            let dirty = if write && is_leaf { H::RAW_DIRTY } else { 0 };
-            let bits = if self.ad == AdBits::On { H::RAW_ACCESSED | dirty } else { 0 };
-            if raw & bits != bits {
-                self.counts.ad_updates += 1;
-                self.mem.write(*at, raw | bits);
-            }
-            leaf = raw | bits;
+    fn set_nested_bits(&mut self, path: &[(Hpa, u64)], gpa: Gpa, write: bool) -> Result<u64, End> {
+        let last = path.len() - 1;
+        if self.ad == AdBits::Off {
+            return Ok(path[last].1);
         }
-        leaf
+        let bits = |i| if write && i == last { H::RAW_ACCESSED | H::RAW_DIRTY } else { H::RAW_ACCESSED };
+        if self.log.as_ref().is_some_and(|log| log.is_full())
+            && path.iter().enumerate().any(|(i, (_, raw))| raw & bits(i) != bits(i))
+        {
+            return Err(End::LogFull);
+        }
+        for (i, (at, raw)) in path.iter().enumerate() {
+            let missing = bits(i) & !raw;
+            if missing != 0 {
+                self.counts.ad_updates += 1;
+                self.counts.ad_updates_nested += 1;
+                let level = Level::from_number(H::ROOT.number() - u8::try_from(i).unwrap_or(0)).unwrap_or(Level::L1);
+                self.update(Dimension::Host, level, *at, *raw, bits(i));
+                if missing & H::RAW_DIRTY != 0
+                    && let Some(log) = &mut self.log
+                {
+                    log.push(self.mem, gpa);
+                }
+            }
+        }
+        Ok(path[last].1 | bits(last))
     }
 }

@@ -1,0 +1,213 @@
+//! Nested paging as a regime: hardware walks in two dimensions, the hypervisor fills its tables on violations.
+//!
+//! One tree per virtual machine, shared by its vCPUs. Guest page faults, CR3 loads, INVLPG and stores to guest tables do not
+//! exit. Each guest frame that is touched for the first time, table frames included, costs one violation; the hypervisor
+//! maps it at the size of the host page behind it, without prefetching neighbours (KVM's `tdp_mmu.c`), with its accessed and
+//! dirty bits already set (`make_spte`). SVM hardware exits on accesses to CR4 and on changes of CR0.WP, VMX hardware does
+//! not (KVM's intercepts, measured). Accesses to addresses that are not memory exit each time and are carried out by the
+//! hypervisor.
+//!
+//! Violations are handled in `faults`, dirty logging in `logging`, what the host does by itself in `host`; `audit` holds the
+//! tables against the memory map.
+
+mod audit;
+mod faults;
+mod host;
+mod logging;
+mod stats;
+mod zero;
+
+use core::marker::PhantomData;
+
+use memvirt_addr::{GuestPhys, GuestVirt, Hfn, HostPhys, PageSize};
+use memvirt_ops::arch::{Control, CrWrite, GuestFault, HostEvent, VcpuSet};
+use memvirt_pagetable::map::TableAttrs;
+use memvirt_pagetable::{Format, Guest4, Mapper, PhysMem};
+use memvirt_platform::{
+    Backed, Cx, ExitReason, Host, HostFrames, LockMode, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work,
+    tlb_entry,
+};
+
+use crate::pml::ModificationLog;
+use crate::stage::{AdBits, SecondStage};
+use crate::walk::{End, Mapped, Walker};
+
+pub use logging::DirtyLogging;
+pub use stats::NestedStats;
+
+use logging::DirtyLog;
+use zero::ZeroPages;
+
+/// Nested paging: guest tables of format `G` under nested tables of format `H`.
+#[derive(Debug)]
+pub struct Nested<H, G = Guest4> {
+    root: Hfn,
+    ad: AdBits,
+    vendor: Vendor,
+    /// How dirty pages are to be found.
+    method: DirtyLogging,
+    dirty: DirtyLog,
+    /// The page-modification logs of the machine's vCPUs, by vCPU; made when logging first starts.
+    logs: Vec<Option<ModificationLog>>,
+    zero: ZeroPages,
+    device_generation: u32,
+    /// Which vCPUs, by number, have to flush before they enter the guest.
+    flush_requested: Vec<bool>,
+    tables: u64,
+    stats: NestedStats,
+    formats: PhantomData<(G, H)>,
+}
+
+impl<H, G> Nested<H, G>
+where
+    G: Format<In = GuestVirt, Out = GuestPhys>,
+    H: SecondStage,
+{
+    /// Nested paging with an empty tree, dirty logging by write protection; `None` where the host has no frame for its root.
+    pub fn new(host: &mut Host, ad: AdBits, vendor: Vendor) -> Option<Self> {
+        let root = host.allocate(PageSize::Size4K)?;
+        Some(Self {
+            root,
+            ad: if H::AD_OPTIONAL { ad } else { AdBits::On },
+            vendor,
+            method: DirtyLogging::WriteProtect,
+            dirty: DirtyLog::default(),
+            logs: Vec::new(),
+            zero: ZeroPages::default(),
+            device_generation: 0,
+            flush_requested: Vec::new(),
+            tables: 1,
+            stats: NestedStats::default(),
+            formats: PhantomData,
+        })
+    }
+
+    /// The same with another way of dirty logging. The page-modification log is a feature of VMX and needs the D bits of EPT;
+    /// where there are none, pages are write-protected as before.
+    #[must_use]
+    pub fn with_dirty_logging(mut self, method: DirtyLogging) -> Self {
+        let has_log = self.vendor == Vendor::Vmx && H::AD_OPTIONAL && self.ad == AdBits::On;
+        self.method = if has_log { method } else { DirtyLogging::WriteProtect };
+        self
+    }
+
+    /// The frame of the root table.
+    #[must_use]
+    pub const fn root(&self) -> Hfn {
+        self.root
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub const fn stats(&self) -> &NestedStats {
+        &self.stats
+    }
+
+    fn mapper<'h>(&self, host: &'h mut Host) -> (Mapper<'h, H, PhysMem<HostPhys>>, &'h mut HostFrames) {
+        let (mem, frames) = host.parts();
+        (Mapper::new(mem, self.root, TableAttrs::new(H::TABLE)), frames)
+    }
+
+    /// Serves what was asked of this vCPU before it enters the guest.
+    #[inline]
+    fn enter(&mut self, cx: &Cx<'_>) {
+        if let Some(requested) = self.flush_requested.get_mut(cx.me.index())
+            && *requested
+        {
+            *requested = false;
+            self.stats.tlb_flush += 1;
+        }
+    }
+
+    /// Makes all vCPUs flush before they enter the guest again; returns those that had to be interrupted for it.
+    fn request_flush(&mut self, cx: &mut Cx<'_>, work: &mut Work) -> VcpuSet {
+        self.stats.remote_tlb_flush_requests += 1;
+        self.flush_requested.resize(cx.vcpus.len(), false);
+        for (requested, vcpu) in self.flush_requested.iter_mut().zip(cx.vcpus.iter()) {
+            *requested |= vcpu.vm == cx.vm;
+        }
+        cx.flush_vm(work)
+    }
+
+    /// One exit and the entry after it.
+    fn exit(&mut self, cx: &mut Cx<'_>, reason: ExitReason, work: Work, lock: Option<LockMode>, kick: VcpuSet) {
+        self.drain_log(cx);
+        cx.exit(reason, work, lock, kick);
+        self.enter(cx);
+    }
+
+    /// How many exits a privileged operation costs, and why.
+    fn exits_of(&self, control: &Control) -> (ExitReason, u32) {
+        match control {
+            Control::Cr(CrWrite::TogglePge) if self.vendor == Vendor::Svm => (ExitReason::CrAccess, 3),
+            Control::Cr(_) if self.vendor == Vendor::Svm => (ExitReason::CrAccess, 1),
+            Control::Ipi(_) => (ExitReason::Ipi, 1),
+            Control::Trap(trap) => ((*trap).into(), 1),
+            Control::Invlpg(_) | Control::Cr3(_) | Control::Cr(_) | Control::Invpcid(_) => (ExitReason::CrAccess, 0),
+        }
+    }
+}
+
+fn mapped(request: &Request<'_>, mapped: &Mapped) -> Outcome {
+    let backed = Backed { frame: mapped.frame, size: mapped.host_size };
+    Outcome::Filled(tlb_entry(request.acc, backed, mapped.guest_size, mapped.perms, mapped.dirty))
+}
+
+impl<H, G> Regime for Nested<H, G>
+where
+    G: Format<In = GuestVirt, Out = GuestPhys>,
+    H: SecondStage,
+{
+    fn miss(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
+        self.enter(cx);
+        let regs = *cx.regs();
+        let mut unseen = ();
+        let log = self.logs.get_mut(cx.me.index()).and_then(Option::as_mut).filter(|_| self.dirty.by_log());
+        let mut walker = Walker::<G, H, ()>::new(&mut cx.host.mem, self.root, self.ad, &mut unseen).with_log(log);
+        let end = walker.walk(&regs, request.acc);
+        let counts = walker.counts;
+        let counters = &mut cx.out.counters;
+        counters.walks += 1;
+        counters.refs.guest += counts.guest;
+        counters.refs.host += counts.host;
+        counters.ad_updates += counts.ad_updates;
+        self.stats.ad_updates_nested += counts.ad_updates_nested;
+        match end {
+            End::Mapped(found) => mapped(request, &found),
+            End::GuestFault(code) => Outcome::Fault(GuestFault { gva: request.acc.gva(), code }),
+            End::Violation(violation) => self.violated(cx, request, &violation),
+            End::Misconfig(misconfig) => self.misconfigured(cx, request, &misconfig),
+            End::LogFull => self.log_full(cx),
+        }
+    }
+
+    fn control(&mut self, cx: &mut Cx<'_>, control: &Control) -> Result<(), Refusal> {
+        self.enter(cx);
+        let (reason, exits) = self.exits_of(control);
+        if let (Control::Cr(write), true) = (control, exits > 0) {
+            let flushes = match write {
+                CrWrite::TogglePge => 2,
+                CrWrite::PcidEnable(false) if cx.regs().pcid_enable => 1,
+                CrWrite::PcidEnable(_) | CrWrite::WriteProtect(_) => 0,
+            };
+            self.stats.guest_flushes += flushes;
+            self.stats.tlb_flush += flushes;
+            self.stats.insn_emulation += u64::from(exits);
+        }
+        for _ in 0..exits {
+            self.exit(cx, reason, Work::default(), None, VcpuSet::EMPTY);
+        }
+        cx.execute(control);
+        Ok(())
+    }
+
+    fn host(&mut self, cx: &mut Cx<'_>, event: &HostEvent) {
+        self.host_event(cx, event);
+    }
+
+    fn table_bytes(&self) -> TableBytes {
+        let page = PageSize::Size4K.bytes();
+        let logs = self.logs.iter().flatten().count() as u64;
+        TableBytes { nested: self.tables * page, metadata: logs * page, ..TableBytes::default() }
+    }
+}
