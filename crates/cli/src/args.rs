@@ -8,6 +8,8 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use memvirt_addr::PageSize;
 use memvirt_lab::{MEMORY_BYTES, Overrides};
 use memvirt_machine::{MachineSpec, RegimeKind};
+use memvirt_replay::Under;
+use memvirt_shadow::kvm::Kernel;
 
 /// The laboratory for memory virtualization.
 ///
@@ -42,6 +44,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: TraceCommand,
     },
+    /// Replay a recording of real KVM: every counter of every row, or the oracle's verdict on any other platform
+    Replay(ReplayArgs),
     /// List the workloads that are built in, or explain one
     Workloads(ModelArgs),
     /// List and explain machines: every figure with its source, estimates marked
@@ -60,6 +64,39 @@ pub(crate) enum TraceCommand {
 pub(crate) struct TraceArgs {
     /// A Valgrind lackey log, plain or compressed with zstd, xz or gzip
     pub(crate) file: PathBuf,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = TreeFormat::Table)]
+    pub(crate) format: TreeFormat,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+On kvm-shadow and kvm-nested every counter of every row, the page faults that the guest sees and the values it reads are compared
+with the recording. On any other platform the same operations run under the oracle: a translation is *broken* where no hardware
+could have returned it since the last flush that covers it.
+
+Exit status: 0 where nothing differs and nothing is broken, 1 where something does or is, 2 for a malformed recording (what stands
+before the malformed line is still reported).
+
+Examples:
+  memvirt replay tests/data/kvm/fuzz1-linux61-shadow.csv.zst --platform kvm-shadow
+  memvirt replay tests/data/kvm/fuzz2-linux612-shadow.csv.zst --platform kvm-shadow --kernel 6.12 --strict
+  memvirt replay tests/data/kvm/fuzz1-linux61-shadow.csv.zst --platform invlpg-only --format json")]
+pub(crate) struct ReplayArgs {
+    /// The recording: CSV, plain or compressed with zstd
+    pub(crate) file: PathBuf,
+    /// What it is replayed on: kvm-shadow, kvm-nested, write-protect, lazy-fill, vtlb, xen, vbox, invlpg-only, native
+    #[arg(long, value_name = "NAME", default_value = "kvm-shadow")]
+    pub(crate) platform: Under,
+    /// The kernel whose KVM it is: 6.1 or 6.12
+    #[arg(long, value_name = "VERSION", default_value = "6.1")]
+    pub(crate) kernel: Kernel,
+    /// Let no column differ. Otherwise tlb_flush and remote_req of kernel 6.12 may, by one
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Compare counters and results alone, without the oracle: an order of magnitude faster
+    #[arg(long)]
+    pub(crate) no_oracle: bool,
     /// How to print
     #[arg(long, value_enum, default_value_t = TreeFormat::Table)]
     pub(crate) format: TreeFormat,

@@ -10,6 +10,7 @@ mod failure;
 mod models;
 mod output;
 mod progress;
+mod replay;
 mod trace;
 mod walk;
 
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Command::Run(args) => compare::run(args),
         Command::Walk(args) => walk::walk(args),
         Command::Trace { command: TraceCommand::Info(args) } => trace::info(args),
+        Command::Replay(args) => replay::replay(args),
         Command::Workloads(args) => models::workloads(args),
         Command::Machines(args) => models::machines(args),
         Command::Regimes => models::regimes(),

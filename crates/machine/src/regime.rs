@@ -9,7 +9,7 @@ use memvirt_oracle::{Checked, Tally};
 use memvirt_pagetable::{Ept4, Npt4, PhysMem};
 use memvirt_platform::{Engine, Host, MemoryMap, Native, Platform, Regime, Tags, Vendor, VmSpec};
 use memvirt_shadow::kvm::{Kernel, Kvm, KvmConfig};
-use memvirt_shadow::{InvlpgOnly, LazyFill, OnStore, Vtlb, WriteProtect, Xen};
+use memvirt_shadow::{InvlpgOnly, LazyFill, OnStore, Vbox, Vtlb, WriteProtect, Xen};
 use memvirt_tlb::Geometry;
 use serde::{Serialize, Serializer};
 
@@ -63,6 +63,8 @@ regimes! {
     ShadowKvm612 = "shadow:kvm-6.12", "KVM's shadow MMU of Linux 6.12";
     /// Xen's shadow paging.
     ShadowXen = "shadow:xen", "Xen: at most three leaf tables per vCPU out of sync, with snapshots";
+    /// VirtualBox's shadow paging.
+    ShadowVbox = "shadow:vbox", "VirtualBox: every table monitored; leaf tables stored to often turn dirty, 16 at most";
     /// The naive policy, which is wrong.
     ShadowInvlpgOnly = "shadow:invlpg-only",
         "the naive one: entries go at INVLPG only; hands out wrong translations to guests that flush otherwise";
@@ -195,6 +197,10 @@ pub(crate) fn build(
         }
         RegimeKind::ShadowXen => {
             let regime = Xen::new(&map, 1, vendor);
+            place.engine(host, map, regime)
+        }
+        RegimeKind::ShadowVbox => {
+            let regime = Vbox::new(&map, vendor);
             place.engine(host, map, regime)
         }
         RegimeKind::ShadowKvm61 => place.engine(host, map, kvm(Kernel::V6_1)),
