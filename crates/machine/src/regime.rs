@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use memvirt_addr::PageSize;
 use memvirt_nested::{AdBits, Nested};
-use memvirt_oracle::{Checked, Tally};
+use memvirt_oracle::{Checked, FaultRule, Tally};
 use memvirt_pagetable::{Ept4, Npt4, PhysMem};
 use memvirt_platform::{Engine, Host, MemoryMap, Native, Platform, Regime, Tags, Vendor, VmSpec};
 use memvirt_shadow::kvm::{Kernel, Kvm, KvmConfig};
@@ -79,6 +79,16 @@ impl RegimeKind {
     #[must_use]
     pub const fn is_correct(self) -> bool {
         !matches!(self, Self::ShadowInvlpgOnly)
+    }
+}
+
+impl RegimeKind {
+    /// Which page faults end the life of a cached translation: KVM lets some live that hardware would drop.
+    const fn fault_rule(self) -> FaultRule {
+        match self {
+            Self::ShadowKvm61 | Self::ShadowKvm612 => FaultRule::Kvm,
+            _ => FaultRule::Architecture,
+        }
     }
 }
 
@@ -214,7 +224,11 @@ pub(crate) fn build(
             place.engine(host, map, regime)
         }
     };
-    Some(if check { Bench::Watched(Box::new(Checked::single(platform))) } else { Bench::Plain(platform) })
+    Some(if check {
+        Bench::Watched(Box::new(Checked::single(platform).with_fault_rule(kind.fault_rule())))
+    } else {
+        Bench::Plain(platform)
+    })
 }
 
 /// What every engine of a run has in common.
