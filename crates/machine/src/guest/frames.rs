@@ -94,6 +94,12 @@ impl Frames {
         self.tables
     }
 
+    /// How many frames hold data.
+    #[cfg(test)]
+    pub(crate) const fn data(&self) -> u64 {
+        self.data
+    }
+
     /// How many frames held data at most.
     pub(crate) const fn peak_data(&self) -> u64 {
         self.peak_data

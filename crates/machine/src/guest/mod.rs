@@ -20,6 +20,8 @@ mod objects;
 mod process;
 mod stats;
 mod switch;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 

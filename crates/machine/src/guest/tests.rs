@@ -1,0 +1,128 @@
+//! Random lives of processes: every frame accounted for, every table in its tree, nothing left at the end.
+
+use std::collections::BTreeMap;
+
+use memvirt_addr::{Acc, AccessKind, Gfn, Gva, PageSize};
+use memvirt_ops::process::{Backing, Batch, Op, ProcessId, Prot, Range};
+use memvirt_ops::{VcpuId, VmId};
+use memvirt_pagetable::{Guest4, Mapper, TableAttrs};
+use memvirt_platform::{Engine, Host, Ledger, MemoryMap, Native, Tags, VmSpec};
+use memvirt_tlb::Geometry;
+use proptest::prelude::*;
+
+use super::memory::BootMem;
+use super::{Guest, GuestConfig};
+
+const MEMORY: u64 = 256 << 20;
+/// Pages that the operations of a test lie in: two 2 MiB regions.
+const PAGES: u64 = 1024;
+const BASE: u64 = 0x4000_0000;
+
+fn machine() -> Engine<Native> {
+    let frames = MEMORY / 4096;
+    let vm = VmSpec { map: MemoryMap::identity(frames), vcpus: 1 };
+    Engine::new(Host::new(frames), 1, &Geometry::default(), Tags::On, vec![(vm, Native)])
+}
+
+fn range(start: u64, pages: u64) -> Range {
+    Range { start: Gva::new(BASE + start * 4096), bytes: pages * 4096 }
+}
+
+fn prots() -> impl Strategy<Value = Prot> {
+    prop::sample::select(vec![Prot::RW, Prot::RW, Prot::R, Prot::RX, Prot::NONE, Prot::NONE])
+}
+
+fn backings() -> impl Strategy<Value = Backing> {
+    let all = [Backing::AnonymousPrivate, Backing::AnonymousShared, Backing::FilePrivate, Backing::FileShared];
+    prop::sample::select(all.to_vec())
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Touch(u64, AccessKind),
+    Op(Op),
+    /// Forks a child with the next free number.
+    Fork,
+    /// Switches to the process with this number, where it lives.
+    Switch(u32),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let span = (0..PAGES, prop_oneof![1u64..40, 500u64..PAGES]);
+    let kinds = prop::sample::select(vec![AccessKind::Read, AccessKind::Write, AccessKind::Write, AccessKind::Fetch]);
+    let step = prop_oneof![
+        8 => (0..PAGES, kinds).prop_map(|(page, kind)| Step::Touch(page, kind)),
+        3 => (span.clone(), prots(), backings()).prop_map(|((start, pages), prot, backing)| {
+            Step::Op(Op::Mmap { range: range(start, pages), prot, backing })
+        }),
+        2 => span.clone().prop_map(|(start, pages)| Step::Op(Op::Munmap { range: range(start, pages) })),
+        4 => (span, prots()).prop_map(|((start, pages), prot)| Step::Op(Op::Mprotect { range: range(start, pages), prot })),
+        2 => Just(Step::Fork),
+        1 => Just(Step::Op(Op::Exec)),
+        1 => Just(Step::Op(Op::Exit)),
+        3 => (0u32..6).prop_map(Step::Switch),
+    ];
+    prop::collection::vec(step, 1..120)
+}
+
+/// Checks that frames and tables in use are exactly those that the processes' trees and hidden pages show.
+fn account(guest: &Guest, machine: &mut Engine<Native>) {
+    let mut uses: BTreeMap<Gfn, u32> = BTreeMap::new();
+    let mut show = |frame: Gfn, size: PageSize| {
+        for i in 0..size.frames() {
+            *uses.entry(frame.offset(i)).or_default() += 1;
+        }
+    };
+    let mut mem = BootMem { platform: machine, vm: VmId::FIRST };
+    let kernel_tables =
+        Mapper::<Guest4, _>::new(&mut mem, guest.kernel_root, TableAttrs::SUPERVISOR).count().all_tables();
+    let mut tables = kernel_tables;
+    for process in guest.processes.values().chain(&guest.doomed) {
+        let tree = Mapper::<Guest4, _>::new(&mut mem, process.roots.root, TableAttrs::USER);
+        for mapping in tree.leaves(..Gva::new(1 << 47)).filter(|mapping| mapping.frame != guest.zero_page) {
+            show(mapping.frame, mapping.size);
+        }
+        // The kernel's half is shared: a tree has its own root and the tables of its user half.
+        tables += tree.count().all_tables() - (kernel_tables - 1);
+        tables += u64::from(process.roots.user_root.is_some());
+        show(process.kernel_stack, PageSize::Size4K);
+        for (frame, size) in process.hidden.values().filter(|(frame, _)| *frame != guest.zero_page) {
+            show(*frame, *size);
+        }
+    }
+    for (frame, count) in &uses {
+        assert_eq!(guest.frames.uses(*frame), *count, "mappings of {frame:?}");
+    }
+    assert_eq!(guest.frames.data(), uses.len() as u64, "data frames in use");
+    assert_eq!(guest.frames.tables(), tables, "table frames in use");
+}
+
+fn live(config: GuestConfig, steps: &[Step]) {
+    let (mut machine, mut ledger) = (machine(), Ledger::sums());
+    let mut guest = Guest::boot(config, VmId::FIRST, VcpuId::FIRST, &mut machine, &mut ledger).unwrap();
+    let mut next = 1;
+    for step in steps {
+        let mut batch = Batch { instructions: 1, ..Batch::default() };
+        match step {
+            Step::Touch(page, kind) => batch.run.push(Acc::user(Gva::new(BASE + page * 4096), *kind)),
+            Step::Op(op) => batch.then = Some(*op),
+            Step::Fork => {
+                batch.then = Some(Op::Fork { child: ProcessId(next) });
+                next += 1;
+            }
+            Step::Switch(to) => batch.then = Some(Op::Switch { to: ProcessId(*to) }),
+        }
+        guest.batch(&batch, &mut machine, &mut ledger).unwrap();
+        account(&guest, &mut machine);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn every_frame_is_accounted_for(steps in steps(), kpti: bool, pcid: bool, large: bool) {
+        let guest_page = if large { PageSize::Size2M } else { PageSize::Size4K };
+        live(GuestConfig { memory_bytes: MEMORY, kpti, pcid, guest_page, ..GuestConfig::default() }, &steps);
+    }
+}
