@@ -57,18 +57,18 @@ impl Guest {
     pub(crate) fn exec(&mut self, hands: &mut Hands<'_>, id: ProcessId) -> Result<(), Halted> {
         hands.stats.execs += 1;
         let fresh = self.new_process(hands)?;
-        let Some(old) = self.processes.insert(id, fresh) else { return Ok(()) };
+        let Some(mut old) = self.processes.insert(id, fresh) else { return Ok(()) };
         self.pcids.forget(id);
         self.load(hands, id)?;
-        self.tear_down(hands, &old)?;
+        self.tear_down(hands, &mut old)?;
         self.free_roots(&old);
         Ok(())
     }
 
     pub(crate) fn exit(&mut self, hands: &mut Hands<'_>, id: ProcessId) -> Result<(), Halted> {
-        let Some(process) = self.processes.remove(&id) else { return Ok(()) };
+        let Some(mut process) = self.processes.remove(&id) else { return Ok(()) };
         hands.stats.exits += 1;
-        self.tear_down(hands, &process)?;
+        self.tear_down(hands, &mut process)?;
         self.processes.insert(id, process);
         self.flush_all(hands)?;
         self.doomed = self.processes.remove(&id);
@@ -78,14 +78,14 @@ impl Guest {
     }
 
     /// Empties the user half of an address space.
-    fn tear_down(&mut self, hands: &mut Hands<'_>, process: &Process) -> Result<(), Halted> {
+    fn tear_down(&mut self, hands: &mut Hands<'_>, process: &mut Process) -> Result<(), Halted> {
         let mut gone = Vec::new();
         self.with_tables(hands, process.roots, |mapper, frames| {
             mapper.free_tree(frames, 256..512, Teardown::ClearEntries, |mapping| gone.push(mapping));
             Ok(())
         })?;
-        for (frame, size) in process.hidden.values() {
-            self.release(*frame, *size);
+        for (frame, size) in std::mem::take(&mut process.hidden).into_values() {
+            self.release(frame, size);
         }
         for mapping in gone {
             self.release(mapping.frame, mapping.size);
