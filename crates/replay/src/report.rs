@@ -111,6 +111,9 @@ pub struct Report {
 }
 
 impl Report {
+    /// What the word means.
+    pub const BROKEN: &'static str = "broken: an access through a translation (or with a value, or a permission) that no \
+         hardware could have returned since the last flush covering the address; stale but allowed: an older one, not flushed yet";
     /// How many mismatches and violations are kept in full.
     pub const KEPT: usize = 20;
 
@@ -209,6 +212,7 @@ impl fmt::Display for Report {
             let Self { allowed, broken, unjustified_faults, .. } = self;
             writeln!(f, "oracle: {fresh} fresh, {allowed} stale but allowed, {broken} broken")?;
             writeln!(f, "oracle: {faults} page faults justified, {unjustified_faults} without cause")?;
+            writeln!(f, "{}", Self::BROKEN)?;
         }
         for WatchedViolation { line, idx, op, what } in &self.violations {
             writeln!(f, "  line {line}, row {idx}: {op}: {what}")?;
