@@ -1,4 +1,5 @@
 //! A recorded program under native, shadow and nested paging.
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
 use memvirt_machine::{RegimeKind, RunResult};
 use memvirt_tests::{data, result_of, trace_guest};

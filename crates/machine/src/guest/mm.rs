@@ -124,7 +124,7 @@ impl Guest {
         let dirty = mapping.attrs.contains(Attrs::DIRTY);
         let own = !area.is_private() || self.is_exclusive(mapping.frame, mapping.size);
         let accessed = mapping.attrs & Attrs::ACCESSED;
-        let attrs = leaf(prot, dirty && own, dirty) - Attrs::ACCESSED | accessed;
+        let attrs = (leaf(prot, dirty && own, dirty) - Attrs::ACCESSED) | accessed;
         if attrs == mapping.attrs && prot != Prot::NONE {
             return Ok(false);
         }
