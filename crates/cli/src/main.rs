@@ -6,6 +6,7 @@
 
 mod args;
 mod compare;
+mod exits;
 mod failure;
 mod models;
 mod output;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Command::Walk(args) => walk::walk(args),
         Command::Trace { command: TraceCommand::Info(args) } => trace::info(args),
         Command::Replay(args) => replay::replay(args),
+        Command::Exits(args) => exits::exits(args),
         Command::Workloads(args) => models::workloads(args),
         Command::Machines(args) => models::machines(args),
         Command::Regimes => models::regimes(),

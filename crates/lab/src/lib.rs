@@ -3,6 +3,7 @@
 
 pub mod comparison;
 mod error;
+pub mod exits;
 pub mod experiment;
 pub mod input;
 pub mod summary;
