@@ -80,6 +80,19 @@ impl Acc {
         (self.0 & Self::ADDRESS) >> shift
     }
 
+    /// The packed word, laid out as the type says: for loops that test kind and privilege of many accesses at once.
+    ///
+    /// ```
+    /// use memvirt_addr::{Acc, AccessKind, Gva};
+    /// let fetch = Acc::supervisor(Gva::new(0x1008), AccessKind::Fetch);
+    /// assert_eq!(fetch.to_bits(), 0x1008 | 1 << 61 | (AccessKind::Fetch as u64) << 62);
+    /// ```
+    #[must_use]
+    #[inline]
+    pub const fn to_bits(self) -> u64 {
+        self.0
+    }
+
     /// The kind of access.
     #[must_use]
     #[inline]
@@ -191,6 +204,8 @@ mod tests {
             prop_assert_eq!(acc.gva(), gva);
             prop_assert_eq!(acc.kind(), kind);
             prop_assert_eq!(acc.privilege(), privilege);
+            prop_assert_eq!(acc.to_bits() & Acc::ADDRESS, acc.page_bits(0));
+            prop_assert_eq!(acc.to_bits() >> 61, (kind as u64) << 1 | privilege as u64);
             prop_assert_eq!(acc.page_bits(12), (gva.as_u64() & ((1 << 57) - 1)) >> 12);
         }
     }

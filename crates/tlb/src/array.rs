@@ -2,9 +2,10 @@
 //!
 //! A slot (`set * ways + way`) is empty where its key is 0. What goes next is [`Order`]'s business.
 //!
-//! Two short cuts save searches and change no result. A *signature* of 8 bits a way, eight in a word, lets one set be
-//! searched with a few operations on words; what matches is verified. The *front* of a first-level array ([`Front`]) maps
-//! the low bits of a page number straight to a slot.
+//! Three short cuts save searches and change no result. A *signature* of 8 bits a way, eight in a word, lets a set of more
+//! than four ways be searched with a few operations on words; what matches is verified. The *front* of a first-level array
+//! ([`Front`]) maps the low bits of a page number straight to a slot. A bit for each *occupied* set lets a flush visit what
+//! is live and nothing else.
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -20,6 +21,9 @@ use crate::order::Order;
 /// check.
 pub(crate) const L1_SLOTS: usize = 1024;
 
+/// Sets of more ways than this have signatures.
+const PLAIN_WAYS: usize = 4;
+
 const EACH_BYTE: u64 = 0x0101_0101_0101_0101;
 const LOW_BITS: u64 = 0x7f * EACH_BYTE;
 
@@ -27,9 +31,11 @@ pub(crate) struct Array {
     pub(crate) sizes: Sizes,
     pub(crate) ways: usize,
     set_mask: u64,
-    /// Words of signatures in a set.
+    /// Words of signatures in a set; 0 where a search compares the keys themselves.
     words: usize,
     signatures: Box<[u64]>,
+    /// Sets that may hold live entries, a bit each; a clear bit is certain.
+    occupied: Box<[u64]>,
     slots: Box<[Packed]>,
     pub(crate) order: Order,
     /// Only in the first level.
@@ -59,13 +65,14 @@ impl Array {
             CacheLevel::L1 => (L1_SLOTS, Some(Front::default())),
             CacheLevel::L2 => (entries, None),
         };
-        let words = ways.div_ceil(8);
+        let (sets, words) = (entries / ways, if ways > PLAIN_WAYS { ways.div_ceil(8) } else { 0 });
         Self {
             sizes: geometry.sizes,
             ways,
             set_mask: u64::from(geometry.entries / geometry.ways) - 1,
             words,
-            signatures: vec![0; entries / ways * words].into(),
+            signatures: vec![0; sets * words].into(),
+            occupied: vec![0; sets.div_ceil(64)].into(),
             slots: vec![Packed::default(); entries].into(),
             order: Order::new(replacement, order_words, ways, level, index),
             front,
@@ -96,8 +103,14 @@ impl Array {
     /// The first way of a set whose entry has this key and data that `wanted` accepts.
     #[inline]
     fn way_of(&self, set: usize, key: Key, wanted: impl Fn(Data) -> bool) -> Option<usize> {
-        let signature = signature(key);
         let slots = &self.slots[set * self.ways..(set + 1) * self.ways];
+        if let Ok(slots) = <&[Packed; PLAIN_WAYS]>::try_from(slots) {
+            return slots.iter().position(|slot| slot.key == key && wanted(slot.data));
+        }
+        if self.words == 0 {
+            return slots.iter().position(|slot| slot.key == key && wanted(slot.data));
+        }
+        let signature = signature(key);
         for (word, held) in self.signatures[set * self.words..(set + 1) * self.words].iter().enumerate() {
             let mut candidates = equal_bytes(*held, signature);
             while candidates != 0 {
@@ -145,15 +158,19 @@ impl Array {
     #[inline]
     pub(crate) fn insert(&mut self, new: &Packed, now: u64, seen: bool) -> Option<Packed> {
         let set = self.set_of(new.key);
-        let way = self.make_room(set, now);
+        let way = self.order.replace_full(set, now).unwrap_or_else(|| self.make_room(set, now));
         let slot = set * self.ways + way;
         let old = core::mem::replace(&mut self.slots[slot], *new);
-        self.set_signature(set, way, signature(new.key));
-        self.live[new.key.size_index() as usize] += 1;
-        self.fractured += u32::from(new.fractured());
+        if self.words > 0 {
+            self.set_signature(set, way, signature(new.key));
+        }
         let evicts = old.key.0 != 0;
-        if evicts {
-            self.forget(&old);
+        if evicts && old.kin(new) {
+            if let Some(front) = &mut self.front {
+                front.remove(old.key);
+            }
+        } else {
+            self.account(set, new, &old);
         }
         if seen {
             self.bring_to_front(new, slot);
@@ -161,8 +178,19 @@ impl Array {
         evicts.then_some(old)
     }
 
+    /// Enters a new entry in the accounts, for which `old`, an entry of another kind or nothing, was given up.
+    #[cold]
+    fn account(&mut self, set: usize, new: &Packed, old: &Packed) {
+        self.occupied[set / 64] |= 1 << (set % 64);
+        self.live[new.key.size_index() as usize] += 1;
+        self.fractured += u32::from(new.fractured());
+        if old.key.0 != 0 {
+            self.forget(old);
+        }
+    }
+
     /// Chooses the way for a new entry: the first empty one, if the policy does not find an empty one by itself.
-    #[inline]
+    #[cold]
     fn make_room(&mut self, set: usize, now: u64) -> usize {
         if !self.order.knows_empty() {
             let mut slots = self.slots[set * self.ways..(set + 1) * self.ways].iter();
@@ -194,7 +222,9 @@ impl Array {
     /// Empties a live slot.
     fn remove(&mut self, set: usize, way: usize) {
         let old = core::mem::take(&mut self.slots[set * self.ways + way]);
-        self.set_signature(set, way, 0);
+        if self.words > 0 {
+            self.set_signature(set, way, 0);
+        }
         self.order.emptied(set, way);
         self.forget(&old);
     }
@@ -213,33 +243,61 @@ impl Array {
     /// Drops every entry for which `condemned` holds; returns how many.
     pub(crate) fn remove_where(&mut self, mut condemned: impl FnMut(&Packed) -> bool) -> u64 {
         let mut dropped = 0;
-        for slot in 0..self.slots.len() {
-            let packed = self.slots[slot];
-            if packed.key.0 != 0 && condemned(&packed) {
-                self.remove(slot / self.ways, slot % self.ways);
-                dropped += 1;
+        for word in 0..self.occupied.len() {
+            let mut sets = self.occupied[word];
+            while sets != 0 {
+                let bit = sets.trailing_zeros() as usize;
+                sets &= sets - 1;
+                let (gone, empty) = self.remove_in_set(64 * word + bit, &mut condemned);
+                dropped += gone;
+                self.occupied[word] &= !(u64::from(empty) << bit);
             }
         }
         dropped
+    }
+
+    /// Drops the condemned entries of one set; returns how many, and whether nothing is left.
+    fn remove_in_set(&mut self, set: usize, condemned: &mut impl FnMut(&Packed) -> bool) -> (u64, bool) {
+        let (mut dropped, mut empty) = (0, true);
+        for way in 0..self.ways {
+            let packed = self.slots[set * self.ways + way];
+            if packed.key.0 == 0 {
+                continue;
+            }
+            if condemned(&packed) {
+                self.remove(set, way);
+                dropped += 1;
+            } else {
+                empty = false;
+            }
+        }
+        (dropped, empty)
     }
 
     /// Drops everything; returns how many entries that were.
     pub(crate) fn clear(&mut self) -> u64 {
         let live: u32 = self.live.iter().sum();
         if live > 0 {
-            self.slots.fill(Packed::default());
-            self.signatures.fill(0);
-            self.order.clear();
             self.clear_front();
+            for set in set_bits(&self.occupied) {
+                self.slots[set * self.ways..(set + 1) * self.ways].fill(Packed::default());
+                self.signatures[set * self.words..(set + 1) * self.words].fill(0);
+                self.order.clear(set);
+            }
+            self.occupied.fill(0);
             self.live = [0; 4];
             self.fractured = 0;
         }
         u64::from(live)
     }
 
+    /// Empties the front, which holds live entries only.
     pub(crate) fn clear_front(&mut self) {
-        if let Some(front) = &mut self.front {
-            front.clear();
+        let Some(front) = &mut self.front else { return };
+        for set in set_bits(&self.occupied) {
+            for slot in &self.slots[set * self.ways..(set + 1) * self.ways] {
+                front.remove(slot.key);
+            }
         }
     }
 
@@ -247,4 +305,16 @@ impl Array {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Packed> {
         self.slots.iter().filter(|slot| slot.key.0 != 0)
     }
+}
+
+/// The positions of the bits that are set.
+fn set_bits(words: &[u64]) -> impl Iterator<Item = usize> {
+    words.iter().enumerate().flat_map(|(word, bits)| {
+        let mut bits = *bits;
+        core::iter::from_fn(move || {
+            let bit = (bits != 0).then_some(bits.trailing_zeros() as usize)?;
+            bits &= bits - 1;
+            Some(64 * word + bit)
+        })
+    })
 }

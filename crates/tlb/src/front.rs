@@ -44,8 +44,4 @@ impl Front {
             self.keys[line] = 0;
         }
     }
-
-    pub(crate) fn clear(&mut self) {
-        self.keys.fill(0);
-    }
 }

@@ -127,7 +127,10 @@ impl Tlb {
     fn hits_noting<U: Use>(&mut self, tag: Tag, run: &[Acc]) -> usize {
         let mut done = 0;
         loop {
-            done += self.quick_hits::<U>(tag, &run[done..]);
+            // After a miss often comes the next, which the quick way would only try in vain.
+            if !core::mem::take(&mut self.missed) {
+                done += self.quick_hits::<U>(tag, &run[done..]);
+            }
             let Some(acc) = run.get(done) else { return done };
             if self.lookup_packed(tag, *acc).is_none() {
                 return done;

@@ -93,6 +93,26 @@ impl Order {
         }
     }
 
+    /// As [`Order::replace`], for the usual cases of policies that find empty slots by themselves.
+    #[inline]
+    pub(crate) fn replace_full(&mut self, set: usize, now: u64) -> Option<usize> {
+        match self.kind {
+            Kind::List => {
+                let word = self.state.get_mut(set)?;
+                let (list, way) = last_to_front(*word, self.ways);
+                *word = list;
+                Some(way)
+            }
+            Kind::Stamps if self.ways == 4 => {
+                let stamps = self.state.as_chunks_mut::<4>().0.get_mut(set)?;
+                let way = oldest(stamps);
+                stamps[way] = now;
+                Some(way)
+            }
+            _ => None,
+        }
+    }
+
     /// Chooses the way that goes next and notes that it was filled.
     #[inline]
     pub(crate) fn replace(&mut self, set: usize, now: u64) -> usize {
@@ -115,16 +135,16 @@ impl Order {
         way
     }
 
-    /// Notes that all slots are empty.
-    pub(crate) fn clear(&mut self) {
+    /// Notes that all slots of a set are empty. With none taken, a list gives all in any order.
+    pub(crate) fn clear(&mut self, set: usize) {
         if self.kind == Kind::Stamps {
-            self.state.fill(0);
+            self.state[set * self.ways..(set + 1) * self.ways].fill(0);
         }
     }
 }
 
 /// The way with the least stamp, the first of equals, without a branch per way: they would not be predicted.
-#[inline]
+#[inline(always)]
 fn oldest(stamps: &[u64]) -> usize {
     let (mut way, mut least) = (0, u64::MAX);
     for (at, stamp) in stamps.iter().enumerate() {

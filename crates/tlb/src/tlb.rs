@@ -36,8 +36,10 @@ pub struct Tlb {
     gigabyte: GigabytePages,
     /// The process whose entries the fronts hold.
     runs_for: Tag,
-    /// The last miss that found no entry at all: tag, page, and the clock then.
-    absent: Option<(Tag, u64, u64)>,
+    /// Whether the last lookup missed: the next one may well miss too.
+    pub(crate) missed: bool,
+    /// What was looked up when the last miss found no entry at all, for the process that `runs_for` names, and the clock then.
+    absent: (Key, u64),
 }
 
 /// The arrays of one level.
@@ -63,6 +65,7 @@ impl Level {
         Self { arrays, array_of, maybe_live: Sizes::NONE }
     }
 
+    #[inline]
     pub(crate) fn array_of(&self, size: PageSize) -> Option<&Array> {
         self.arrays.get(usize::from(self.array_of[size as usize]))
     }
@@ -75,12 +78,20 @@ impl Level {
     /// The entry a process sees for a 4 KiB page, of whatever size.
     #[inline]
     fn find(&self, tag: Tag, page: u64) -> Option<(PageSize, usize)> {
-        let key = |size| Key::new(tag.vpid(), size, page);
-        let in_array = |size| Some((size, self.array_of(size)?.find(key(size), tag.pcid())?));
         if self.maybe_live == Sizes::only(PageSize::Size4K) {
-            return in_array(PageSize::Size4K);
+            return self.find_sized(tag, page, PageSize::Size4K);
         }
-        self.maybe_live.iter().find_map(in_array)
+        self.find_any(tag, page)
+    }
+
+    #[inline]
+    fn find_sized(&self, tag: Tag, page: u64, size: PageSize) -> Option<(PageSize, usize)> {
+        Some((size, self.array_of(size)?.find(Key::new(tag.vpid(), size, page), tag.pcid())?))
+    }
+
+    #[inline(never)]
+    fn find_any(&self, tag: Tag, page: u64) -> Option<(PageSize, usize)> {
+        self.maybe_live.iter().find_map(|size| self.find_sized(tag, page, size))
     }
 
     /// Looks which sizes are live, after a flush.
@@ -132,7 +143,8 @@ impl Tlb {
             inclusion: geometry.inclusion,
             gigabyte: geometry.gigabyte,
             runs_for: Tag::default(),
-            absent: None,
+            missed: false,
+            absent: (Key::default(), 0),
         }
     }
 
@@ -163,7 +175,10 @@ impl Tlb {
             return Some(packed);
         }
         self.stats.misses += 1;
-        self.absent = if let Look::Absent = look { Some((tag, page, now)) } else { None };
+        self.missed = true;
+        if let Look::Absent = look {
+            self.absent = (Key::new(tag.vpid(), PageSize::Size4K, page), now);
+        }
         None
     }
 
@@ -215,8 +230,7 @@ impl Tlb {
     /// overlap the new one.
     #[inline]
     fn just_missed(&self, tag: Tag, new: &Packed) -> bool {
-        let private_4k = new.key.size() == PageSize::Size4K && !new.data.is_global();
-        private_4k && self.absent == Some((tag, new.key.page(), self.clock))
+        self.absent == (new.key, self.clock) && self.runs_for == tag && !new.data.is_global()
     }
 
     /// Caches the translation of `gva`, as [`Tlb::fill`] does, or where the machine splits 1 GiB pages the 2 MiB piece that
