@@ -55,6 +55,15 @@ pub trait Regime {
     /// One hardware walk for an access that missed the TLB, and where it exits, its handling.
     fn miss(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome;
 
+    /// Reads what the walks for `ahead`, the accesses that come next, would read, and neither counts nor changes anything.
+    ///
+    /// Only a hint, for speed: tables are larger than the caches of the computer that simulates, and reads for several
+    /// accesses wait for its memory together where walks wait one after the other. The engine gives it while misses are
+    /// frequent. To do nothing is always right.
+    fn look_ahead(&self, cx: &Cx<'_>, ahead: &[Acc]) {
+        let _ = (cx, ahead);
+    }
+
     /// A privileged operation.
     ///
     /// # Errors
@@ -107,6 +116,31 @@ enum Done<T> {
 
 /// An access served, or why not.
 type Served = Result<Done<Entry>, Stop>;
+
+/// Accesses whose walks are prepared together, where misses are no farther apart than this.
+pub(crate) const AHEAD: usize = 16;
+
+/// Decides when a regime should look ahead.
+#[derive(Default)]
+struct Lookout {
+    last_miss: usize,
+    /// Everything before this index has been looked at.
+    seen: usize,
+}
+
+impl Lookout {
+    /// Called for each miss: what to look at now.
+    #[inline]
+    fn at_miss<'r>(&mut self, run: &'r [Acc], at: usize) -> Option<&'r [Acc]> {
+        let frequent = at - self.last_miss < AHEAD;
+        self.last_miss = at;
+        if !frequent || at < self.seen {
+            return None;
+        }
+        self.seen = run.len().min(at + AHEAD);
+        run.get(at..self.seen).filter(|ahead| ahead.len() > 1)
+    }
+}
 
 /// How often one access may start again. A walk exits for each level it meets at most a few times; beyond that a regime has
 /// stopped making progress, which is a bug of the regime, not of its input.
@@ -168,6 +202,7 @@ impl<R: Regime> Engine<R> {
         &self.host
     }
 
+    #[inline]
     fn with<T>(
         &mut self,
         v: VcpuId,
@@ -306,10 +341,13 @@ impl<R: Regime> Platform for Engine<R> {
         let vcpu = &self.vcpus[v.index()];
         let (cpu, tag) = (vcpu.cpu, vcpu.tag());
         let before = self.cpus[cpu].tlb.stats();
-        let mut done = 0;
+        let (mut done, mut lookout) = (0, Lookout::default());
         let stop = loop {
             done += self.cpus[cpu].tlb.hits(tag, &run[done..]);
             let Some(acc) = run.get(done) else { break Stop::Done };
+            if let Some(ahead) = lookout.at_miss(run, done) {
+                self.with(v, done, horizon, out, |regime, cx| regime.look_ahead(cx, ahead));
+            }
             let request = Request { acc: *acc, store: None, ip: Gva::ZERO, element: 0 };
             match self.serve(v, &request, done, horizon, out) {
                 Ok(_) => done += 1,

@@ -218,6 +218,7 @@ impl GuestMem<'_> {
 
     /// Reads the aligned word at `at`.
     #[must_use]
+    #[inline]
     pub fn read(&self, at: Gpa) -> u64 {
         read_guest(self.host, self.map, at)
     }
@@ -241,18 +242,24 @@ impl GuestMem<'_> {
 }
 
 /// Where the bytes of a guest address lie, taken away or not.
+#[inline]
 fn read_address(map: &MemoryMap, at: Gpa) -> Option<Addr<HostPhys>> {
+    if map.identity {
+        return map.contains(at.frame()).then(|| Hfn::new(at.frame().number()).at(at.as_u64()));
+    }
     let entry = map.entry(at.frame()).filter(|entry| *entry != 0)?;
     Some(map.backed(at.frame(), entry).frame.at(at.as_u64()))
 }
 
 /// The aligned word at a guest address; 0 where there is no memory.
 #[must_use]
+#[inline]
 pub fn read_guest(host: &Host, map: &MemoryMap, at: Gpa) -> u64 {
     read_address(map, at).map_or(0, |hpa| host.mem.read(hpa))
 }
 
 impl TableMem<GuestPhys> for GuestMem<'_> {
+    #[inline]
     fn read_entry(&self, at: Gpa) -> u64 {
         self.read(at)
     }

@@ -11,8 +11,8 @@ use memvirt_pagetable::{Attrs, Entry, Format, Guest4, TableMem};
 
 use crate::cpu::Regs;
 use crate::cx::{Cx, tlb_entry};
-use crate::engine::{Outcome, Regime, Request};
-use crate::host::{Backed, GuestMem};
+use crate::engine::{AHEAD, Outcome, Regime, Request};
+use crate::host::{Backed, GuestMem, read_guest};
 use crate::ledger::Counters;
 use crate::seam::{Refusal, TableBytes};
 
@@ -21,16 +21,34 @@ use crate::seam::{Refusal, TableBytes};
 pub struct Native;
 
 impl Regime for Native {
+    #[inline]
     fn miss(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
-        let (regs, acc) = (*cx.regs(), request.acc);
+        let (regs, acc) = (&cx.vcpus[cx.me.index()].regs, request.acc);
         let mut guest = GuestMem { host: cx.host, map: cx.map };
-        match hardware_walk(&mut guest, &regs, acc, &mut cx.out.counters) {
+        match hardware_walk(&mut guest, regs, acc, &mut cx.out.counters) {
             Ok(Leaf { gfn, size, perms, dirty }) => match cx.map.lookup(gfn) {
                 Some(backed) => Outcome::Filled(tlb_entry(acc, Backed { size, ..backed }, size, perms, dirty)),
                 None => Outcome::Emulated,
             },
             Err(code) => Outcome::Fault(GuestFault { gva: acc.gva(), code }),
         }
+    }
+
+    fn look_ahead(&self, cx: &Cx<'_>, ahead: &[Acc]) {
+        let root = cx.regs().cr3.root.frame();
+        let mut tables = [root; AHEAD];
+        // All accesses level by level, so that the reads of one level do not wait for each other.
+        for level in [Level::L4, Level::L3, Level::L2, Level::L1] {
+            for (table, acc) in tables.iter_mut().zip(ahead) {
+                let raw = read_guest(cx.host, cx.map, table.entry(Guest4::index(acc.gva(), level)));
+                *table = match Guest4::decode(raw, level) {
+                    Entry::Table { next, .. } | Entry::Leaf { frame: next, .. } => next,
+                    Entry::Absent | Entry::Reserved => root,
+                };
+            }
+        }
+        // Looked at, or the compiler would leave the last reads out.
+        core::hint::black_box(&tables);
     }
 
     fn control(&mut self, cx: &mut Cx<'_>, control: &Control) -> Result<(), Refusal> {
@@ -53,6 +71,7 @@ struct Leaf {
     dirty: bool,
 }
 
+#[inline]
 fn hardware_walk(guest: &mut GuestMem<'_>, regs: &Regs, acc: Acc, counters: &mut Counters) -> Result<Leaf, PfCode> {
     counters.walks += 1;
     let mut perms = Attrs::PERMISSIONS;
@@ -89,8 +108,10 @@ fn hardware_walk(guest: &mut GuestMem<'_>, regs: &Regs, acc: Acc, counters: &mut
 }
 
 /// Sets `bits` in an entry as hardware does, with one locked update where any is missing; returns the entry.
+#[inline]
 fn set_bits(guest: &mut GuestMem<'_>, at: Gpa, raw: u64, bits: u64, counters: &mut Counters) -> u64 {
     if raw & bits != bits {
+        core::hint::cold_path();
         counters.ad_updates += 1;
         guest.write_entry(at, raw | bits);
     }
