@@ -76,6 +76,20 @@ fn a_discarded_page_reads_as_zero_read_only_and_is_exchanged_by_the_first_store(
 }
 
 #[test]
+fn a_discarded_page_that_the_host_has_stored_to_is_the_guest_s_own() {
+    let mut lab = Lab::<Ept4>::new(Setup::SMALL);
+    lab.direct(40, AccessKind::Write);
+    lab.host(HostEvent::Discard(VM, range(40, 1)));
+    lab.poke(40, 0, 9);
+    let exits = lab.exits(ExitReason::EptViolation, |lab| {
+        lab.direct(40, AccessKind::Read);
+        lab.direct(40, AccessKind::Write);
+    });
+    assert_eq!(exits, 1);
+    lab.sound();
+}
+
+#[test]
 fn when_the_slots_change_all_tables_go_and_devices_are_found_anew() {
     let mut lab = Lab::<Npt4>::new(Setup { vendor: Vendor::Svm, ..Setup::SMALL });
     lab.direct(40, AccessKind::Write);

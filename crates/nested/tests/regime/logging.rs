@@ -78,6 +78,16 @@ fn reads_are_not_logged_but_the_tables_they_walk_are() {
 }
 
 #[test]
+fn a_page_that_was_read_before_is_logged_when_it_is_written() {
+    let mut lab = logging(PML);
+    (512..1024).for_each(|gfn| {
+        lab.direct(gfn, AccessKind::Read);
+        lab.direct(gfn, AccessKind::Write);
+    });
+    assert_eq!(dirty(&mut lab).len() as u64, 512 + UPPER + 1);
+}
+
+#[test]
 fn hardware_without_a_log_write_protects() {
     let without = [Setup { ad: AdBits::Off, ..PML }, Setup { vendor: Vendor::Svm, ..PML }];
     for setup in without {

@@ -100,6 +100,12 @@ fn nested_dirty_bits_of_table_frames_are_set_by_mere_walks_and_only_with_a_d_on(
     for (ad, dirty) in [(AdBits::On, true), (AdBits::Off, false)] {
         let mut lab = Lab::<Guest4, Ept4>::uniform(PageSize::Size4K, PageSize::Size4K);
         assert!(matches!(lab.walk(AccessKind::Read, ad), End::Mapped(mapped) if !mapped.dirty));
+        lab.change(lab.guest_entry(PAGE_TABLE), 0, D);
+        let read = lab.walk(AccessKind::Read, ad);
+        assert!(
+            matches!(read, End::Mapped(mapped) if mapped.dirty != dirty),
+            "the nested D bit counts where there is one"
+        );
         let dirty_of = |lab: &Lab<Guest4, Ept4>, gpa| lab.mem.read(lab.nested_entry(gpa, Level::L1)) >> 9 & 1 == 1;
         for table in 0..4 {
             assert_eq!(dirty_of(&lab, lab.touched[table]), dirty);
