@@ -40,7 +40,7 @@ fn device(g: &mut Guest) {
     g.boot(PT, 200, entry(DEVICE, USUAL));
 }
 
-/// Dirty logging starts; four pages are in use, and so is a fifth, of which the walk has made the table frames dirty again.
+/// Five pages are in use, and dirty logging starts. Whoever then stores to the fifth makes the table frames writable again.
 fn log_dirty(g: &mut Guest) {
     g.boot_pages(0..5, DATA, USUAL);
     g.write_pages(0..5);
