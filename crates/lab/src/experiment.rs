@@ -79,11 +79,15 @@ impl Experiment {
         };
         let runs = match self.threads {
             None => all(),
-            Some(threads) => rayon::ThreadPoolBuilder::new()
-                .num_threads(threads.get())
-                .build()
-                .map_err(|error| LabError::Threads { threads: threads.get(), reason: error.to_string() })?
-                .install(all),
+            Some(threads) => {
+                // More threads than regimes would find nothing to do, and a great many take minutes to start.
+                let threads = threads.get().min(self.regimes.len());
+                rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .map_err(|error| LabError::Threads { threads, reason: error.to_string() })?
+                    .install(all)
+            }
         }?;
         self.collect(runs)
     }

@@ -3,6 +3,8 @@
 //! A machine file prices what the simulator counts. Every figure is written `{ value = N, source = "..." }`; a figure that
 //! nobody measured says `estimate` in its source.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use memvirt_addr::PageSize;
@@ -203,6 +205,14 @@ pub enum MachineError {
         /// Why.
         source: std::io::Error,
     },
+    /// It is no text, or far too long for a machine file.
+    #[error("{} is not a machine file: {reason}", path.display())]
+    NotAMachine {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it as a whole.
+        reason: &'static str,
+    },
     /// It is not what a machine file must be; the message names line, field and the accepted ones.
     #[error("machine file {file}: {message}")]
     Parse {
@@ -246,6 +256,9 @@ impl MachineSpec {
     /// The machine that is used where none is named.
     pub const DEFAULT: &'static str = "skylake-sp";
 
+    /// The largest machine file that is read, in bytes.
+    pub const MAX_FILE_BYTES: u64 = 1 << 20;
+
     /// The machines that are built in.
     ///
     /// # Errors
@@ -269,9 +282,20 @@ impl MachineSpec {
             let known: Vec<_> = BUILTIN.iter().map(|(name, _)| *name).collect();
             return Err(MachineError::Unknown { name: name_or_path.to_owned(), known: known.join(", ") });
         }
-        let text =
-            std::fs::read_to_string(path).map_err(|source| MachineError::Read { path: path.to_owned(), source })?;
-        Self::parse(name_or_path, &text)
+        Self::parse(name_or_path, &Self::read(path)?)
+    }
+
+    /// The text of the file, which is never read beyond its limit: a device or a wrong file may have no end.
+    fn read(path: &Path) -> Result<String, MachineError> {
+        let not_a_machine = |reason| MachineError::NotAMachine { path: path.to_owned(), reason };
+        let mut bytes = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(Self::MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
+            .map_err(|source| MachineError::Read { path: path.to_owned(), source })?;
+        if bytes.len() as u64 > Self::MAX_FILE_BYTES {
+            return Err(not_a_machine("it is larger than 1 MiB"));
+        }
+        String::from_utf8(bytes).map_err(|_| not_a_machine("it is no UTF-8 text"))
     }
 
     /// A machine from the text of a file.
@@ -358,5 +382,12 @@ mod tests {
         assert!(MachineSpec::parse("m.toml", &size).unwrap_err().to_string().contains("accepted: 4K, 2M, 1G"));
         assert!(MachineSpec::load("pdp-11").unwrap_err().to_string().contains("known: skylake-sp"));
         assert!(MachineSpec::load("no/such.toml").unwrap_err().to_string().contains("no/such.toml"));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_file_without_end_is_refused() {
+        let message = MachineSpec::load("/dev/zero").unwrap_err().to_string();
+        assert_eq!(message, "/dev/zero is not a machine file: it is larger than 1 MiB");
     }
 }

@@ -10,7 +10,7 @@
 //! may end in CR LF; empty lines are skipped. Reading streams: nothing but the current line is held.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read as _};
 use std::path::Path;
 
 use nom::bytes::complete::tag;
@@ -82,6 +82,9 @@ fn names() -> impl Iterator<Item = &'static str> {
     BEFORE.into_iter().chain(Column::ALL.iter().map(|column| column.key())).chain(AFTER)
 }
 
+/// No line of a recording is nearly as long; one that is longer is no line, and is not read to its end.
+const LONGEST_LINE_BYTES: u64 = 64 << 10;
+
 /// A recording being read: an iterator that ends at the first error.
 #[derive(Debug)]
 pub struct Recording<R> {
@@ -126,7 +129,7 @@ impl<R: BufRead> Recording<R> {
     fn next_item(&mut self) -> Result<Option<Item>, RecordingError> {
         loop {
             self.bytes.clear();
-            let read = self.input.read_until(b'\n', &mut self.bytes);
+            let read = self.input.by_ref().take(LONGEST_LINE_BYTES + 1).read_until(b'\n', &mut self.bytes);
             let read =
                 read.map_err(|source| RecordingError::Read { file: self.file.clone(), line: self.line, source })?;
             if read == 0 {
@@ -134,6 +137,10 @@ impl<R: BufRead> Recording<R> {
             }
             self.line += 1;
             let text = String::from_utf8_lossy(&self.bytes);
+            if read as u64 > LONGEST_LINE_BYTES {
+                let expected = format!("a line of at most {} KiB", LONGEST_LINE_BYTES >> 10);
+                return Err(Wrong::line(&expected, &text).at(&self.file, self.line));
+            }
             let text = text.trim_end_matches(['\n', '\r']);
             if text.is_empty() || (self.in_section && text.starts_with("idx,") && is_header(text)) {
                 continue;

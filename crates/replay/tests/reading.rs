@@ -105,6 +105,18 @@ fn a_row_before_the_first_section_is_refused_and_an_empty_file_said_so() {
 }
 
 #[test]
+fn a_line_without_end_is_refused_and_not_read_to_its_end() {
+    use std::io::{BufReader, Read, repeat};
+
+    let endless = format!("{SECTION}\n{HEADER}\n{ROW}\n");
+    let endless = BufReader::new(endless.as_bytes().chain(repeat(b'x')));
+    let items: Vec<_> = Recording::new("file.csv", endless).collect();
+    assert_eq!(items.len(), 3, "what stands before it is delivered");
+    let error = items[2].as_ref().unwrap_err().to_string();
+    assert!(error.starts_with("file.csv: line 4, column 1: expected a line of at most 64 KiB, found `xxx"), "{error}");
+}
+
+#[test]
 fn what_stands_before_a_wrong_line_is_still_reported() {
     let text = format!("{SECTION}\n{ROW}\n{ROW}\nrubbish\n{ROW}\n");
     let report =
