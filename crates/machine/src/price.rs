@@ -113,8 +113,9 @@ fn exits(cycles: &mut Cycles, spec: &MachineSpec, counters: &Counters) {
             ExitReason::Invlpg | ExitReason::Invpcid => &costs.invlpg,
             ExitReason::Cr3Load => &costs.cr3_load,
             ExitReason::CrAccess => &costs.cr_access,
-            ExitReason::EptViolation | ExitReason::EptMisconfig => &costs.ept_violation,
-            ExitReason::Mmio => &costs.mmio,
+            ExitReason::EptViolation => &costs.ept_violation,
+            // A hypervisor makes entries with illegal bits for devices: the access goes on to user space.
+            ExitReason::EptMisconfig | ExitReason::Mmio => &costs.mmio,
             _ => &costs.other,
         };
         let count = counters.exits_for(*reason);

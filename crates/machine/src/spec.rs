@@ -112,9 +112,9 @@ figures! {
         cr3_load,
         /// Handler of an access to CR0 or CR4.
         cr_access,
-        /// Handler of an EPT violation or misconfiguration.
+        /// Handler of an EPT violation.
         ept_violation,
-        /// Handler of a device access.
+        /// Handler of a device access, EPT misconfigurations included.
         mmio,
         /// Handler of everything else.
         other,
