@@ -87,7 +87,7 @@ Examples:
 pub(crate) struct ReplayArgs {
     /// The recording: CSV, plain or compressed with zstd
     pub(crate) file: PathBuf,
-    /// What it is replayed on: kvm-shadow, kvm-nested, write-protect, lazy-fill, vtlb, xen, vbox, invlpg-only, native
+    /// What it is replayed on: kvm-shadow, kvm-nested, write-protect, write-protect/propagate, lazy-fill, vtlb, xen, vbox, invlpg-only, native
     #[arg(long, value_name = "NAME", default_value = "kvm-shadow")]
     pub(crate) platform: Under,
     /// The kernel whose KVM it is: 6.1 or 6.12
