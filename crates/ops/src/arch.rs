@@ -195,6 +195,8 @@ pub enum Control {
     Invlpg(Gva),
     /// MOV to CR3.
     Cr3(Cr3),
+    /// MOV from CR3.
+    ReadCr3,
     /// A write to another control register.
     Cr(CrWrite),
     /// INVPCID.

@@ -56,6 +56,7 @@ impl State {
             Control::Cr(CrWrite::WriteProtect(on)) => self.write_protect = on,
             Control::Cr(CrWrite::PcidEnable(on)) => self.pcid_enable = on,
             Control::Cr(CrWrite::TogglePge)
+            | Control::ReadCr3
             | Control::Invlpg(_)
             | Control::Invpcid(_)
             | Control::Ipi(_)

@@ -153,7 +153,7 @@ impl Cx<'_> {
             }
             Control::Invpcid(Invpcid::AllGlobal) => self.flush(|tlb| tlb.flush_vpid(vpid, KeepGlobal::No)),
             Control::Invpcid(Invpcid::All) => self.flush(|tlb| tlb.flush_vpid(vpid, KeepGlobal::Yes)),
-            Control::Ipi(_) | Control::Trap(_) => {}
+            Control::ReadCr3 | Control::Ipi(_) | Control::Trap(_) => {}
         }
     }
 

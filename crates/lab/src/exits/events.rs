@@ -3,7 +3,7 @@
 //!
 //! Each row of the table is one event or several: `6` is the first store to a table, `6+` the next ones. Numbers of exits are
 //! the table's figure times what is done ("1 per aligned group of 8" for 64 pages is 8); where the table leaves a choice, a
-//! range. Row 14 (MOV *from* CR3) has no operation in the vocabulary of platforms: nothing is measured there.
+//! range.
 
 mod patterns;
 mod single;
@@ -196,12 +196,6 @@ impl Event {
 
     const fn notes(mut self, notes: &'static [Note]) -> Self {
         self.notes = notes;
-        self
-    }
-
-    /// An event that cannot be executed.
-    const fn unmeasured(mut self) -> Self {
-        self.measured = None;
         self
     }
 

@@ -22,7 +22,7 @@ fn three_cells_differ_and_each_is_explained() {
         assert_eq!(differences(&table), known);
         assert_eq!((table.differences, table.unexplained), (3, 0));
         let compared = table.rows.iter().flat_map(|row| &row.cells).filter(|cell| cell.agrees.is_some()).count();
-        assert_eq!(compared, 295);
+        assert_eq!(compared, 302);
     }
 }
 
@@ -56,7 +56,6 @@ fn the_guest_sees_the_same_faults_under_every_regime() {
         let expected = match row.row {
             "5" | "19" => Some(1),
             "19+" => Some(7),
-            "14" => None,
             _ => Some(0),
         };
         for cell in &row.cells {

@@ -143,7 +143,9 @@ where
             Control::Cr(_) if self.vendor == Vendor::Svm => (ExitReason::CrAccess, 1),
             Control::Ipi(_) => (ExitReason::Ipi, 1),
             Control::Trap(trap) => ((*trap).into(), 1),
-            Control::Invlpg(_) | Control::Cr3(_) | Control::Cr(_) | Control::Invpcid(_) => (ExitReason::CrAccess, 0),
+            Control::Invlpg(_) | Control::Cr3(_) | Control::ReadCr3 | Control::Cr(_) | Control::Invpcid(_) => {
+                (ExitReason::CrAccess, 0)
+            }
         }
     }
 }

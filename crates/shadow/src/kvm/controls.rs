@@ -28,6 +28,10 @@ impl Kvm {
                 self.load_cr3(cx, cr3);
                 self.finish_exit(cx, ExitReason::Cr3Load, Lock::Taken);
             }
+            Control::ReadCr3 => {
+                self.emulated_on_svm(cx);
+                self.finish_exit(cx, ExitReason::CrAccess, Lock::Free);
+            }
             Control::Cr(CrWrite::TogglePge) => self.toggle_pge(cx),
             Control::Cr(CrWrite::WriteProtect(on)) => {
                 self.emulated_on_svm(cx);

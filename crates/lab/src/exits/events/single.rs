@@ -183,9 +183,10 @@ pub(super) static EVENTS: &[Event] = &[
         g.control(Control::Cr3(Cr3 { root: Gfn::new(ROOT).base(), pcid, keep: false }));
     })
     .figures(shadow(1, 0)),
-    Event::new("14", "MOV from CR3", "nothing: no operation here reads CR3", ["1", "1", "1 (SVM npt=0: 1)", "1", "0"], |_| {})
-        .figures(shadow(1, 0))
-        .unmeasured(),
+    Event::new("14", "MOV from CR3", "CR3 is read", ["1", "1", "1 (SVM npt=0: 1)", "1", "0"], |g| {
+        g.control(Control::ReadCr3);
+    })
+    .figures(shadow(1, 0)),
     Event::new("15", "CR4.PGE toggle (2 writes)", "read, clear, set", TOGGLE, |g| {
         g.control(TOGGLE_PGE);
     })
