@@ -32,6 +32,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "memvirt-tlb",
         ],
     ),
+    ("memvirt-costmodel", &[]),
     ("memvirt-workload", &["memvirt-addr", "memvirt-ops"]),
     ("memvirt-trace", &["memvirt-addr", "memvirt-ops"]),
     (

@@ -1,0 +1,2 @@
+//! A place for the crate's example.
+fn main() {}
