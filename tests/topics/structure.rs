@@ -15,6 +15,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("memvirt-ops", &["memvirt-addr"]),
     ("memvirt-pagetable", &["memvirt-addr"]),
     ("memvirt-tlb", &["memvirt-addr"]),
+    ("memvirt-cache", &["memvirt-addr"]),
     ("memvirt-platform", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-tlb"]),
     ("memvirt-nested", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform", "memvirt-tlb"]),
     ("memvirt-shadow", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform", "memvirt-tlb"]),
@@ -33,12 +34,14 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         ],
     ),
     ("memvirt-costmodel", &[]),
+    ("memvirt-guest", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform"]),
     ("memvirt-workload", &["memvirt-addr", "memvirt-ops"]),
     ("memvirt-trace", &["memvirt-addr", "memvirt-ops"]),
     (
         "memvirt-machine",
         &[
             "memvirt-addr",
+            "memvirt-guest",
             "memvirt-nested",
             "memvirt-ops",
             "memvirt-oracle",

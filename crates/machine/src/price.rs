@@ -3,7 +3,7 @@
 use memvirt_platform::{Counters, ExitReason};
 use serde::Serialize;
 
-use crate::guest::GuestStats;
+use memvirt_guest::GuestStats;
 use crate::spec::MachineSpec;
 
 /// One item of the account.

@@ -6,7 +6,7 @@ use memvirt_addr::PageSize;
 use memvirt_platform::{Counters, ExitReason, TableBytes};
 use serde::{Serialize, Serializer};
 
-use crate::guest::{GuestConfig, GuestStats};
+use memvirt_guest::{GuestConfig, GuestStats};
 use crate::price::Cycles;
 use crate::regime::{HostConfig, RegimeKind};
 

@@ -4,7 +4,7 @@ use memvirt_ops::process::{Batch, Source};
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_platform::{Ledger, Platform};
 
-use crate::guest::{Guest, GuestConfig, GuestStats, Halted};
+use memvirt_guest::{Guest, GuestConfig, GuestStats, Halted};
 use crate::price::price;
 use crate::regime::{Bench, HostConfig, RegimeKind, build};
 use crate::result::{Outcome, RefCounts, RunResult, Stale, Switches, TableCounts, TlbCounts, exits};

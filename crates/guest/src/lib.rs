@@ -1,12 +1,5 @@
-//! The guest's operating system: processes, areas, demand paging, copy on write, context switches.
-//!
-//! It lowers what processes do ([`memvirt_ops::process`]) to what a CPU sees ([`memvirt_ops::arch`]), with the page tables,
-//! stores and flushes of Linux on x86-64. It runs on any [`Platform`] and knows nothing of what is below: its tables lie in
-//! its own guest-physical memory, written through its direct map, and what it does is the same on every platform.
-//!
-//! Where the rules come from: Linux `mm/memory.c` (faults, copy on write, fork, unmap), `mm/mprotect.c`,
-//! `arch/x86/mm/tlb.c` (flushes, PCIDs), `arch/x86/mm/pti.c` (isolation). Ticks and quanta are counted in guest
-//! instructions, so the stream that a guest executes does not depend on the regime.
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
 
 mod area;
 mod boot;
@@ -38,6 +31,10 @@ use process::Process;
 pub use stats::GuestStats;
 use switch::Pcids;
 
+fn page_size<S: serde::Serializer>(size: &PageSize, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(size.name())
+}
+
 /// What happens to an access outside all areas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -59,10 +56,10 @@ pub struct GuestConfig {
     /// Process-context identifiers, 6 in rotation as in Linux; default off.
     pub pcid: bool,
     /// Pages for anonymous memory, where an aligned one fits into the area; default 4 KiB.
-    #[serde(serialize_with = "crate::result::page_size")]
+    #[serde(serialize_with = "page_size")]
     pub guest_page: PageSize,
     /// Pages of the kernel's direct map; default 2 MiB.
-    #[serde(serialize_with = "crate::result::page_size")]
+    #[serde(serialize_with = "page_size")]
     pub direct_map_page: PageSize,
     /// Instructions between timer ticks, 0 for none; default 10 million.
     pub tick_instructions: u64,
