@@ -231,11 +231,14 @@ fn vbox_makes_a_leaf_table_dirty_that_has_four_modifications() {
     let stores = [300, 200, 250, 100];
     assert_eq!(lab.kinds(|lab| stores.into_iter().for_each(|i| touch_table(lab, 0, i))), [0, 0, 4, 0]);
     assert_eq!(lab.policy().stats().dirtied, 0);
-    // At its limit the table becomes dirty instead of being written once more; then all stores are free.
+    // At its limit the table becomes dirty instead of being written once more; then all stores are free. "At its fourth
+    // modification" is said of it: pgmRZPoolAccessPfHandler interprets and counts while cModifications < 4, so the fourth is
+    // the last that it interprets, and the next trapped store reaches pgmPoolAddDirtyPage.
     assert_eq!(lab.kinds(|lab| touch_table(lab, 0, 150)), [1, 0, 0, 0]);
     assert_eq!((lab.policy().stats().dirtied, lab.policy().dirty().count()), (1, 1));
     assert_eq!(lab.exits(|lab| (400..450).for_each(|i| touch_table(lab, 0, i))), 0);
-    // An access through it needs it in step: monitored again, with its count lowered to 1.
+    // An access through it needs it in step: monitored again, with its count lowered to 1. From now on it is the fourth store
+    // that makes it dirty.
     assert_eq!(lab.kinds(|lab| lab.read(region(0)).unwrap()), [1, 0, 0, 0]);
     assert_eq!((lab.policy().stats().resets, lab.policy().dirty().count()), (1, 0));
     assert_eq!(lab.kinds(|lab| [300, 200, 250].into_iter().for_each(|i| touch_table(lab, 0, i))), [0, 0, 3, 0]);

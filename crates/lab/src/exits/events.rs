@@ -42,6 +42,8 @@ pub(crate) struct Figures {
     vtlb: Option<Figure>,
     nested: Option<Figure>,
     nested_svm: Option<Figure>,
+    /// With the page-modification log; `None`: as without.
+    nested_pml: Option<Figure>,
     /// What an exit more on SVM adds to every shadow column: CR4 is also read.
     svm_more: u64,
 }
@@ -57,6 +59,7 @@ const fn exits(naive: u64, zap: u64, propagate: u64, kvm: u64, vtlb: u64, nested
         vtlb: exactly(vtlb),
         nested: exactly(nested),
         nested_svm: exactly(nested),
+        nested_pml: None,
         svm_more: 0,
     }
 }
@@ -75,6 +78,7 @@ const NONE: Figures = Figures {
     vtlb: None,
     nested: None,
     nested_svm: None,
+    nested_pml: None,
     svm_more: 0,
 };
 
@@ -112,6 +116,11 @@ impl Figures {
         self
     }
 
+    const fn nested_pml(mut self, figure: Option<Figure>) -> Self {
+        self.nested_pml = figure;
+        self
+    }
+
     const fn svm_more(mut self, exits: u64) -> Self {
         self.svm_more = exits;
         self
@@ -128,6 +137,7 @@ impl Figures {
             Column::Vtlb => self.vtlb,
             Column::Nested if vendor == Vendor::Svm => return self.nested_svm,
             Column::Nested => return self.nested,
+            Column::NestedPml => return self.nested_pml.or(self.nested),
             Column::LazyFill | Column::Xen | Column::Vbox => None,
         };
         let more = if vendor == Vendor::Svm { self.svm_more } else { 0 };

@@ -25,6 +25,8 @@ pub enum Column {
     Vtlb,
     /// Nested paging: EPT or NPT; column EPT.
     Nested,
+    /// Nested paging whose dirty logging uses the page-modification log; column EPT, figures marked PML. VMX only.
+    NestedPml,
     /// Shadow tables filled on first touch; no column in the specification.
     LazyFill,
     /// Xen's shadow paging; no column.
@@ -35,7 +37,7 @@ pub enum Column {
 
 impl Column {
     /// All columns: those of the specification first.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::InvlpgOnly,
         Self::Zap,
         Self::Propagate,
@@ -43,10 +45,16 @@ impl Column {
         Self::Kvm(Kernel::V6_12),
         Self::Vtlb,
         Self::Nested,
+        Self::NestedPml,
         Self::LazyFill,
         Self::Xen,
         Self::Vbox,
     ];
+
+    /// The columns that the hardware of `vendor` can have.
+    pub fn of(vendor: Vendor) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |column| vendor == Vendor::Vmx || *column != Self::NestedPml)
+    }
 
     /// The name in results.
     #[must_use]
@@ -60,6 +68,7 @@ impl Column {
             (Self::Vtlb, _) => "vtlb",
             (Self::Nested, Vendor::Vmx) => "ept",
             (Self::Nested, Vendor::Svm) => "npt",
+            (Self::NestedPml, _) => "ept+pml",
             (Self::LazyFill, _) => "lazy-fill",
             (Self::Xen, _) => "xen",
             (Self::Vbox, _) => "vbox",
@@ -74,7 +83,7 @@ impl Column {
             Self::Zap | Self::Propagate => Some(1),
             Self::Kvm(_) => Some(2),
             Self::Vtlb => Some(3),
-            Self::Nested => Some(4),
+            Self::Nested | Self::NestedPml => Some(4),
             Self::LazyFill | Self::Xen | Self::Vbox => None,
         }
     }
@@ -91,8 +100,9 @@ impl Column {
             Self::LazyFill => shadow(vcpus, |map| LazyFill::new(map, vendor)),
             Self::Xen => shadow(vcpus, |map| Xen::new(map, vcpus, vendor)),
             Self::Vbox => shadow(vcpus, |map| Vbox::new(map, vendor)),
-            Self::Nested if vendor == Vendor::Vmx => nested::<Ept4>(vendor, vcpus),
-            Self::Nested => nested::<Npt4>(vendor, vcpus),
+            Self::Nested if vendor == Vendor::Vmx => nested::<Ept4>(vendor, vcpus, DirtyLogging::WriteProtect),
+            Self::Nested => nested::<Npt4>(vendor, vcpus, DirtyLogging::WriteProtect),
+            Self::NestedPml => nested::<Ept4>(vendor, vcpus, DirtyLogging::ModificationLog),
         }
     }
 }
@@ -101,10 +111,10 @@ fn shadow<R: Regime + 'static>(vcpus: u16, make: impl FnOnce(&MemoryMap) -> R) -
     engine(vcpus, |_, map| make(map))
 }
 
-fn nested<H: SecondStage>(vendor: Vendor, vcpus: u16) -> Box<dyn Platform> {
+fn nested<H: SecondStage>(vendor: Vendor, vcpus: u16, logging: DirtyLogging) -> Box<dyn Platform> {
     engine(vcpus, |host, _| {
         let nested = Nested::<H>::new(host, AdBits::On, vendor).expect("an empty host has a free frame");
-        nested.with_dirty_logging(DirtyLogging::WriteProtect)
+        nested.with_dirty_logging(logging)
     })
 }
 

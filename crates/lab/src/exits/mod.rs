@@ -91,7 +91,7 @@ impl ExitTable {
                 Vendor::Svm => "svm",
             },
             tags: "off",
-            regimes: Column::ALL.map(|column| column.key(vendor)).to_vec(),
+            regimes: Column::of(vendor).map(|column| column.key(vendor)).collect(),
             rows,
             differences,
             unexplained,
@@ -142,7 +142,7 @@ impl ExitTable {
 
 impl ExitRow {
     fn measure(event: &Event, vendor: Vendor) -> Self {
-        let cells = Column::ALL.map(|column| ExitCell::measure(event, column, vendor)).to_vec();
+        let cells = Column::of(vendor).map(|column| ExitCell::measure(event, column, vendor)).collect();
         Self { row: event.row, event: event.event, done: event.done, cells }
     }
 

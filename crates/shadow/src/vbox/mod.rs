@@ -5,8 +5,10 @@
 //!
 //! - Every shadowed table is monitored. A store is interpreted, the shadow entry dropped, and the table's *modifications*
 //!   counted. A leaf table may have [`LEAF_LIMIT`] of them, another [`UPPER_LIMIT`]; a CR3 load sets all counts to 0.
-//! - The next store to a leaf table at its limit makes the table *dirty*: it is copied aside and made writable, and nothing
-//!   leads to its shadow any more, until a fault needs it or the TLB is flushed. Then it is monitored again, the entries that
+//! - The next store to a leaf table at its limit makes the table *dirty*: the count is compared before the store is counted
+//!   (`cModifications >= cMaxModifications`), so a new table takes four interpreted stores and its fifth makes it dirty, and one
+//!   that was dirty before, whose count starts at 1, becomes dirty again at its fourth. It is copied aside and made writable, and
+//!   nothing leads to its shadow any more, until a fault needs it or the TLB is flushed. Then it is monitored again, the entries that
 //!   the guest changed meanwhile are dropped, and its count is lowered. Another table at its limit leaves the pool.
 //! - Stores that walk up a table from its first entry, by the same instruction, double the count each time: a table that
 //!   reaches its limit so is being filled anew and leaves the pool at once.

@@ -156,7 +156,17 @@ pub(super) static EVENTS: &[Event] = &[
         log_dirty(g);
         g.write(page(4));
     })
-    .figures(shadow(4, 4)),
+    .figures(shadow(4, 4).nested_pml(exactly(0))),
+    Event::new("26+", "... of many pages", "1024 stores to 1024 pages", DIRTY, |g| g.write_pages(0..1024))
+        .after(|g| {
+            g.boot_pages(0..1024, DATA, USUAL);
+            g.write_pages(0..1024);
+            g.host(&HostEvent::DirtyLog(VmId::FIRST, true));
+            // The walks dirty the table frames before the count begins.
+            g.read(page(0));
+            g.read(page(1023));
+        })
+        .figures(shadow(1024, 1024).nested_pml(exactly(2))),
     Event::new("26^", "... in the next round", "8 stores to 4 pages", DIRTY, |g| {
         g.write_pages(0..4);
         g.write_pages(0..4);
@@ -167,12 +177,12 @@ pub(super) static EVENTS: &[Event] = &[
         g.host(&HostEvent::DirtyRound(VmId::FIRST));
         g.write(page(4));
     })
-    .figures(shadow(4, 4)),
+    .figures(shadow(4, 4).nested_pml(exactly(0))),
     Event::new("26'", "... the first in the whole machine", "1 store, no page walked since logging began", DIRTY, |g| {
         g.write(page(0));
     })
     .after(log_dirty)
-    .figures(shadow(1, 0).nested(exactly(1)))
+    .figures(shadow(1, 0).nested(exactly(1)).nested_pml(exactly(0)))
     .notes(&[Note {
         columns: &[Column::Nested],
         text: "the walk of the guest's four tables counts as a store to each of their frames, which are logged too (KVM \
