@@ -203,15 +203,21 @@ impl Guest {
             self.stats.ignored_ops += 1;
             return Ok(());
         };
+        if let Op::Handoff { .. } = op {
+            return self.kernel(layout::Site::Schedule, platform, ledger, |_, _| Ok(()));
+        }
         self.stats.syscalls += 1;
         self.kernel(layout::Site::Syscall, platform, ledger, |guest, hands| match *op {
             Op::Mmap { range, prot, backing } => guest.mmap(hands, current, range, prot, backing),
             Op::Munmap { range } => guest.munmap(hands, current, range),
             Op::Mprotect { range, prot } => guest.mprotect(hands, current, range, prot),
-            Op::Fork { child } => guest.fork(hands, current, child),
+            Op::Mremap { from, to } => guest.mremap(hands, current, from, to),
+            Op::Discard { range } => guest.discard(hands, current, range),
+            // A child of vfork gets an address space of its own, as under kernels and emulators without vfork.
+            Op::Fork { child } | Op::Vfork { child } => guest.fork(hands, current, child),
             Op::Exec => guest.exec(hands, current),
             Op::Exit => guest.exit(hands, current),
-            Op::Switch { .. } | Op::Syscall { .. } => Ok(()),
+            Op::Switch { .. } | Op::Handoff { .. } | Op::Wait { .. } | Op::Syscall { .. } => Ok(()),
         })
     }
 }

@@ -51,6 +51,38 @@ impl Guest {
         }
     }
 
+    /// Moves an area as unmapping it and mapping a new one: pages that move are touched for the first time again.
+    pub(crate) fn mremap(
+        &mut self,
+        hands: &mut Hands<'_>,
+        id: ProcessId,
+        from: Range,
+        to: Range,
+    ) -> Result<(), Halted> {
+        let area = self.processes.get(&id).and_then(|process| process.areas.find(from.start).copied());
+        let (prot, backing) = area.map_or((Prot::RW, Backing::AnonymousPrivate), |area| (area.prot, area.backing));
+        if from.bytes > 0 {
+            self.munmap(hands, id, from)?;
+        }
+        self.mmap(hands, id, to, prot, backing)
+    }
+
+    /// Gives up the pages of a range; its areas stay (`madvise_dontneed_single_vma`).
+    pub(crate) fn discard(&mut self, hands: &mut Hands<'_>, id: ProcessId, range: Range) -> Result<(), Halted> {
+        let (Some((start, end)), Some(process)) = (pages_of(range), self.processes.get(&id)) else {
+            hands.stats.ignored_ops += 1;
+            return Ok(());
+        };
+        let parts = process.areas.overlapping(start, end);
+        self.unmap_pages(hands, id, start, end)?;
+        if let Some(process) = self.processes.get_mut(&id) {
+            for part in parts {
+                process.areas.insert(part);
+            }
+        }
+        Ok(())
+    }
+
     fn unmap_pages(&mut self, hands: &mut Hands<'_>, id: ProcessId, start: u64, end: u64) -> Result<(), Halted> {
         let Some(process) = self.processes.get_mut(&id) else { return Ok(()) };
         let roots = process.roots;

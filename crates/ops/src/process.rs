@@ -8,6 +8,8 @@ use alloc::vec::Vec;
 
 use memvirt_addr::{Acc, Gva};
 
+use crate::arch::Trap;
+
 /// The number of a guest process within one stream, given by the stream itself and never reused in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProcessId(pub u32);
@@ -60,6 +62,74 @@ pub enum Backing {
     FileShared,
 }
 
+/// A file or a shared-memory object, by the number that the stream gives it: mappings with the same number show the same
+/// pages, in every process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId(pub u32);
+
+/// Whether stores to a mapped file are seen by others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Sharing {
+    /// `MAP_PRIVATE`: the first store to a page copies it.
+    Private,
+    /// `MAP_SHARED`: stores go to the file's page.
+    Shared,
+}
+
+/// The loadable parts of a program file in the order of today's linkers, in 4 KiB pages: read-only data, text, constants,
+/// then writable data that the file fills, then data that begins as zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Segments {
+    /// The file.
+    pub file: FileId,
+    /// Where its first page is mapped.
+    pub start: Gva,
+    /// Headers, symbols, relocations.
+    pub headers: u16,
+    /// Code.
+    pub text: u16,
+    /// Read-only data.
+    pub constants: u16,
+    /// Writable data from the file; what is made read-only after relocation is part of it.
+    pub data: u16,
+    /// Anonymous pages after them.
+    pub zeros: u16,
+}
+
+impl Segments {
+    /// Pages from the first to the last.
+    #[must_use]
+    pub const fn pages(&self) -> u64 {
+        self.headers as u64 + self.text as u64 + self.constants as u64 + self.data as u64 + self.zeros as u64
+    }
+}
+
+/// What `execve` maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Image {
+    /// The program.
+    pub program: Segments,
+    /// The dynamic linker, for programs that have one.
+    pub interpreter: Option<Segments>,
+    /// The first address after the stack.
+    pub stack_top: Gva,
+    /// How far the stack may grow, in pages (Linux: 8 MiB).
+    pub stack_pages: u32,
+    /// Pages that arguments and environment fill, at least 1.
+    pub argument_pages: u16,
+    /// Where the kernel's page of code for user mode (vdso) and its data lie.
+    pub vdso: Gva,
+}
+
+/// Which way a system call moves data between the kernel and the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transfer {
+    /// The kernel reads the process' memory (`write`).
+    FromUser,
+    /// The kernel stores to the process' memory (`read`).
+    ToUser,
+}
+
 /// A half-open range of virtual addresses, `start..start + bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Range {
@@ -81,6 +151,19 @@ pub enum Op {
         /// Where its contents come from.
         backing: Backing,
     },
+    /// Makes an area that shows pages of a file. Whatever the range held before is unmapped first.
+    MapFile {
+        /// The addresses.
+        range: Range,
+        /// What the area permits.
+        prot: Prot,
+        /// Where stores go.
+        sharing: Sharing,
+        /// The file.
+        file: FileId,
+        /// The page of the file that the first page shows.
+        first_page: u64,
+    },
     /// Removes all areas (or parts of areas) in the range.
     Munmap {
         /// The addresses.
@@ -93,6 +176,24 @@ pub enum Op {
         /// What they permit from now on.
         prot: Prot,
     },
+    /// Moves areas to other addresses, with the pages in them (`mremap`), and makes them longer or shorter there. Whatever the
+    /// new range held is unmapped first; where both ranges start at the same address the area grows or shrinks in place.
+    Mremap {
+        /// Where it lies now.
+        from: Range,
+        /// Where it is to lie.
+        to: Range,
+    },
+    /// Moves the end of the heap (`brk`). The first one of an address space says where its heap begins.
+    Brk {
+        /// The end.
+        end: Gva,
+    },
+    /// Forgets the pages of a range and keeps its areas (`MADV_DONTNEED`): private pages read as before the first store.
+    Discard {
+        /// The addresses.
+        range: Range,
+    },
     /// Makes a copy-on-write child of the current process. The parent stays current.
     Fork {
         /// The number of the child; new in this stream.
@@ -100,6 +201,12 @@ pub enum Op {
     },
     /// Replaces the current process' address space by an empty one.
     Exec,
+    /// Replaces the current process' address space by that of a program: its segments, its dynamic linker's, a stack with the
+    /// arguments in it, the kernel's page for user mode.
+    Load {
+        /// The program.
+        image: Image,
+    },
     /// Ends the current process. A [`Op::Switch`] must follow before the next access.
     Exit,
     /// Makes another process current.
@@ -111,6 +218,24 @@ pub enum Op {
     Syscall {
         /// The system call's number (Linux x86-64), for statistics.
         number: u32,
+    },
+    /// A system call that moves data between the kernel and the process.
+    Copy {
+        /// The system call's number.
+        number: u32,
+        /// Which way.
+        transfer: Transfer,
+        /// The process' buffer.
+        range: Range,
+    },
+    /// A device interrupts: the kernel is entered and left again, and no system call was made.
+    Interrupt,
+    /// The process or the kernel for it executes an instruction that leaves every virtual machine, so many times.
+    Trap {
+        /// The instruction.
+        trap: Trap,
+        /// How often.
+        times: u32,
     },
 }
 
