@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 
 use memvirt_addr::{Acc, Gfn, PageSize};
 use memvirt_ops::arch::GuestFault;
-use memvirt_ops::process::{Batch, Op, ProcessId};
+use memvirt_ops::process::{Backing, Batch, Op, ProcessId};
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_platform::{Horizon, Ledger, Platform, Stop};
 use serde::Serialize;
@@ -209,14 +209,21 @@ impl Guest {
         self.stats.syscalls += 1;
         self.kernel(layout::Site::Syscall, platform, ledger, |guest, hands| match *op {
             Op::Mmap { range, prot, backing } => guest.mmap(hands, current, range, prot, backing),
+            Op::MapFile { range, prot, sharing, .. } => {
+                let shared = sharing == memvirt_ops::process::Sharing::Shared;
+                let backing = if shared { Backing::FileShared } else { Backing::FilePrivate };
+                guest.mmap(hands, current, range, prot, backing)
+            }
             Op::Munmap { range } => guest.munmap(hands, current, range),
             Op::Mprotect { range, prot } => guest.mprotect(hands, current, range, prot),
             Op::Mremap { from, to } => guest.mremap(hands, current, from, to),
             Op::Discard { range } => guest.discard(hands, current, range),
             // A child of vfork gets an address space of its own, as under kernels and emulators without vfork.
             Op::Fork { child } | Op::Vfork { child } => guest.fork(hands, current, child),
-            Op::Exec => guest.exec(hands, current),
+            Op::Exec | Op::Load { .. } => guest.exec(hands, current),
             Op::Exit => guest.exit(hands, current),
+            // A heap's end, data moved by the kernel, interrupts and traps: kernel entries alone so far.
+            Op::Brk { .. } | Op::Copy { .. } | Op::Interrupt | Op::Trap { .. } => Ok(()),
             Op::Switch { .. } | Op::Handoff { .. } | Op::Wait { .. } | Op::Syscall { .. } => Ok(()),
         })
     }

@@ -199,6 +199,12 @@ pub enum Op {
         /// The number of the child; new in this stream.
         child: ProcessId,
     },
+    /// Makes a child that runs in the current process' address space until it calls exec or exits (`vfork`, `posix_spawn`).
+    /// The parent stays current; it does not access memory before then.
+    Vfork {
+        /// The number of the child; new in this stream.
+        child: ProcessId,
+    },
     /// Replaces the current process' address space by an empty one.
     Exec,
     /// Replaces the current process' address space by that of a program: its segments, its dynamic linker's, a stack with the
@@ -209,6 +215,16 @@ pub enum Op {
     },
     /// Ends the current process. A [`Op::Switch`] must follow before the next access.
     Exit,
+    /// A wait for a child that returns, as the child has ended before in this stream.
+    Wait {
+        /// The child.
+        child: ProcessId,
+    },
+    /// Another thread of the current process goes on: the kernel's scheduler runs, the address space stays.
+    Handoff {
+        /// The number of the thread within its process, as the recording gives it.
+        thread: u32,
+    },
     /// Makes another process current.
     Switch {
         /// The process to run.
