@@ -16,7 +16,8 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// An address space. Sealed: the three spaces of a virtual machine, and no conversion between them.
+/// An address space. Sealed: the three spaces of a virtual machine, a fourth where hypervisors are nested, and no conversion
+/// between them.
 pub trait Space: sealed::Sealed + Copy + fmt::Debug + Ord + Hash + 'static {
     /// The prefix in debug output, as in `gpa:0x1000`.
     const NAME: &'static str;
@@ -49,6 +50,11 @@ space!(
     GuestPhys, "gpa", 52, false
 );
 space!(
+    /// What a hypervisor that is itself a guest (L1) believes to be the machine's memory: it lies between the guest-physical
+    /// memory of its own guest (L2) and the host's.
+    L1Phys, "l1pa", 52, false
+);
+space!(
     /// The memory of the machine, owned by the hypervisor.
     HostPhys, "hpa", 52, false
 );
@@ -63,6 +69,8 @@ pub type Gva = Addr<GuestVirt>;
 pub type Gpa = Addr<GuestPhys>;
 /// Host-physical address.
 pub type Hpa = Addr<HostPhys>;
+/// Address in the memory of a hypervisor that is itself a guest.
+pub type L1pa = Addr<L1Phys>;
 
 /// A raw number is not an address of the space: not canonical, or too wide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,6 +205,8 @@ pub struct Frame<S: Space>(u64, PhantomData<S>);
 pub type Gfn = Frame<GuestPhys>;
 /// Host frame number.
 pub type Hfn = Frame<HostPhys>;
+/// Frame number in the memory of a hypervisor that is itself a guest.
+pub type L1fn = Frame<L1Phys>;
 /// Guest-virtual page number.
 pub type Vpn = Frame<GuestVirt>;
 
