@@ -50,7 +50,7 @@ pub(crate) enum Command {
     Exits(ExitsArgs),
     /// List the workloads that are built in, or explain one
     Workloads(ModelArgs),
-    /// List and explain machines: every figure with its source, estimates marked
+    /// List the machines that are built in, or explain one: every figure with its unit and source, estimates marked
     Machines(ModelArgs),
     /// List the regimes
     Regimes,
@@ -207,7 +207,7 @@ pub(crate) struct CommonArgs {
 
     /// The machine that prices: a built-in one, or a machine file
     #[arg(long, value_name = "NAME|FILE", default_value = MachineSpec::DEFAULT)]
-    pub(crate) machine: String,
+    pub(crate) machine: OsString,
     /// Let an oracle watch every access; a translation that no hardware could give makes the exit status 1
     #[arg(long)]
     pub(crate) check: bool,

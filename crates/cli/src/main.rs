@@ -8,6 +8,7 @@ mod args;
 mod compare;
 mod exits;
 mod failure;
+mod machines;
 mod models;
 mod output;
 mod progress;
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
         Command::Replay(args) => replay::replay(args),
         Command::Exits(args) => exits::exits(args),
         Command::Workloads(args) => models::workloads(args),
-        Command::Machines(args) => models::machines(args),
+        Command::Machines(args) => machines::machines(args),
         Command::Regimes => models::regimes(),
     };
     match status {

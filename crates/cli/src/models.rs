@@ -1,9 +1,7 @@
-//! `memvirt workloads`, `memvirt machines`, `memvirt regimes`: what there is to choose from.
-
-use std::ffi::OsStr;
+//! `memvirt workloads`, `memvirt regimes`: what there is to choose from.
 
 use memvirt_lab::text::{bytes, count};
-use memvirt_machine::{MachineSpec, RegimeKind};
+use memvirt_machine::RegimeKind;
 use memvirt_workload::Workload;
 
 use crate::args::{ModelArgs, TreeFormat};
@@ -76,39 +74,6 @@ fn explain_workload(workload: &Workload) -> String {
     text + &render(&grid)
 }
 
-pub(crate) fn machines(args: &ModelArgs) -> anyhow::Result<Status> {
-    let all = match &args.name {
-        Some(name) => vec![MachineSpec::load(&OsStr::to_string_lossy(name))?],
-        None => MachineSpec::builtin()?,
-    };
-    print(&match (args.format, &args.name) {
-        (TreeFormat::Json, None) => json(&all)?,
-        (TreeFormat::Json, Some(_)) => json(&all[0])?,
-        (TreeFormat::Table, _) => all.iter().map(explain_machine).collect::<Vec<_>>().join("\n"),
-    })?;
-    Ok(Status::Fine)
-}
-
-fn explain_machine(machine: &MachineSpec) -> String {
-    let mut text = format!("{}: {}\n{}\n", machine.name, machine.title, machine.about.trim());
-    let mut grid = table(["TLB", "pages", ">entries", ">ways"]);
-    for (level, arrays) in [("first level", &machine.tlb.l1), ("second level", &machine.tlb.l2)] {
-        for array in arrays {
-            grid.add_row([level, &array.pages.join(" "), &array.entries.to_string(), &array.ways.to_string()]);
-        }
-    }
-    text += &render(&grid);
-    text += &format!("source: {}\n", machine.tlb.source);
-    let mut grid = table(["section", "figure", ">cycles", "", "source"]);
-    for (section, name, figure) in machine.figures() {
-        let mark = if figure.is_estimate() { "*" } else { "" };
-        grid.add_row([section, name, &figure.value.to_string(), mark, &figure.source]);
-    }
-    let estimates = machine.figures().filter(|(_, _, figure)| figure.is_estimate()).count();
-    text + &render(&grid)
-        + &format!("* an estimate: nobody measured it ({estimates} of {})\n", machine.figures().count())
-}
-
-fn json<T: serde::Serialize>(value: &T) -> anyhow::Result<String> {
+pub(crate) fn json<T: serde::Serialize>(value: &T) -> anyhow::Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }

@@ -21,20 +21,48 @@ fn every_listed_workload_is_explained_and_found_from_any_folder() {
 #[test]
 fn machines_show_every_figure_with_its_source_and_mark_estimates() {
     let json = memvirt("machines --format json").json();
-    let table = memvirt("machines").stdout;
+    let list = memvirt("machines").stdout;
     for machine in json.as_array().unwrap() {
-        for section in ["base", "translation", "exits", "work"] {
-            for (name, figure) in machine[section].as_object().unwrap() {
+        let name = machine["name"].as_str().unwrap();
+        assert!(list.contains(&format!("{name} ")), "{list}");
+        assert_eq!(&memvirt(&format!("machines {name} --format json")).json(), machine);
+        let table = memvirt(&format!("machines {name}")).stdout;
+        let mut seen = 0;
+        for section in ["walk_caches", "caches", "base", "translation", "exits", "work"] {
+            figures(&machine[section], "", &mut |name, figure| {
                 let source = figure["source"].as_str().unwrap();
-                let line = table
-                    .lines()
-                    .find(|line| line.contains(&format!(" {section} ")) && line.contains(&format!(" {name} ")));
+                let start = format!("{section} {name} ");
+                let line = table.lines().find(|line| squeezed(line).starts_with(&start));
                 let line = line.unwrap_or_else(|| panic!("{section} {name}"));
                 assert!(line.contains(source) && line.contains(&figure["value"].to_string()), "{line}");
                 assert_eq!(line.contains(" * "), source.starts_with("estimate"), "{line}");
-            }
+                seen += 1;
+            });
+        }
+        assert!(seen >= 35 && table.contains(&format!("({} of {seen})", estimates(&table))), "{name}: {table}");
+        for structure in ["tlb", "walk_caches", "caches"] {
+            assert!(table.contains(machine[structure]["source"].as_str().unwrap()), "{name}: {structure}");
         }
     }
+}
+
+/// Calls `see` with each object that has a value and a source.
+fn figures(value: &serde_json::Value, name: &str, see: &mut dyn FnMut(&str, &serde_json::Value)) {
+    let Some(fields) = value.as_object() else { return };
+    if fields.contains_key("value") {
+        return see(name, value);
+    }
+    for (field, value) in fields {
+        figures(value, if name.is_empty() { field.clone() } else { format!("{name}.{field}") }.as_str(), see);
+    }
+}
+
+fn squeezed(line: &str) -> String {
+    line.split_whitespace().collect::<Vec<_>>().join(" ") + " "
+}
+
+fn estimates(table: &str) -> usize {
+    table.lines().filter(|line| line.contains(" * ")).count()
 }
 
 #[test]

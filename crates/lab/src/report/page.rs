@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use memvirt_machine::spec::Listed;
 use memvirt_machine::{Outcome, RunResult};
 use memvirt_platform::ExitReason;
 
@@ -248,18 +249,18 @@ fn account(comparison: &Comparison) -> String {
 
 fn prices(comparison: &Comparison) -> String {
     let machine = &comparison.machine;
-    let header = ["figure", "cycles", "source"].map(str::to_owned);
+    let header = ["figure", "value", "unit", "source"].map(str::to_owned);
     let rows: Vec<(Vec<String>, &str)> = machine
         .figures()
-        .map(|(section, name, figure)| {
+        .map(|Listed { section, name, unit, figure }| {
             let label = format!("{section}: {}", name.replace('_', " "));
             let class = if figure.is_estimate() { "estimate" } else { "" };
-            (vec![label, count(u64::from(figure.value)), figure.source.clone()], class)
+            (vec![label, count(u64::from(figure.value)), unit.to_owned(), figure.source.clone()], class)
         })
         .collect();
     let estimates = rows.iter().filter(|(_, class)| !class.is_empty()).count();
     format!(
-        "<section id=\"machine\" class=\"sources\">\n<h2>The machine</h2>\n<p>{}</p>\n<p>TLB: {}</p>\n<p>{estimates} of {} prices are \
+        "<section id=\"machine\" class=\"sources\">\n<h2>The machine</h2>\n<p>{}</p>\n<p>TLB: {}</p>\n<p>{estimates} of {} figures are \
          estimates that nobody measured; they stand in italics.</p>\n{}</section>\n",
         escape(machine.about.trim()),
         escape(&machine.tlb.source),

@@ -1,0 +1,171 @@
+//! Machine files: TLB and cache geometry, latencies and exit costs, each with its source.
+//!
+//! A machine file prices what the simulator counts. Every figure is written `{ value = N, source = "..." }`; a figure that
+//! nobody measured says `estimate` in its source. What is wrong with a file is said with line, field and what is accepted.
+
+mod caches;
+mod error;
+mod figures;
+mod number;
+mod place;
+mod tlb;
+mod walk_caches;
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+use memvirt_tlb::Geometry;
+use serde::{Deserialize, Serialize};
+
+pub use caches::{CacheShape, Caches};
+pub use error::MachineError;
+pub use figures::{BaseCosts, ExitCosts, Figure, Listed, TranslationCosts, WorkCosts, is_estimate};
+pub use tlb::{GigabyteName, InclusionName, ReplacementName, TlbArray, TlbShape};
+pub use walk_caches::{NestedTlbArray, WalkCacheArray, WalkCacheLevel, WalkCacheShapes, WalkCaches};
+
+use place::Problem;
+
+/// A machine: geometry and prices.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineSpec {
+    /// The name, equal to the file's.
+    pub name: String,
+    /// One line for tables and plots.
+    pub title: String,
+    /// What the machine stands for.
+    pub about: String,
+    /// Its TLB.
+    pub tlb: TlbShape,
+    /// Its walk caches. Without them every walk starts at the root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub walk_caches: Option<WalkCaches>,
+    /// Its cache hierarchy, which the mode `cycles` needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caches: Option<Caches>,
+    /// The guest's own work.
+    pub base: BaseCosts,
+    /// Translation.
+    pub translation: TranslationCosts,
+    /// Exits.
+    pub exits: ExitCosts,
+    /// The hypervisor's work.
+    pub work: WorkCosts,
+}
+
+/// The machine files that are built in: name and text.
+const BUILTIN: &[(&str, &str)] = &[("skylake-sp", include_str!("../../models/skylake-sp.toml"))];
+
+impl MachineSpec {
+    /// The machine that is used where none is named.
+    pub const DEFAULT: &'static str = "skylake-sp";
+
+    /// The largest machine file that is read, in bytes.
+    pub const MAX_FILE_BYTES: u64 = 1 << 20;
+
+    /// The machines that are built in.
+    ///
+    /// # Errors
+    ///
+    /// Never in a released version: a test parses each file.
+    pub fn builtin() -> Result<Vec<Self>, MachineError> {
+        BUILTIN.iter().map(|(name, text)| Self::parse(name, text)).collect()
+    }
+
+    /// A built-in machine by name, or a machine file by path.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError`].
+    pub fn load(name_or_path: impl AsRef<OsStr>) -> Result<Self, MachineError> {
+        let asked = name_or_path.as_ref();
+        if let Some((name, text)) = BUILTIN.iter().find(|(name, _)| *name == asked) {
+            return Self::parse(name, text);
+        }
+        let path = Path::new(asked);
+        if path.extension().is_none() && path.components().count() < 2 && !path.exists() {
+            let known: Vec<_> = BUILTIN.iter().map(|(name, _)| *name).collect();
+            return Err(MachineError::Unknown { name: path.display().to_string(), known: known.join(", ") });
+        }
+        Self::parse(&path.display().to_string(), &Self::read(path)?)
+    }
+
+    /// The text of the file, which is never read beyond its limit: a device or a wrong file may have no end.
+    fn read(path: &Path) -> Result<String, MachineError> {
+        let not_a_machine = |reason| MachineError::NotAMachine { path: path.to_owned(), reason };
+        let mut bytes = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(Self::MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
+            .map_err(|source| MachineError::Read { path: path.to_owned(), source })?;
+        if bytes.len() as u64 > Self::MAX_FILE_BYTES {
+            return Err(not_a_machine("it is larger than 1 MiB"));
+        }
+        String::from_utf8(bytes).map_err(|_| not_a_machine("it is no UTF-8 text"))
+    }
+
+    /// A machine from the text of a file.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError`], naming `file`, line and field.
+    pub fn parse(file: &str, text: &str) -> Result<Self, MachineError> {
+        let spec: Self = toml::from_str(text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start);
+            MachineError::Field {
+                file: file.to_owned(),
+                line: place::line_at(text, at),
+                field: place::field_at(text, at).unwrap_or_default(),
+                message: error.message().to_owned(),
+            }
+        })?;
+        spec.check().map_err(|problem| problem.within(file, place::line_of(text, &problem.field)))?;
+        Ok(spec)
+    }
+
+    fn check(&self) -> Result<(), Problem> {
+        self.tlb.geometry()?;
+        if let Some(caches) = &self.walk_caches {
+            caches.shapes()?;
+        }
+        self.caches.as_ref().map_or(Ok(()), Caches::check)
+    }
+
+    /// The TLB's geometry.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError`]; a spec made by [`MachineSpec::parse`] has none.
+    pub fn geometry(&self) -> Result<Geometry, MachineError> {
+        self.tlb.geometry().map_err(|problem| problem.within(&self.name, 1))
+    }
+
+    /// The walk caches of both dimensions, and the nested TLB; none of them where the file has no `[walk_caches]`.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError`]; a spec made by [`MachineSpec::parse`] has none.
+    pub fn walk_cache_shapes(&self) -> Result<WalkCacheShapes, MachineError> {
+        let shapes = self.walk_caches.as_ref().map_or(Ok(WalkCacheShapes::default()), WalkCaches::shapes);
+        shapes.map_err(|problem| problem.within(&self.name, 1))
+    }
+
+    /// Every figure, with section, name and unit.
+    pub fn figures(&self) -> impl Iterator<Item = Listed<'_>> {
+        let walk_caches = self.walk_caches.iter().flat_map(WalkCaches::listed);
+        let caches = self.caches.iter().flat_map(Caches::listed);
+        let prices = self.base.listed().chain(self.translation.listed()).chain(self.exits.listed());
+        walk_caches.chain(caches).chain(prices).chain(self.work.listed())
+    }
+}
+
+impl Problem {
+    fn within(&self, file: &str, line: usize) -> MachineError {
+        let Self { field, reason } = self.clone();
+        MachineError::Field { file: file.to_owned(), line, field, message: reason }
+    }
+}
+
+#[cfg(test)]
+mod tests;

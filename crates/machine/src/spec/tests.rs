@@ -1,0 +1,146 @@
+//! Machine files: the built-in ones are sound, mistakes are named.
+
+use super::*;
+
+/// What is said about the default machine's file with one thing replaced.
+fn said(from: &str, to: &str) -> String {
+    let text = BUILTIN.iter().find(|(name, _)| *name == MachineSpec::DEFAULT).unwrap().1;
+    assert!(text.contains(from), "{from}");
+    let text = text.replacen(from, to, 1);
+    MachineSpec::parse("m.toml", &text).unwrap_err().to_string()
+}
+
+/// The line on which something stands in the default machine's file.
+fn line(needle: &str) -> String {
+    let text = BUILTIN.iter().find(|(name, _)| *name == MachineSpec::DEFAULT).unwrap().1;
+    format!("m.toml: line {}: ", place::line_at(text, text.find(needle).unwrap()))
+}
+
+#[test]
+fn every_built_in_machine_is_sound_and_named_after_its_file() {
+    for ((name, _), spec) in BUILTIN.iter().zip(MachineSpec::builtin().unwrap()) {
+        assert_eq!(spec.name, *name);
+        assert!(spec.caches.is_some() && spec.walk_caches.is_some(), "{name}");
+    }
+}
+
+#[test]
+fn unknown_fields_are_named_with_line_and_the_accepted_ones() {
+    let message = said("kernel_entry", "kernel_enter");
+    assert!(message.contains(&(line("kernel_entry") + "base.kernel_enter: unknown field `kernel_enter`")), "{message}");
+    assert!(message.contains("`kernel_entry`"), "{message}");
+    let message = said("line_bytes", "line_byte");
+    assert!(message.contains(&(line("line_bytes") + "caches.line_byte: unknown field")), "{message}");
+    let message = said("[walk_caches]", "[walk_cache]");
+    assert!(message.contains("walk_cache: unknown field") && message.contains("`walk_caches`"), "{message}");
+}
+
+#[test]
+fn missing_fields_and_sections_are_named() {
+    assert!(said("latency = { value = 1,", "latenc = { value = 1,").contains("walk_caches.latenc"));
+    let text = BUILTIN[0].1;
+    let (before, after) = text.split_once("[base]").unwrap();
+    let (_, after) = after.split_once("[translation]").unwrap();
+    let message = MachineSpec::parse("m.toml", &format!("{before}[translation]{after}")).unwrap_err().to_string();
+    assert!(message.contains("missing field `base`"), "{message}");
+}
+
+#[test]
+fn numbers_out_of_range_are_named_with_line_field_and_range() {
+    for (from, to, field, range) in [
+        ("entries = 64, ways = 4", "entries = -64, ways = 4", "tlb.l1[0].entries", "from 0 to 65536"),
+        ("entries = 64, ways = 4", "entries = 64, ways = 0", "tlb.l1[0].ways", "from 1 to 65536"),
+        ("entries = 64, ways = 4", "entries = 64, ways = 5", "tlb.l1[0].ways", "must divide"),
+        ("entries = 1536", "entries = 1560", "tlb.l2[0].ways", "power of two"),
+        ("entries = 64, ways", "entries = 4096, ways", "tlb.l1[0].entries", "at most 1024"),
+        ("\"PDPTE\", entries = 4", "\"PDPTE\", entries = 6", "walk_caches.guest[1].ways", "power of two"),
+        ("\"PDPTE\"", "\"PDPE\"", "walk_caches.guest[1].level", "`PML5E`, `PML4E`, `PDPTE`, `PDE`"),
+        ("\"PDPTE\"", "\"PML4E\"", "walk_caches.guest[1].level", "one for each of PML5E"),
+        ("line_bytes = 64", "line_bytes = 48", "caches.line_bytes", "16, 32, 64"),
+        ("line_bytes = 64", "line_bytes = 4", "caches.line_bytes", "from 16 to 1024"),
+        ("ways = 11", "ways = 12", "caches.llc.ways", "power of two of sets"),
+        ("value = 54", "value = 5.4", "caches.llc.latency.value", "from 0 to 1000000000"),
+        (
+            "kernel_entry = { value = 150",
+            "kernel_entry = { value = 2000000000",
+            "base.kernel_entry.value",
+            "1000000000",
+        ),
+        ("\"4K\"", "\"5K\"", "tlb.l1[0].pages[0]", "accepted: 4K, 2M, 1G"),
+        ("[\"4K\"]", "[]", "tlb.l1[0].pages", "4K, 2M, 1G"),
+        ("[\"2M\"]", "[\"4K\"]", "tlb.l1", "two arrays"),
+    ] {
+        let message = said(from, to);
+        assert!(message.contains(&format!("{field}: ")), "{field}: {message}");
+        assert!(message.contains(range), "{field}: {message}");
+        if field != "tlb.l1" {
+            assert!(message.contains(&line(from)), "{field}: {message}");
+        }
+    }
+}
+
+#[test]
+fn a_figure_without_a_source_is_refused() {
+    let message = said("\"SagePTE artifact (2024): LLC 54 cycles\"", "\" \"");
+    assert!(message.contains("caches.llc.latency.source: ") && message.contains("estimate"), "{message}");
+}
+
+#[test]
+fn text_that_is_no_toml_is_refused_with_its_line() {
+    let message = said("[base]", "[base");
+    assert!(message.contains(&line("[base]")), "{message}");
+}
+
+#[test]
+fn replacement_and_split_pages_reach_the_geometry() {
+    let text = BUILTIN[0].1.replacen("[tlb]\n", "[tlb]\nreplacement = \"fifo\"\ngigabyte_pages = \"split\"\n", 1);
+    let geometry = MachineSpec::parse("m.toml", &text).unwrap().geometry().unwrap();
+    let plain = MachineSpec::parse("m.toml", BUILTIN[0].1).unwrap().geometry().unwrap();
+    let expected = plain.with_gigabyte_pages(memvirt_tlb::GigabytePages::Split);
+    let fifo = memvirt_tlb::Replacement::Fifo;
+    let expected = expected.with_replacement(memvirt_tlb::CacheLevel::L1, fifo).unwrap();
+    assert_eq!(geometry, expected.with_replacement(memvirt_tlb::CacheLevel::L2, fifo).unwrap());
+    let tree = BUILTIN[0].1.replacen("[tlb]\n", "[tlb]\nreplacement = \"tree-plru\"\n", 1);
+    let message = MachineSpec::parse("m.toml", &tree).unwrap_err().to_string();
+    assert!(message.contains("tlb.l2[0].ways: tree replacement over 12 ways"), "{message}");
+    let other = BUILTIN[0].1.replacen("[tlb]\n", "[tlb]\nreplacement = \"clock\"\n", 1);
+    let message = MachineSpec::parse("m.toml", &other).unwrap_err().to_string();
+    assert!(message.contains("tlb.replacement: ") && message.contains("`tree-plru`"), "{message}");
+}
+
+#[test]
+fn a_file_without_walk_caches_has_none() {
+    let text = BUILTIN[0].1;
+    let (before, after) = text.split_once("[walk_caches]").unwrap();
+    let (_, after) = after.split_once("[base]").unwrap();
+    let spec = MachineSpec::parse("m.toml", &format!("{before}[base]{after}")).unwrap();
+    assert_eq!(spec.walk_cache_shapes().unwrap(), WalkCacheShapes::default());
+    assert!(spec.caches.is_none());
+}
+
+#[test]
+fn names_and_paths_that_are_not_there_are_told_apart() {
+    assert!(MachineSpec::load("pdp-11").unwrap_err().to_string().contains("known: "));
+    assert!(MachineSpec::load("no/such.toml").unwrap_err().to_string().contains("no/such.toml"));
+}
+
+#[test]
+#[cfg(unix)]
+fn a_file_without_end_is_refused() {
+    let message = MachineSpec::load("/dev/zero").unwrap_err().to_string();
+    assert_eq!(message, "/dev/zero is not a machine file: it is larger than 1 MiB");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_path_that_is_no_text_is_a_path_all_the_same() {
+    use std::os::unix::ffi::OsStrExt as _;
+
+    let folder = std::env::temp_dir().join(format!("memvirt-machine-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join(OsStr::from_bytes(b"mine-\xff.toml"));
+    std::fs::write(&path, BUILTIN[0].1).unwrap();
+    let loaded = MachineSpec::load(&path);
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(loaded.unwrap(), MachineSpec::parse("x", BUILTIN[0].1).unwrap());
+}
