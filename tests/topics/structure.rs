@@ -19,6 +19,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("memvirt-platform", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-tlb"]),
     ("memvirt-nested", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform", "memvirt-tlb"]),
     ("memvirt-shadow", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform", "memvirt-tlb"]),
+    ("memvirt-testkit", &["memvirt-addr", "memvirt-ops", "memvirt-platform", "memvirt-tlb"]),
     ("memvirt-oracle", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform"]),
     (
         "memvirt-replay",

@@ -5,7 +5,7 @@ use memvirt_ops::VmId;
 use memvirt_ops::arch::HostEvent;
 
 use crate::guest::{scenario, scenario_over};
-use crate::machine::{Op, PD_A, PDPT_A, PML4A, PT_A, PWAD, PWUA, PWUAD, S, e, f, frames, rd, v, wr};
+use memvirt_testkit::op::{Op, PD_A, PDPT_A, PML4A, PT_A, PWAD, PWUA, PWUAD, S, e, f, frames, rd, v, wr};
 
 const VM: VmId = VmId::FIRST;
 
@@ -125,7 +125,7 @@ fn t12_dirty_logging_costs_one_exit_per_page_and_round_tables_included() {
             let mut dirty = vec![PML4A, PDPT_A, PD_A, PT_A];
             dirty.extend((0..16).map(f).chain([0x80_0000, 0x80_1000, 0x80_2000]));
             assert_eq!(
-                s.machine.nested().dirty_frames().iter().map(|gfn| gfn.base().as_u64()).collect::<Vec<_>>(),
+                s.machine.regime().dirty_frames().iter().map(|gfn| gfn.base().as_u64()).collect::<Vec<_>>(),
                 dirty
             );
             s.lines(&[rd(v(0)), store]);

@@ -3,7 +3,7 @@
 use memvirt_ops::arch::{Control, CrWrite};
 
 use crate::guest::{Scenario, scenario};
-use crate::machine::{A, D, Op, P, PML4A, PT_A, PWAD, W, clr, cr3, e, f, invlpg, pte, ptes, rd, v, wr};
+use memvirt_testkit::op::{A, D, Op, P, PML4A, PT_A, PWAD, W, clr, cr3, e, f, invlpg, pte, ptes, rd, v, wr};
 
 fn map(s: &mut Scenario, pages: u64, bits: u64) {
     (0..pages).for_each(|i| s.set(e(PT_A, i), f(i) | bits));

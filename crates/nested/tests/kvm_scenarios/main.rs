@@ -6,6 +6,5 @@
 mod guest;
 mod host;
 mod leaf;
-mod machine;
 mod patterns;
 mod upper;

@@ -4,8 +4,8 @@ use memvirt_addr::PageSize;
 use memvirt_ops::VmId;
 use memvirt_ops::arch::HostEvent;
 
-use crate::guest::{on_both_kernels, scenario};
-use crate::machine::{Op, PD_A, PT_A, PWAD, PWUA, PWUAD, S, e, f, frames, rd, v, wr};
+use crate::guest::{Inspect, on_both_kernels, scenario};
+use memvirt_testkit::op::{Op, PD_A, PT_A, PWAD, PWUA, PWUAD, S, e, f, frames, rd, v, wr};
 
 const VM: VmId = VmId::FIRST;
 

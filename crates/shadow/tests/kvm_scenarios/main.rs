@@ -6,7 +6,6 @@
 mod guest;
 mod host;
 mod leaf;
-mod machine;
 mod patterns;
 mod rules;
 mod structure;

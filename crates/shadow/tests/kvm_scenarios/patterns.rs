@@ -1,7 +1,7 @@
 //! Whole patterns of an operating system: demand paging, unmapping, fork.
 
 use crate::guest::scenario;
-use crate::machine::{
+use memvirt_testkit::op::{
     A, D, Op, P, PD_B, PDPT_B, PML4A, PML4B, PT_A, PT_B, PWAD, PWUA, PWUAD, U, cr3, e, f, invlpg, pte, ptes, rd, stos,
     v, wr,
 };

@@ -8,10 +8,10 @@ use memvirt_ops::arch::{Control, CrWrite, HostEvent};
 use memvirt_platform::{Tags, Vendor};
 use memvirt_shadow::kvm::{Kernel, KvmConfig};
 
-use crate::guest::{Scenario, scenario};
-use crate::machine::{
-    A, D, Machine, Op, P, PD_A, PDPT_A, PML4A, PML4B, PT_A, PT_A1, PT_B, PWAD, PWUA, U, W, cr3, e, f, frames, invlpg,
-    movups, pte, rd, v, wr,
+use crate::guest::{Inspect, Scenario, machine, scenario};
+use memvirt_testkit::op::{
+    A, D, Op, P, PD_A, PDPT_A, PML4A, PML4B, PT_A, PT_A1, PT_B, PWAD, PWUA, U, W, cr3, e, f, frames, invlpg, movups,
+    pte, rd, v, wr,
 };
 
 /// Some more roots: copies of the first.
@@ -230,7 +230,7 @@ fn without_cr0_wp_a_read_only_user_page_changes_hands() {
 /// A flush asked for by one vCPU interrupts the other, which serves the request at its next entry.
 #[test]
 fn a_remote_flush_reaches_the_other_vcpu() {
-    let mut machine = Machine::new(KvmConfig::new(Kernel::V6_1, Vendor::Vmx), PageSize::Size4K, 2, Tags::On);
+    let mut machine = machine(KvmConfig::new(Kernel::V6_1, Vendor::Vmx), PageSize::Size4K, 2, Tags::On);
     machine.boot();
     machine.start(1);
     (0..8).for_each(|i| machine.set(e(PT_A, i), f(i) | PWAD));
@@ -273,7 +273,7 @@ fn a_frame_that_is_mapped_too_often_loses_all_its_leaves() {
 
 #[test]
 fn a_page_that_the_host_took_away_is_not_reached_through_the_tlb() {
-    let mut machine = Machine::new(KvmConfig::new(Kernel::V6_12, Vendor::Vmx), PageSize::Size4K, 1, Tags::On);
+    let mut machine = machine(KvmConfig::new(Kernel::V6_12, Vendor::Vmx), PageSize::Size4K, 1, Tags::On);
     machine.boot();
     machine.set(PT_A, f(0) | PWAD);
     machine.run(rd(v(0)));

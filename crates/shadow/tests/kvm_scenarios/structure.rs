@@ -7,9 +7,9 @@ use memvirt_platform::{Tags, Vendor};
 use memvirt_shadow::kvm::{Kernel, KvmConfig};
 use proptest::prelude::*;
 
-use crate::machine::{
-    A, D, Machine, Op, P, PD_A, PD_B, PDPT_A, PDPT_B, PML4A, PML4B, PT_A, PT_A1, PT_B, S, U, W, dm, e, f, frames, mov,
-    v,
+use crate::guest::{Inspect, Machine, machine};
+use memvirt_testkit::op::{
+    A, D, Op, P, PD_A, PD_B, PDPT_A, PDPT_B, PML4A, PML4B, PT_A, PT_A1, PT_B, S, U, W, dm, e, f, frames, mov, v,
 };
 
 /// One step of a random run.
@@ -108,8 +108,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn machine(config: KvmConfig, host_pages: PageSize, vcpus: u16, tags: Tags) -> Machine {
-    let mut machine = Machine::new(config, host_pages, vcpus, tags);
+fn booted(config: KvmConfig, host_pages: PageSize, vcpus: u16, tags: Tags) -> Machine {
+    let mut machine = machine(config, host_pages, vcpus, tags);
     machine.boot();
     if vcpus > 1 {
         machine.start(1);
@@ -126,7 +126,7 @@ fn machine(config: KvmConfig, host_pages: PageSize, vcpus: u16, tags: Tags) -> M
 }
 
 fn run(config: KvmConfig, host_pages: PageSize, vcpus: u16, tags: Tags, steps: &[Step]) {
-    let mut machine = machine(config, host_pages, vcpus, tags);
+    let mut machine = booted(config, host_pages, vcpus, tags);
     for step in steps {
         match step {
             Step::Guest(vcpu, op) => {

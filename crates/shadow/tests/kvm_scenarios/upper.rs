@@ -3,7 +3,7 @@
 use memvirt_ops::arch::{Control, CrWrite};
 
 use crate::guest::scenario;
-use crate::machine::{
+use memvirt_testkit::op::{
     A, Op, P, PD_A, PDPT_A, PML4A, PML4B, PT_A, PT_A1, PT_B, PWAD, PWUA, PWUAD, U, cr3, e, f, movups, pte, rd, stos, v,
     wr,
 };

@@ -1,112 +1,12 @@
 //! The recorded machine: its memory at the start, and what its guest touches for every operation.
 
 use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, Gva, PageSize};
-use memvirt_ops::arch::{Control, Cr3, Event, GfnRange, GuestFault, HostEvent, StoreOp, Trap, Width};
+use memvirt_ops::arch::{Control, Event, GuestFault, HostEvent, StoreOp, Trap, Width};
 use memvirt_ops::{VcpuId, VmId};
-use memvirt_platform::{Engine, Horizon, Host, Ledger, MemoryMap, Platform, Refusal, Tags, VmSpec};
-use memvirt_shadow::kvm::{Kvm, KvmConfig, KvmStats};
+use memvirt_platform::{Engine, Horizon, Host, Ledger, MemoryMap, Platform, Refusal, Regime, Tags, VmSpec};
 use memvirt_tlb::{ArrayGeometry, Geometry, Sizes};
 
-pub(crate) const P: u64 = 0x1;
-pub(crate) const W: u64 = 0x2;
-pub(crate) const U: u64 = 0x4;
-pub(crate) const A: u64 = 0x20;
-pub(crate) const D: u64 = 0x40;
-pub(crate) const S: u64 = 0x80;
-pub(crate) const PWAD: u64 = P | W | A | D;
-pub(crate) const PWUA: u64 = P | W | U | A;
-pub(crate) const PWUAD: u64 = PWAD | U;
-
-pub(crate) const PML4A: u64 = 0x1_0000;
-pub(crate) const PML4B: u64 = 0x2_0000;
-pub(crate) const PDPT_A: u64 = 0x10_0000;
-pub(crate) const PD_A: u64 = 0x10_1000;
-pub(crate) const PT_A: u64 = 0x10_2000;
-pub(crate) const PT_A1: u64 = 0x10_3000;
-pub(crate) const PDPT_B: u64 = 0x11_0000;
-pub(crate) const PD_B: u64 = 0x11_1000;
-pub(crate) const PT_B: u64 = 0x11_2000;
-const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
-const FRAMES: u64 = 0x800_0000 >> 12;
-const RESIDENT: u64 = 0x400_0000 >> 12;
-
-/// The test page `n`.
-pub(crate) const fn v(n: u64) -> u64 {
-    0x80_0000_0000 + (n << 12)
-}
-
-/// The data frame `n`.
-pub(crate) const fn f(n: u64) -> u64 {
-    0x40_0000 + (n << 12)
-}
-
-/// The address of entry `i` of a table, in guest memory.
-pub(crate) const fn e(table: u64, i: u64) -> u64 {
-    table + 8 * i
-}
-
-/// The alias in the direct map through which the guest reaches a physical address.
-pub(crate) const fn dm(at: u64) -> u64 {
-    DIRECT_MAP + at
-}
-
-/// What the guest is told to do.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Op {
-    /// Loads from `n` pages in a row.
-    Rds(u64, u64),
-    /// Stores of 1 to `n` pages in a row.
-    Wrs(u64, u64),
-    /// One store.
-    Wr(u64, StoreOp),
-    /// `n` stores to entries in a row; the value grows by a page after each unless it is 0.
-    Ptes(u64, u64, u64),
-    /// INVLPG of `n` pages in a row.
-    Invlpgs(u64, u64),
-    /// Any privileged operation.
-    Do(Control),
-}
-
-pub(crate) const fn rd(at: u64) -> Op {
-    Op::Rds(at, 1)
-}
-
-pub(crate) const fn mov(width: Width, value: u64) -> StoreOp {
-    StoreOp::Mov { width, value }
-}
-
-pub(crate) const fn wr(at: u64, value: u64) -> Op {
-    Op::Wr(at, mov(Width::B8, value))
-}
-
-/// A store to entry `i` of a table through its alias.
-pub(crate) const fn pte(table: u64, i: u64, value: u64) -> Op {
-    wr(dm(e(table, i)), value)
-}
-
-pub(crate) const fn ptes(table: u64, i: u64, value: u64, n: u64) -> Op {
-    Op::Ptes(dm(e(table, i)), value, n)
-}
-
-pub(crate) const fn clr(table: u64, i: u64, bits: u64) -> Op {
-    Op::Wr(dm(e(table, i)), StoreOp::And { mask: !bits })
-}
-
-pub(crate) const fn stos(table: u64, value: u64, count: u16) -> Op {
-    Op::Wr(dm(table), StoreOp::RepStos { value, count })
-}
-
-pub(crate) const fn movups(table: u64, i: u64) -> Op {
-    Op::Wr(dm(e(table, i)), StoreOp::Vector)
-}
-
-pub(crate) const fn invlpg(at: u64) -> Op {
-    Op::Invlpgs(at, 1)
-}
-
-pub(crate) const fn cr3(root: u64) -> Op {
-    Op::Do(Control::Cr3(Cr3::flushing(Gpa::new(root))))
-}
+use crate::op::*;
 
 const CODE: u64 = 0x5000;
 /// What the delivery of a page fault touches, and its handler.
@@ -124,72 +24,89 @@ const DELIVERY: [(u64, AccessKind); 10] = [
 ];
 
 /// The machine.
-pub(crate) struct Machine {
-    engine: Engine<Kvm>,
+#[derive(Debug)]
+pub struct Machine<R> {
+    engine: Engine<R>,
     me: VcpuId,
-    pub(crate) ledger: Ledger,
+    /// What was counted.
+    pub ledger: Ledger,
     next_table: u64,
     /// Page faults that the guest saw since the list was last emptied.
-    pub(crate) faults: Vec<GuestFault>,
+    pub faults: Vec<GuestFault>,
     /// What the last load returned.
-    pub(crate) value: u64,
+    pub value: u64,
 }
 
-impl Machine {
-    pub(crate) fn new(config: KvmConfig, host_pages: PageSize, vcpus: u16, tags: Tags) -> Self {
+impl<R: Regime> Machine<R> {
+    /// A machine with `vcpus` vCPUs, its first 64 MiB resident in host pages of this size, under the regime that `make` makes.
+    ///
+    /// # Panics
+    ///
+    /// Where the host is too small, which it is not.
+    #[must_use]
+    pub fn new(host_pages: PageSize, vcpus: u16, tags: Tags, make: impl FnOnce(&mut Host) -> R) -> Self {
         let mut host = Host::new(FRAMES + 16384);
         let mut map = MemoryMap::new(FRAMES, host_pages);
         for gfn in 0..RESIDENT {
-            map.back(Gfn::new(gfn), &mut host).unwrap();
+            assert!(map.back(Gfn::new(gfn), &mut host).is_some(), "the host is large enough");
         }
         // The TLB is empty after each exit: a small one does.
-        let geometry = Geometry::new(&[ArrayGeometry::full(Sizes::ALL, 16)], &[]).unwrap();
-        let vm = (VmSpec { map, vcpus }, Kvm::new(config));
-        let engine = Engine::new(host, usize::from(vcpus), &geometry, tags, vec![vm]);
+        let geometry = Geometry::new(&[ArrayGeometry::full(Sizes::ALL, 16)], &[]).unwrap_or_default();
+        let regime = make(&mut host);
+        let engine = Engine::new(host, usize::from(vcpus), &geometry, tags, vec![(VmSpec { map, vcpus }, regime)]);
         Self { engine, me: VcpuId::FIRST, ledger: Ledger::sums(), next_table: 0x80_0000, faults: Vec::new(), value: 0 }
     }
 
-    pub(crate) fn kvm(&self) -> &Kvm {
+    /// The regime.
+    #[must_use]
+    pub fn regime(&self) -> &R {
         self.engine.regime(VmId::FIRST)
     }
 
+    /// The host.
+    #[must_use]
+    pub const fn host_memory(&self) -> &Host {
+        self.engine.machine()
+    }
+
+    /// The machine's memory map.
+    #[must_use]
+    pub fn map_of_memory(&self) -> &MemoryMap {
+        self.engine.map(VmId::FIRST)
+    }
+
+    /// All exits so far.
+    #[must_use]
+    pub fn exits(&self) -> u64 {
+        self.ledger.counters.total_exits()
+    }
+
     /// Lets vCPU `number` run from now on.
-    pub(crate) fn switch_to(&mut self, number: u16) {
+    pub fn switch_to(&mut self, number: u16) {
         self.me = VcpuId(number);
     }
 
     /// The first marker of a further vCPU, under the first root.
-    pub(crate) fn start(&mut self, number: u16) {
+    pub fn start(&mut self, number: u16) {
         self.switch_to(number);
         self.event(cr3_load(PML4A).into());
         self.touch(CODE, AccessKind::Fetch);
         self.marker();
     }
 
-    pub(crate) fn stats(&self) -> KvmStats {
-        *self.kvm().stats()
-    }
-
-    /// Panics where the structure is not what it has to be.
-    pub(crate) fn check(&self) {
-        self.kvm().check_structure(self.engine.machine(), self.engine.map(VmId::FIRST)).unwrap();
-    }
-
-    /// Panics where a synced table grants what the guest's tables do not.
-    pub(crate) fn check_against_guest(&self) {
-        self.kvm().check_against_guest(self.engine.machine(), self.engine.map(VmId::FIRST)).unwrap();
-    }
-
-    pub(crate) fn set(&mut self, at: u64, value: u64) {
+    /// Writes guest memory before its tables are in use, or as the host.
+    pub fn set(&mut self, at: u64, value: u64) {
         self.engine.poke(VmId::FIRST, Gpa::new(at), value);
     }
 
-    pub(crate) fn show(&self, at: u64) -> u64 {
+    /// Eight bytes of guest memory.
+    #[must_use]
+    pub fn show(&self, at: u64) -> u64 {
         self.engine.peek(VmId::FIRST, Gpa::new(at))
     }
 
     /// Steps 1 to 4 of the recordings' machine, and its first marker.
-    pub(crate) fn boot(&mut self) {
+    pub fn boot(&mut self) {
         for page in 0..16 {
             self.map(page << 12, page << 12);
         }
@@ -226,14 +143,19 @@ impl Machine {
         self.set(e(table, virt >> 12 & 511), phys | PWAD);
     }
 
-    pub(crate) fn touch(&mut self, at: u64, kind: AccessKind) {
+    /// One access of the kernel to a page of its own.
+    ///
+    /// # Panics
+    ///
+    /// Where it faults.
+    pub fn touch(&mut self, at: u64, kind: AccessKind) {
         let access = [Acc::supervisor(Gva::new(at), kind)];
         let (done, stop) = self.engine.accesses(self.me, &access, Horizon::Open, &mut self.ledger);
         assert_eq!(done, 1, "the kernel's own page {at:#x}: {stop:?}");
     }
 
     /// One access of user mode; returns false where the guest saw a page fault.
-    pub(crate) fn user(&mut self, at: u64, kind: AccessKind) -> bool {
+    pub fn user(&mut self, at: u64, kind: AccessKind) -> bool {
         let access = [Acc::user(Gva::new(at), kind)];
         self.engine.accesses(self.me, &access, Horizon::Open, &mut self.ledger).0 == 1
     }
@@ -260,9 +182,9 @@ impl Machine {
 
     /// One instruction of an operation. After an exit the next one is fetched anew.
     fn instruction(&mut self, event: Event) -> bool {
-        let exits = self.stats().exits;
+        let exits = self.exits();
         let done = self.event(event);
-        if self.stats().exits != exits {
+        if self.exits() != exits {
             self.touch(CODE, AccessKind::Fetch);
         }
         done
@@ -273,7 +195,7 @@ impl Machine {
     }
 
     /// One operation of the guest, from marker to marker.
-    pub(crate) fn run(&mut self, op: Op) {
+    pub fn run(&mut self, op: Op) {
         self.touch(CODE, AccessKind::Fetch);
         (0..4).for_each(|i| self.touch(0x4000 + 8 * i, AccessKind::Read));
         match op {
@@ -301,16 +223,8 @@ impl Machine {
         self.marker();
     }
 
-    pub(crate) fn host(&mut self, event: HostEvent) {
+    /// Something the host does.
+    pub fn host(&mut self, event: HostEvent) {
         self.engine.host(&event, &mut self.ledger);
     }
-}
-
-pub(crate) const fn cr3_load(root: u64) -> Control {
-    Control::Cr3(Cr3::flushing(Gpa::new(root)))
-}
-
-/// The frames of `bytes` bytes from `at` on.
-pub(crate) fn frames(at: u64, bytes: u64) -> GfnRange {
-    GfnRange { start: Gpa::new(at).frame(), frames: bytes >> 12 }
 }

@@ -1,0 +1,9 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod machine;
+pub mod op;
+mod scenario;
+
+pub use machine::Machine;
+pub use scenario::{Recorded, Scenario};
