@@ -338,6 +338,7 @@ where
     let serves = guest_level.map_or("data".to_owned(), |level| format!("guest {}", entry_name(level)));
     let (dimension, index, says) = match dimension {
         Dimension::Guest => ("guest", G::index(gva, level), says(&G::decode(bits, level))),
+        Dimension::Shadow => ("shadow", G::index(gva, level), says(&G::decode(bits, level))),
         Dimension::Host => ("nested", H::index(gpa, level), says(&H::decode(bits, level))),
     };
     WalkReference {

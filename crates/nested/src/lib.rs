@@ -10,7 +10,7 @@ pub mod walk;
 
 pub use fault::{Misconfig, Violation};
 pub use pml::ModificationLog;
-pub use reference::{Counts, Dimension, Probe, Reference, Update};
+pub use reference::{CacheHit, Counts, Dimension, Probe, Reference, Update};
 pub use regime::{DirtyLogging, Nested, NestedStats};
 pub use stage::{AdBits, SecondStage, Want};
 pub use walk::{End, Mapped, Walker};

@@ -9,13 +9,14 @@
 //! fault below it. Guest accessed bits are set on the way down, even where the walk later fails; accessed and dirty bits of
 //! the leaf once the access is permitted.
 
-use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, GuestPhys, GuestVirt, Hfn, HostPhys, Hpa, Level, PageSize, PfCode};
+use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, GuestPhys, GuestVirt, Gva, Hfn, HostPhys, Hpa, Level, PageSize, PfCode};
 use memvirt_pagetable::{Attrs, Entry, Format, PhysMem};
-use memvirt_platform::Regs;
+use memvirt_platform::{Caches, Partial, Regs};
+use memvirt_tlb::{NestedEntry, Perms};
 
 use crate::fault::{Misconfig, Violation};
 use crate::pml::ModificationLog;
-use crate::reference::{Counts, Dimension, Probe, Reference, Update};
+use crate::reference::{CacheHit, Counts, Dimension, Probe, Reference, Update};
 use crate::stage::{AdBits, SecondStage, Want};
 
 /// How a walk ended.
@@ -50,14 +51,19 @@ pub struct Mapped {
     pub dirty: bool,
 }
 
-/// A machine's two dimensions: guest tables of format `G` under nested tables of format `H`.
+/// A machine's two dimensions: guest tables of format `G` under nested tables of format `H`. `C` are the caches of walks, `()`
+/// where there are none.
 #[derive(Debug)]
-pub struct Walker<'a, G, H, P> {
+pub struct Walker<'a, G, H, P, C = ()> {
     mem: &'a mut PhysMem<HostPhys>,
     nested_root: Hfn,
     ad: AdBits,
     log: Option<&'a mut ModificationLog>,
     probe: &'a mut P,
+    caches: C,
+    /// Whether the walk looks into the caches, and whether it has found something there.
+    looks: bool,
+    found: bool,
     /// What was counted so far.
     pub counts: Counts,
     formats: core::marker::PhantomData<(G, H)>,
@@ -79,8 +85,25 @@ struct GuestEntry<Out: memvirt_addr::Space> {
     permitted: Attrs,
 }
 
-/// The nested entries of one walk, root first.
-type Path = [(Hpa, u64); 5];
+/// The nested entries that one walk read, downwards.
+struct Path {
+    reads: [(Hpa, u64); 5],
+    len: usize,
+    /// The level of the first.
+    top: Level,
+}
+
+impl Path {
+    #[inline]
+    fn reads(&self) -> &[(Hpa, u64)] {
+        &self.reads[..self.len]
+    }
+
+    /// The level of the entry at `i`.
+    fn level(&self, i: usize) -> Level {
+        Level::from_number(self.top.number() - u8::try_from(i).unwrap_or(0)).unwrap_or(Level::L1)
+    }
+}
 
 impl<'a, G, H, P> Walker<'a, G, H, P>
 where
@@ -90,11 +113,28 @@ where
 {
     /// A walker over host memory, with the nested root table in frame `nested_root`.
     #[must_use]
+    #[inline]
     pub fn new(mem: &'a mut PhysMem<HostPhys>, nested_root: Hfn, ad: AdBits, probe: &'a mut P) -> Self {
         let counts = Counts::default();
-        Self { mem, nested_root, ad, log: None, probe, counts, formats: core::marker::PhantomData }
+        let formats = core::marker::PhantomData;
+        Self { mem, nested_root, ad, log: None, probe, caches: (), looks: false, found: false, counts, formats }
     }
 
+    /// The same with caches.
+    #[must_use]
+    pub fn with_caches<C: Caches>(self, caches: C) -> Walker<'a, G, H, P, C> {
+        let Self { mem, nested_root, ad, log, probe, counts, formats, .. } = self;
+        Walker { mem, nested_root, ad, log, probe, caches, looks: C::ANY, found: false, counts, formats }
+    }
+}
+
+impl<'a, G, H, P, C> Walker<'a, G, H, P, C>
+where
+    G: Format<In = GuestVirt, Out = GuestPhys>,
+    H: SecondStage,
+    P: Probe,
+    C: Caches,
+{
     /// The same with a page-modification log, where nested D bits are on.
     #[must_use]
     pub fn with_log(mut self, log: Option<&'a mut ModificationLog>) -> Self {
@@ -104,25 +144,60 @@ where
 
     /// Walks both dimensions for one access, with the registers of the vCPU.
     pub fn walk(&mut self, regs: &Regs, acc: Acc) -> End {
-        self.descend(regs, acc).unwrap_or_else(|end| end)
+        self.confirmed(Some(acc.gva()), |walker| walker.descend(regs, acc))
     }
 
     /// Walks the nested dimension alone: the access of a guest that does not page, to guest-physical address `gpa`.
     pub fn walk_unpaged(&mut self, gpa: Gpa, kind: AccessKind) -> End {
         let everything = Attrs::PERMISSIONS;
-        self.data(kind, gpa, PageSize::Size1G, everything, true).unwrap_or_else(|end| end)
+        self.confirmed(None, |walker| walker.data(kind, gpa, PageSize::Size1G, everything, true))
+    }
+
+    /// Makes a walk; one that used the caches and ends in a fault once more, without.
+    #[inline]
+    fn confirmed(&mut self, gva: Option<Gva>, mut walk: impl FnMut(&mut Self) -> Result<End, End>) -> End {
+        let end = walk(self).unwrap_or_else(|end| end);
+        let at = match &end {
+            End::Mapped(_) | End::LogFull => return end,
+            End::GuestFault(_) => None,
+            End::Violation(violation) => Some(violation.gpa),
+            End::Misconfig(misconfig) => Some(misconfig.gpa),
+        };
+        if !C::ANY || !self.found {
+            return end;
+        }
+        if let Some(gva) = gva {
+            self.caches.forget_guest(gva);
+        }
+        if let Some(gpa) = at {
+            self.caches.forget_host(gpa);
+        }
+        self.looks = false;
+        walk(self).unwrap_or_else(|end| end)
+    }
+
+    /// The deepest guest table that is known, or the root.
+    #[inline]
+    fn guest_start(&mut self, regs: &Regs, gva: Gva) -> (Level, Partial<GuestPhys>) {
+        let root = Partial { table: regs.cr3.root.frame(), perms: Attrs::PERMISSIONS };
+        let cached = if self.looks { self.caches.guest(gva) } else { None };
+        let Some((level, entry)) = cached else { return (G::ROOT, root) };
+        self.found = true;
+        self.probe.cached(CacheHit::Walk(Dimension::Guest, level));
+        (level.below().unwrap_or(Level::L1), entry)
     }
 
     fn descend(&mut self, regs: &Regs, acc: Acc) -> Result<End, End> {
-        let mut perms = Attrs::PERMISSIONS;
-        let mut table = regs.cr3.root.frame();
-        let mut level = G::ROOT;
+        let (mut level, Partial { mut table, mut perms }) = self.guest_start(regs, acc.gva());
         loop {
             let found = self.read_guest(table.entry(G::index(acc.gva(), level)), level)?;
             match found.entry {
                 Entry::Table { next, attrs } => {
                     perms &= attrs;
                     self.set_guest_bits(&found, level, G::accessed_bit(level))?;
+                    if G::accessed_bit(level) != 0 {
+                        self.caches.keep_guest(acc.gva(), level, Partial { table: next, perms });
+                    }
                     table = next;
                     level = level.below().unwrap_or(Level::L1);
                 }
@@ -207,21 +282,30 @@ where
         if !H::covers(gpa) {
             return Err(violation(Attrs::empty()));
         }
-        let mut had = Attrs::PERMISSIONS;
-        let mut table = self.nested_root;
-        let mut level = H::ROOT;
-        let mut path: Path = [(Hpa::ZERO, 0); 5];
-        let mut depth = 0;
+        if self.looks
+            && let Some(page) = self.caches.page(gpa, needed(want))
+        {
+            self.found = true;
+            self.probe.cached(CacheHit::NestedTlb);
+            return Ok(from_page(&page, gpa));
+        }
+        let (mut level, Partial { mut table, perms: mut had }) = self.host_start(gpa);
+        let mut path = Path { reads: [(Hpa::ZERO, 0); 5], len: 0, top: level };
+        // Kept once the accessed bits are set.
+        let mut tables = [Partial { table, perms: had }; 5];
         loop {
             let entry_at = table.entry(H::index(gpa, level));
             let raw = self.mem.read(entry_at);
             self.counts.host += 1;
             self.probe.reference(&Reference { dimension: Dimension::Host, guest_level, level, entry_at, gpa, raw });
-            path[depth] = (entry_at, raw);
-            depth += 1;
+            path.reads[path.len] = (entry_at, raw);
+            path.len += 1;
             match H::read(raw, level) {
                 Entry::Table { next, attrs } => {
                     had &= attrs;
+                    if C::ANY {
+                        tables[path.len - 1] = Partial { table: next, perms: had };
+                    }
                     table = next;
                     level = level.below().unwrap_or(Level::L1);
                 }
@@ -230,9 +314,13 @@ where
                     if !had.contains(want.perms) {
                         return Err(violation(had));
                     }
-                    let raw = self.set_nested_bits(&path[..depth], gpa, want.write)?;
+                    let raw = self.set_nested_bits(&path, gpa, want.write)?;
+                    let dirty = raw & H::RAW_DIRTY != 0;
+                    if C::ANY {
+                        self.keep_nested(gpa, &path, &tables, (frame, size, had, dirty));
+                    }
                     let frame = frame.offset(gpa.page_offset(size) >> 12);
-                    return Ok(Translated { frame, size, perms: had, dirty: raw & H::RAW_DIRTY != 0 });
+                    return Ok(Translated { frame, size, perms: had, dirty });
                 }
                 Entry::Absent => return Err(violation(Attrs::empty())),
                 Entry::Reserved => return Err(End::Misconfig(Misconfig { gpa, want, on_data, raw })),
@@ -240,25 +328,55 @@ where
         }
     }
 
+    /// The deepest nested table that is known, or the root.
+    #[inline]
+    fn host_start(&mut self, gpa: Gpa) -> (Level, Partial<HostPhys>) {
+        let cached = if self.looks { self.caches.host(gpa) } else { None };
+        let Some((level, entry)) = cached else {
+            return (H::ROOT, Partial { table: self.nested_root, perms: Attrs::PERMISSIONS });
+        };
+        self.found = true;
+        self.probe.cached(CacheHit::Walk(Dimension::Host, level));
+        (level.below().unwrap_or(Level::L1), entry)
+    }
+
+    /// Keeps what a nested walk has found, its accessed bits being set: the tables on the way, and the page. A page that
+    /// cannot be read (execute-only, under EPT) is not kept: the nested TLB has no word for it.
+    fn keep_nested(
+        &mut self,
+        gpa: Gpa,
+        path: &Path,
+        tables: &[Partial<HostPhys>; 5],
+        (frame, size, had, dirty): (Hfn, PageSize, Attrs, bool),
+    ) {
+        for (i, table) in tables.iter().enumerate().take(path.len - 1) {
+            self.caches.keep_host(gpa, path.level(i), *table);
+        }
+        if had.contains(Attrs::READ) {
+            let stored = dirty || self.ad == AdBits::Off;
+            let perms = perms(had).without(if stored { Perms::NONE } else { Perms::WRITE });
+            self.caches.keep_page(NestedEntry { page: gpa.frame(), frame, size, perms });
+        }
+    }
+
     /// Sets the accessed bits of a nested path, and the leaf's dirty bit for a write; returns the leaf.
-    fn set_nested_bits(&mut self, path: &[(Hpa, u64)], gpa: Gpa, write: bool) -> Result<u64, End> {
-        let last = path.len() - 1;
+    fn set_nested_bits(&mut self, path: &Path, gpa: Gpa, write: bool) -> Result<u64, End> {
+        let last = path.len - 1;
         if self.ad == AdBits::Off {
-            return Ok(path[last].1);
+            return Ok(path.reads[last].1);
         }
         let bits = |i| if write && i == last { H::RAW_ACCESSED | H::RAW_DIRTY } else { H::RAW_ACCESSED };
         if self.log.as_ref().is_some_and(|log| log.is_full())
-            && path.iter().enumerate().any(|(i, (_, raw))| raw & bits(i) != bits(i))
+            && path.reads().iter().enumerate().any(|(i, (_, raw))| raw & bits(i) != bits(i))
         {
             return Err(End::LogFull);
         }
-        for (i, (at, raw)) in path.iter().enumerate() {
+        for (i, (at, raw)) in path.reads().iter().enumerate() {
             let missing = bits(i) & !raw;
             if missing != 0 {
                 self.counts.ad_updates += 1;
                 self.counts.ad_updates_nested += 1;
-                let level = Level::from_number(H::ROOT.number() - u8::try_from(i).unwrap_or(0)).unwrap_or(Level::L1);
-                self.update(Dimension::Host, level, *at, *raw, bits(i));
+                self.update(Dimension::Host, path.level(i), *at, *raw, bits(i));
                 if missing & H::RAW_DIRTY != 0
                     && let Some(log) = &mut self.log
                 {
@@ -266,6 +384,31 @@ where
                 }
             }
         }
-        Ok(path[last].1 | bits(last))
+        Ok(path.reads[last].1 | bits(last))
     }
+}
+
+/// What an access needs of a cached guest-physical page.
+fn needed(want: Want) -> Perms {
+    let write = if want.write { Perms::WRITE } else { Perms::NONE };
+    perms(want.perms) | write
+}
+
+/// Permissions without the one to read, which every cached page gives.
+fn perms(attrs: Attrs) -> Perms {
+    [(Attrs::WRITE, Perms::WRITE), (Attrs::EXEC, Perms::EXEC), (Attrs::USER, Perms::USER)]
+        .into_iter()
+        .filter(|(attr, _)| attrs.contains(*attr))
+        .fold(Perms::NONE, |sum, (_, perm)| sum | perm)
+}
+
+/// A page of the nested TLB as a translation. It lets stores through only where nothing is left to be set, so that such a page
+/// counts as dirty, and one that does not as read-only until it is walked again.
+fn from_page(page: &NestedEntry, gpa: Gpa) -> Translated {
+    let mut attrs = Attrs::READ;
+    for (attr, perm) in [(Attrs::WRITE, Perms::WRITE), (Attrs::EXEC, Perms::EXEC), (Attrs::USER, Perms::USER)] {
+        attrs.set(attr, page.perms.contains(perm));
+    }
+    let dirty = page.perms.contains(Perms::WRITE);
+    Translated { frame: page.frame_of(gpa), size: page.size, perms: attrs, dirty }
 }

@@ -4,7 +4,7 @@ use memvirt_addr::{Acc, Gfn, PageSize};
 use memvirt_ops::arch::{Control, CrWrite, Invpcid, VcpuSet};
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_pagetable::Attrs;
-use memvirt_tlb::{Entry, KeepGlobal, Perms, Tag, Tlb};
+use memvirt_tlb::{Entry, KeepGlobal, Perms, Tag};
 
 use crate::cpu::{Cpu, Regs, Vcpu};
 use crate::exit::{Exit, ExitReason, LockMode, Work};
@@ -75,11 +75,17 @@ impl Cx<'_> {
         self.vcpus[self.me.index()].tag()
     }
 
-    /// The TLB of the CPU that the vCPU runs on.
+    /// The CPU that the vCPU runs on.
     #[must_use]
-    pub fn tlb(&mut self) -> &mut Tlb {
+    pub fn cpu(&mut self) -> &mut Cpu {
         let cpu = self.vcpus[self.me.index()].cpu;
-        &mut self.cpus[cpu].tlb
+        &mut self.cpus[cpu]
+    }
+
+    /// The number of the virtual machine's nested tables, which tags guest-physical mappings. One tree per machine.
+    #[must_use]
+    pub const fn nested_root(&self) -> u16 {
+        self.vm.0
     }
 
     /// Guest-physical memory.
@@ -97,22 +103,26 @@ impl Cx<'_> {
         Some(backed)
     }
 
-    /// Counts one exit of this vCPU; without tags it empties the TLB.
+    /// Counts one exit of this vCPU; without tags it flushes.
     pub fn exit(&mut self, reason: ExitReason, work: Work, lock: Option<LockMode>, kick: VcpuSet) {
         self.out.exit(Exit { at: self.at, reason, work, lock, kick });
+        self.cross();
+    }
+
+    /// What crossing between virtual machine and host flushes: without tags every linear and combined mapping, else nothing.
+    pub fn cross(&mut self) {
         if self.tags == Tags::Off {
-            self.tlb().flush_all();
-            self.out.counters.tlb_flushes += 1;
+            self.flush(Cpu::flush_untagged);
         }
     }
 
-    /// Flushes every translation of this virtual machine on all CPUs; returns the vCPUs that had to be interrupted for it.
+    /// Flushes every translation of this virtual machine on all CPUs, guest-physical ones included; returns the vCPUs that had to be interrupted for it.
     pub fn flush_vm(&mut self, work: &mut Work) -> VcpuSet {
         let mut kick = VcpuSet::EMPTY;
         work.remote_flushes += 1;
         for (i, vcpu) in (0u16..).zip(self.vcpus.iter()) {
             if vcpu.vm == self.vm {
-                self.cpus[vcpu.cpu].tlb.flush_vpid(vcpu.vpid, KeepGlobal::No);
+                self.cpus[vcpu.cpu].flush_root(vcpu.vpid, self.vm.0);
                 self.out.counters.tlb_flushes += 1;
                 if i != self.me.0 {
                     kick = kick.with(VcpuId(i));
@@ -122,43 +132,43 @@ impl Cx<'_> {
         kick
     }
 
-    /// What a privileged operation does to the vCPU's own registers and TLB, on hardware that executes it without an exit.
+    /// What a privileged operation does to the vCPU's own registers and cached translations, on hardware that executes it without an exit.
     /// Source: Intel SDM volume 3, section 4.10.4.1.
     pub fn execute(&mut self, control: &Control) {
         let tag = self.tag();
         let vpid = tag.vpid();
         let keep = if self.regs().global_pages { KeepGlobal::Yes } else { KeepGlobal::No };
         match *control {
-            Control::Invlpg(gva) => self.tlb().flush_page(tag, gva),
+            Control::Invlpg(gva) => self.cpu().flush_page(tag, gva),
             Control::Cr3(cr3) => {
                 self.regs_mut().cr3 = cr3;
                 if !(cr3.keep && self.regs().pcid_enable) {
                     let tag = self.tag();
-                    self.flush(|tlb| tlb.flush_tag(tag, keep));
+                    self.flush(|cpu| cpu.flush_tag(tag, keep));
                 }
             }
-            Control::Cr(CrWrite::TogglePge) => self.flush(|tlb| tlb.flush_vpid(vpid, KeepGlobal::No)),
+            Control::Cr(CrWrite::TogglePge) => self.flush(|cpu| cpu.flush_vpid(vpid, KeepGlobal::No)),
             Control::Cr(CrWrite::WriteProtect(on)) => self.regs_mut().write_protect = on,
             Control::Cr(CrWrite::PcidEnable(on)) => {
                 self.regs_mut().pcid_enable = on;
                 if !on {
-                    self.flush(|tlb| tlb.flush_vpid(vpid, KeepGlobal::No));
+                    self.flush(|cpu| cpu.flush_vpid(vpid, KeepGlobal::No));
                 }
             }
             Control::Invpcid(Invpcid::Address(pcid, gva)) => {
-                self.tlb().flush_page(Tag::new(vpid, pcid.number()), gva);
+                self.cpu().flush_address(Tag::new(vpid, pcid.number()), gva);
             }
             Control::Invpcid(Invpcid::Single(pcid)) => {
-                self.flush(|tlb| tlb.flush_tag(Tag::new(vpid, pcid.number()), KeepGlobal::Yes));
+                self.flush(|cpu| cpu.flush_tag(Tag::new(vpid, pcid.number()), KeepGlobal::Yes));
             }
-            Control::Invpcid(Invpcid::AllGlobal) => self.flush(|tlb| tlb.flush_vpid(vpid, KeepGlobal::No)),
-            Control::Invpcid(Invpcid::All) => self.flush(|tlb| tlb.flush_vpid(vpid, KeepGlobal::Yes)),
+            Control::Invpcid(Invpcid::AllGlobal) => self.flush(|cpu| cpu.flush_vpid(vpid, KeepGlobal::No)),
+            Control::Invpcid(Invpcid::All) => self.flush(|cpu| cpu.flush_vpid(vpid, KeepGlobal::Yes)),
             Control::ReadCr3 | Control::Ipi(_) | Control::Trap(_) => {}
         }
     }
 
-    fn flush(&mut self, act: impl FnOnce(&mut Tlb)) {
-        act(self.tlb());
+    fn flush(&mut self, act: impl FnOnce(&mut Cpu)) {
+        act(self.cpu());
         self.out.counters.tlb_flushes += 1;
     }
 }

@@ -8,12 +8,13 @@ use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, Gva, Hfn, HostPhys, Hpa};
 use memvirt_ops::arch::{Control, Event, GuestFault, HostEvent, StoreOp};
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_pagetable::PhysMem;
-use memvirt_tlb::{Entry, Geometry, Tlb};
+use memvirt_tlb::{Entry, Geometry};
 
 use crate::cpu::{Cpu, Regs, Vcpu};
 use crate::cx::{Cx, Tags};
 use crate::host::{GuestMem, Host, MemoryMap, read_guest};
 use crate::ledger::Ledger;
+use crate::mmu::{Mmu, MmuGeometry};
 use crate::seam::{Horizon, Platform, Reached, Refusal, Stop, TableBytes};
 
 /// An access that missed the TLB.
@@ -153,7 +154,7 @@ impl<R: Regime> Engine<R> {
     /// VPID of its own.
     #[must_use]
     pub fn new(host: Host, cpus: usize, geometry: &Geometry, tags: Tags, vms: Vec<(VmSpec, R)>) -> Self {
-        let cpus = (0..cpus.max(1)).map(|_| Cpu { tlb: Tlb::new(geometry) }).collect::<Vec<_>>();
+        let cpus = (0..cpus.max(1)).map(|_| Cpu::new(geometry)).collect::<Vec<_>>();
         let regs = Regs::kernel(memvirt_ops::arch::Cr3::flushing(Gpa::ZERO));
         let mut vcpus = Vec::new();
         for (vm, (spec, _)) in (0u16..).zip(&vms) {
@@ -164,6 +165,20 @@ impl<R: Regime> Engine<R> {
         }
         let vms = vms.into_iter().map(|(spec, regime)| Vm { map: spec.map, regime }).collect();
         Self { host, cpus, vcpus, vms, tags }
+    }
+
+    /// The same with walk caches in every CPU.
+    #[must_use]
+    pub fn with_walk_caches(mut self, geometry: &MmuGeometry) -> Self {
+        self.cpus.iter_mut().for_each(|cpu| cpu.mmu = Some(Box::new(Mmu::new(geometry))));
+        self
+    }
+
+    /// Enters what the walk caches of all CPUs counted: an operation of one vCPU may flush on all.
+    fn take_cache_counts(&mut self, out: &mut Ledger) {
+        for mmu in self.cpus.iter_mut().filter_map(|cpu| cpu.mmu.as_deref_mut()) {
+            out.counters.caches += mmu.take_counts();
+        }
     }
 
     /// The regime of a virtual machine, for what only it can tell.
@@ -233,21 +248,21 @@ impl<R: Regime> Engine<R> {
         for _ in 0..MAX_RETRIES {
             let outcome = self.with(v, at, horizon, out, |regime, cx| regime.miss(cx, request));
             let vcpu = &self.vcpus[v.index()];
-            let (tlb, tag) = (&mut self.cpus[vcpu.cpu].tlb, vcpu.tag());
+            let (cpu, tag) = (&mut self.cpus[vcpu.cpu], vcpu.tag());
             match outcome {
                 Outcome::Filled(entry) => {
-                    tlb.fill(tag, entry);
+                    cpu.tlb.fill(tag, entry);
                     return Ok(Done::Through(entry));
                 }
                 Outcome::Emulated => return Ok(Done::Emulated),
                 Outcome::EmulatedAll => return Ok(Done::EmulatedAll),
                 Outcome::Retry => {
-                    if let Some(entry) = tlb.lookup(tag, request.acc) {
+                    if let Some(entry) = cpu.tlb.lookup(tag, request.acc) {
                         return Ok(Done::Through(entry));
                     }
                 }
                 Outcome::Fault(fault) => {
-                    tlb.flush_page(tag, fault.gva);
+                    cpu.page_fault(tag, fault.gva);
                     out.counters.guest_page_faults += 1;
                     return Err(Stop::GuestFault(fault));
                 }
@@ -280,6 +295,20 @@ impl<R: Regime> Engine<R> {
             }
             Err(Stop::GuestFault(fault)) => Err(Refusal::GuestFault(fault)),
             Err(_) => Err(Refusal::HostOutOfMemory),
+        }
+    }
+
+    fn carry_out(&mut self, v: VcpuId, event: &Event, out: &mut Ledger) -> Result<Option<u64>, Refusal> {
+        match event {
+            Event::Load { gva } => {
+                let acc = Acc::supervisor(*gva, AccessKind::Read);
+                let done = self.access_one(v, &Request { acc, store: None, ip: Gva::ZERO, element: 0 }, out)?;
+                Ok(Some(if let Done::Through(at) = done { self.host.mem.read(at) } else { 0 }))
+            }
+            Event::Store { via, op, ip } => self.store(v, *via, op, *ip, out).map(|()| None),
+            Event::Control(control) => {
+                self.with(v, 0, Horizon::Open, out, |regime, cx| regime.control(cx, control)).map(|()| None)
+            }
         }
     }
 
@@ -356,21 +385,14 @@ impl<R: Regime> Platform for Engine<R> {
         };
         out.counters.accesses += done as u64;
         out.counters.add_tlb(&before, &self.cpus[cpu].tlb.stats());
+        self.take_cache_counts(out);
         (done, stop)
     }
 
     fn event(&mut self, v: VcpuId, event: &Event, out: &mut Ledger) -> Result<Option<u64>, Refusal> {
-        match event {
-            Event::Load { gva } => {
-                let acc = Acc::supervisor(*gva, AccessKind::Read);
-                let done = self.access_one(v, &Request { acc, store: None, ip: Gva::ZERO, element: 0 }, out)?;
-                Ok(Some(if let Done::Through(at) = done { self.host.mem.read(at) } else { 0 }))
-            }
-            Event::Store { via, op, ip } => self.store(v, *via, op, *ip, out).map(|()| None),
-            Event::Control(control) => {
-                self.with(v, 0, Horizon::Open, out, |regime, cx| regime.control(cx, control)).map(|()| None)
-            }
-        }
+        let done = self.carry_out(v, event, out);
+        self.take_cache_counts(out);
+        done
     }
 
     fn host(&mut self, event: &HostEvent, out: &mut Ledger) {
@@ -389,6 +411,7 @@ impl<R: Regime> Platform for Engine<R> {
                 cx.guest().forget(*range);
             }
         });
+        self.take_cache_counts(out);
     }
 
     fn peek(&self, vm: VmId, at: Gpa) -> u64 {

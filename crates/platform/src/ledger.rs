@@ -3,6 +3,7 @@
 use memvirt_tlb::Stats;
 
 use crate::exit::{Exit, ExitReason, Work};
+use crate::mmu::MmuCounts;
 
 /// Memory references made by hardware page walks, by what they read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,8 +40,14 @@ pub struct Counters {
     pub walks: u64,
     /// Table references of those walks.
     pub refs: WalkRefs,
+    /// The references of the longest walk.
+    pub max_walk_refs: u64,
     /// Accessed and dirty bits set by hardware, each a locked update.
     pub ad_updates: u64,
+    /// Those of them in nested tables.
+    pub ad_updates_nested: u64,
+    /// What the walk caches counted, where they are modelled.
+    pub caches: MmuCounts,
     /// TLB invalidations wider than one page.
     pub tlb_flushes: u64,
     /// Page faults that the guest saw.
@@ -62,6 +69,18 @@ impl Counters {
     #[must_use]
     pub fn total_exits(&self) -> u64 {
         self.exits.iter().sum()
+    }
+
+    /// Enters one walk: its references, and the accessed and dirty bits that it set.
+    #[inline]
+    pub fn add_walk(&mut self, refs: WalkRefs, ad_updates: u64, ad_updates_nested: u64) {
+        self.walks += 1;
+        self.refs.guest += refs.guest;
+        self.refs.shadow += refs.shadow;
+        self.refs.host += refs.host;
+        self.max_walk_refs = self.max_walk_refs.max(refs.total());
+        self.ad_updates += ad_updates;
+        self.ad_updates_nested += ad_updates_nested;
     }
 
     pub(crate) fn add_tlb(&mut self, before: &Stats, after: &Stats) {

@@ -7,7 +7,9 @@ pub mod engine;
 pub mod exit;
 pub mod host;
 pub mod ledger;
+pub mod mmu;
 pub mod native;
+pub mod probe;
 pub mod seam;
 
 pub use cpu::{Cpu, Regs, Vcpu};
@@ -16,5 +18,7 @@ pub use engine::{Engine, Outcome, Regime, Request, VmSpec, store_element};
 pub use exit::{Exit, ExitReason, LockMode, Work};
 pub use host::{Backed, GuestMem, Host, HostFrames, MemoryMap, read_guest};
 pub use ledger::{Counters, Ledger, WalkRefs};
+pub use mmu::{Cached, Caches, Invalidation, Mmu, MmuCounts, MmuGeometry, Partial};
 pub use native::Native;
+pub use probe::{CacheHit, Dimension, Probe, Reference, Update};
 pub use seam::{Horizon, Platform, Reached, Refusal, Stop, TableBytes};

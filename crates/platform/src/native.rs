@@ -5,7 +5,7 @@
 //! the leaf are set once the access is permitted. (Hardware may do either; this is the order of QEMU, on which the KVM
 //! recordings that memvirt is checked against were made.)
 
-use memvirt_addr::{Acc, Gfn, Gpa, Level, PageSize, PfCode};
+use memvirt_addr::{Acc, Gfn, Gpa, GuestPhys, Hpa, Level, PageSize, PfCode};
 use memvirt_ops::arch::{Control, GuestFault, HostEvent};
 use memvirt_pagetable::{Attrs, Entry, Format, Guest4, TableMem};
 
@@ -13,7 +13,9 @@ use crate::cpu::Regs;
 use crate::cx::{Cx, tlb_entry};
 use crate::engine::{AHEAD, Outcome, Regime, Request};
 use crate::host::{Backed, GuestMem, read_guest};
-use crate::ledger::Counters;
+use crate::ledger::WalkRefs;
+use crate::mmu::{Caches, Partial};
+use crate::probe::{CacheHit, Dimension, Probe, Reference, Update};
 use crate::seam::{Refusal, TableBytes};
 
 /// The bare machine.
@@ -23,9 +25,20 @@ pub struct Native;
 impl Regime for Native {
     #[inline]
     fn miss(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
-        let (regs, acc) = (&cx.vcpus[cx.me.index()].regs, request.acc);
-        let mut guest = GuestMem { host: cx.host, map: cx.map };
-        match hardware_walk(&mut guest, regs, acc, &mut cx.out.counters) {
+        let vcpu = &cx.vcpus[cx.me.index()];
+        let (regs, acc) = (&vcpu.regs, request.acc);
+        let guest = GuestMem { host: cx.host, map: cx.map };
+        let walked = match cx.cpus[vcpu.cpu].mmu.as_deref_mut() {
+            None => Walker { guest, regs, caches: (), probe: &mut (), refs: 0, ad_updates: 0 }.walk(acc),
+            Some(mmu) => {
+                core::hint::cold_path();
+                let (caches, probe) = mmu.walk(vcpu.tag(), cx.vm.0);
+                Walker { guest, regs, caches, probe, refs: 0, ad_updates: 0 }.walk(acc)
+            }
+        };
+        let refs = WalkRefs { guest: walked.refs, ..WalkRefs::default() };
+        cx.out.counters.add_walk(refs, walked.ad_updates, 0);
+        match walked.end {
             Ok(Leaf { gfn, size, perms, dirty }) => match cx.map.lookup(gfn) {
                 Some(backed) => Outcome::Filled(tlb_entry(acc, Backed { size, ..backed }, size, perms, dirty)),
                 None => Outcome::Emulated,
@@ -71,49 +84,103 @@ struct Leaf {
     dirty: bool,
 }
 
-#[inline]
-fn hardware_walk(guest: &mut GuestMem<'_>, regs: &Regs, acc: Acc, counters: &mut Counters) -> Result<Leaf, PfCode> {
-    counters.walks += 1;
-    let mut perms = Attrs::PERMISSIONS;
-    let mut table = regs.cr3.root.frame();
-    let mut level = Guest4::ROOT;
-    loop {
-        let at = table.entry(Guest4::index(acc.gva(), level));
-        let raw = guest.read(at);
-        counters.refs.guest += 1;
-        match Guest4::decode(raw, level) {
-            Entry::Table { next, attrs } => {
-                perms &= attrs;
-                set_bits(guest, at, raw, Guest4::RAW_ACCESSED, counters);
-                table = next;
-                level = level.below().unwrap_or(Level::L1);
-            }
-            Entry::Leaf { frame, size, attrs } => {
-                perms &= attrs;
-                if !regs.permits(perms, acc) {
-                    return Err(PfCode::of(acc, true));
-                }
-                let dirty = if acc.is_write() { Guest4::RAW_DIRTY } else { 0 };
-                let raw = set_bits(guest, at, raw, Guest4::RAW_ACCESSED | dirty, counters);
-                if attrs.contains(Attrs::GLOBAL) && regs.global_pages {
-                    perms |= Attrs::GLOBAL;
-                }
-                let gfn = frame.offset(acc.gva().page_offset(size) >> 12);
-                return Ok(Leaf { gfn, size, perms, dirty: raw & Guest4::RAW_DIRTY != 0 });
-            }
-            Entry::Absent => return Err(PfCode::of(acc, false)),
-            Entry::Reserved => return Err(PfCode::of(acc, true).with_reserved()),
-        }
-    }
+/// What one walk did; nothing of it is counted yet.
+struct Walked {
+    end: Result<Leaf, PfCode>,
+    refs: u64,
+    ad_updates: u64,
 }
 
-/// Sets `bits` in an entry as hardware does, with one locked update where any is missing; returns the entry.
-#[inline]
-fn set_bits(guest: &mut GuestMem<'_>, at: Gpa, raw: u64, bits: u64, counters: &mut Counters) -> u64 {
-    if raw & bits != bits {
-        core::hint::cold_path();
-        counters.ad_updates += 1;
-        guest.write_entry(at, raw | bits);
+struct Walker<'a, C, P> {
+    guest: GuestMem<'a>,
+    regs: &'a Regs,
+    caches: C,
+    probe: &'a mut P,
+    refs: u64,
+    ad_updates: u64,
+}
+
+impl<C: Caches, P: Probe> Walker<'_, C, P> {
+    #[inline]
+    fn walk(mut self, acc: Acc) -> Walked {
+        let mut end = None;
+        if let Some((level, entry)) = self.caches.guest(acc.gva()) {
+            self.probe.cached(CacheHit::Walk(Dimension::Guest, level));
+            end = self.descend(acc, level.below().unwrap_or(Level::L1), entry).ok();
+            if end.is_none() {
+                self.caches.forget_guest(acc.gva());
+            }
+        }
+        let end = end.map_or_else(|| self.descend(acc, Guest4::ROOT, self.root()), Ok);
+        Walked { end, refs: self.refs, ad_updates: self.ad_updates }
     }
-    raw | bits
+
+    #[inline]
+    fn root(&self) -> Partial<GuestPhys> {
+        Partial { table: self.regs.cr3.root.frame(), perms: Attrs::PERMISSIONS }
+    }
+
+    #[inline]
+    fn descend(&mut self, acc: Acc, from: Level, start: Partial<GuestPhys>) -> Result<Leaf, PfCode> {
+        let Partial { mut table, mut perms } = start;
+        let mut level = from;
+        loop {
+            let at = table.entry(Guest4::index(acc.gva(), level));
+            let raw = self.read(at, level);
+            match Guest4::decode(raw, level) {
+                Entry::Table { next, attrs } => {
+                    perms &= attrs;
+                    self.set_bits(at, level, raw, Guest4::RAW_ACCESSED);
+                    self.caches.keep_guest(acc.gva(), level, Partial { table: next, perms });
+                    table = next;
+                    level = level.below().unwrap_or(Level::L1);
+                }
+                Entry::Leaf { frame, size, attrs } => {
+                    perms &= attrs;
+                    if !self.regs.permits(perms, acc) {
+                        return Err(PfCode::of(acc, true));
+                    }
+                    let dirty = if acc.is_write() { Guest4::RAW_DIRTY } else { 0 };
+                    let raw = self.set_bits(at, level, raw, Guest4::RAW_ACCESSED | dirty);
+                    if attrs.contains(Attrs::GLOBAL) && self.regs.global_pages {
+                        perms |= Attrs::GLOBAL;
+                    }
+                    let gfn = frame.offset(acc.gva().page_offset(size) >> 12);
+                    return Ok(Leaf { gfn, size, perms, dirty: raw & Guest4::RAW_DIRTY != 0 });
+                }
+                Entry::Absent => return Err(PfCode::of(acc, false)),
+                Entry::Reserved => return Err(PfCode::of(acc, true).with_reserved()),
+            }
+        }
+    }
+
+    #[inline]
+    fn read(&mut self, gpa: Gpa, level: Level) -> u64 {
+        self.refs += 1;
+        let entry_at = self.guest.host_address(gpa);
+        let raw = entry_at.map_or(0, |at| self.guest.host.mem.read(at));
+        self.probe.reference(&Reference {
+            dimension: Dimension::Guest,
+            guest_level: Some(level),
+            level,
+            entry_at: entry_at.unwrap_or(Hpa::ZERO),
+            gpa,
+            raw,
+        });
+        raw
+    }
+
+    /// Sets `bits` in an entry as hardware does, with one locked update where any is missing; returns the entry.
+    #[inline]
+    fn set_bits(&mut self, at: Gpa, level: Level, raw: u64, bits: u64) -> u64 {
+        if raw & bits != bits {
+            core::hint::cold_path();
+            self.ad_updates += 1;
+            self.guest.write_entry(at, raw | bits);
+            if let Some(entry_at) = self.guest.host_address(at) {
+                self.probe.update(&Update { dimension: Dimension::Guest, level, entry_at, set: bits & !raw });
+            }
+        }
+        raw | bits
+    }
 }

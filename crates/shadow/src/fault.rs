@@ -47,7 +47,7 @@ pub(crate) fn serve<P: Policy>(policy: &mut P, cx: &mut Cx<'_>, request: &Reques
         }
     }
     let hardware = match policy.root(cx).map(|root| policy.store().page(root).frame) {
-        Some(root) => HardwareWalk::perform(&mut cx.host.mem, root, &regs, request.acc),
+        Some(root) => HardwareWalk::perform(cx, root, request.acc),
         None => HardwareWalk::nowhere(),
     };
     if hardware.found.is_none() && cx.horizon == Horizon::NextExit {

@@ -32,6 +32,9 @@ where
         if cx.horizon == Horizon::NextExit {
             return Outcome::Horizon;
         }
+        let root = cx.nested_root();
+        let linear = violation.on_data.then_some((cx.tag(), request.acc.gva()));
+        cx.cpu().violation(root, violation.gpa, linear);
         self.stats.pf_taken += 1;
         if !cx.map.contains(violation.gpa.frame()) {
             return self.new_device(cx, request, violation.gpa, violation.on_data, ExitReason::EptViolation);

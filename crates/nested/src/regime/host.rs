@@ -6,7 +6,7 @@
 use memvirt_addr::{Gfn, Gpa, GuestPhys, GuestVirt, Level, PageSize};
 use memvirt_ops::arch::{GfnRange, HostEvent};
 use memvirt_pagetable::{Entry, Format, Tree};
-use memvirt_platform::{Cx, Host, Tags, Work};
+use memvirt_platform::{Cx, Host, Work};
 
 use super::Nested;
 use crate::stage::SecondStage;
@@ -34,10 +34,8 @@ where
                 self.zap_all(cx, &mut work);
             }
             HostEvent::WorldSwitch(_) => {
-                if cx.tags == Tags::Off {
-                    cx.tlb().flush_all();
-                    cx.out.counters.tlb_flushes += 1;
-                }
+                cx.cross();
+                self.crossed(cx);
             }
             // There are no shadow pages to limit.
             HostEvent::ShadowPageLimit(..) => {}

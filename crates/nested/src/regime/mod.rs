@@ -19,16 +19,17 @@ mod zero;
 
 use core::marker::PhantomData;
 
-use memvirt_addr::{GuestPhys, GuestVirt, Hfn, HostPhys, PageSize};
+use memvirt_addr::{Acc, GuestPhys, GuestVirt, Hfn, HostPhys, PageSize};
 use memvirt_ops::arch::{Control, CrWrite, GuestFault, HostEvent, VcpuSet};
 use memvirt_pagetable::map::TableAttrs;
 use memvirt_pagetable::{Format, Guest4, Mapper, PhysMem};
 use memvirt_platform::{
-    Backed, Cx, ExitReason, Host, HostFrames, LockMode, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work,
-    tlb_entry,
+    Backed, Caches, Cx, ExitReason, Host, HostFrames, LockMode, Outcome, Refusal, Regime, Regs, Request, TableBytes,
+    Tags, Vendor, WalkRefs, Work, tlb_entry,
 };
 
 use crate::pml::ModificationLog;
+use crate::reference::{Counts, Probe};
 use crate::stage::{AdBits, SecondStage};
 use crate::walk::{End, Mapped, Walker};
 
@@ -133,7 +134,17 @@ where
     fn exit(&mut self, cx: &mut Cx<'_>, reason: ExitReason, work: Work, lock: Option<LockMode>, kick: VcpuSet) {
         self.drain_log(cx);
         cx.exit(reason, work, lock, kick);
+        self.crossed(cx);
         self.enter(cx);
+    }
+
+    /// What crossing without tags flushes beside linear and combined mappings: under SVM guest-physical ones too, which belong
+    /// to the ASID (AMD APM volume 2, section 15.16); under VMX they are tagged with the EPT root and stay.
+    fn crossed(&self, cx: &mut Cx<'_>) {
+        if cx.tags == Tags::Off && self.vendor == Vendor::Svm {
+            let root = cx.nested_root();
+            cx.cpu().flush_guest_physical(root);
+        }
     }
 
     /// How many exits a privileged operation costs, and why.
@@ -150,6 +161,17 @@ where
     }
 }
 
+#[inline]
+fn walk<G, H, P, C>(mut walker: Walker<'_, G, H, P, C>, regs: &Regs, acc: Acc) -> (End, Counts)
+where
+    G: Format<In = GuestVirt, Out = GuestPhys>,
+    H: SecondStage,
+    P: Probe,
+    C: Caches,
+{
+    (walker.walk(regs, acc), walker.counts)
+}
+
 fn mapped(request: &Request<'_>, mapped: &Mapped) -> Outcome {
     let backed = Backed { frame: mapped.frame, size: mapped.host_size };
     Outcome::Filled(tlb_entry(request.acc, backed, mapped.guest_size, mapped.perms, mapped.dirty))
@@ -162,17 +184,20 @@ where
 {
     fn miss(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
         self.enter(cx);
-        let regs = *cx.regs();
-        let mut unseen = ();
+        let vcpu = &cx.vcpus[cx.me.index()];
+        let (regs, acc) = (&vcpu.regs, request.acc);
         let log = self.logs.get_mut(cx.me.index()).and_then(Option::as_mut).filter(|_| self.dirty.by_log());
-        let mut walker = Walker::<G, H, ()>::new(&mut cx.host.mem, self.root, self.ad, &mut unseen).with_log(log);
-        let end = walker.walk(&regs, request.acc);
-        let counts = walker.counts;
-        let counters = &mut cx.out.counters;
-        counters.walks += 1;
-        counters.refs.guest += counts.guest;
-        counters.refs.host += counts.host;
-        counters.ad_updates += counts.ad_updates;
+        let (mem, root, ad) = (&mut cx.host.mem, self.root, self.ad);
+        let (end, counts) = match cx.cpus[vcpu.cpu].mmu.as_deref_mut() {
+            None => walk(Walker::<G, H, _>::new(mem, root, ad, &mut ()).with_log(log), regs, acc),
+            Some(mmu) => {
+                core::hint::cold_path();
+                let (caches, probe) = mmu.walk(vcpu.tag(), cx.vm.0);
+                walk(Walker::<G, H, _>::new(mem, root, ad, probe).with_caches(caches).with_log(log), regs, acc)
+            }
+        };
+        let refs = WalkRefs { guest: counts.guest, host: counts.host, ..WalkRefs::default() };
+        cx.out.counters.add_walk(refs, counts.ad_updates, counts.ad_updates_nested);
         self.stats.ad_updates_nested += counts.ad_updates_nested;
         match end {
             End::Mapped(found) => mapped(request, &found),
@@ -186,8 +211,9 @@ where
     fn control(&mut self, cx: &mut Cx<'_>, control: &Control) -> Result<(), Refusal> {
         self.enter(cx);
         let (reason, exits) = self.exits_of(control);
+        let mut flushes = 0;
         if let (Control::Cr(write), true) = (control, exits > 0) {
-            let flushes = match write {
+            flushes = match write {
                 CrWrite::TogglePge => 2,
                 CrWrite::PcidEnable(false) if cx.regs().pcid_enable => 1,
                 CrWrite::PcidEnable(_) | CrWrite::WriteProtect(_) => 0,
@@ -200,6 +226,11 @@ where
             self.exit(cx, reason, Work::default(), None, VcpuSet::EMPTY);
         }
         cx.execute(control);
+        if flushes > 0 {
+            // What the hypervisor flushes for the guest on SVM goes by a new ASID, which spares nothing (`svm_flush_tlb_asid`).
+            let root = cx.nested_root();
+            cx.cpu().flush_guest_physical(root);
+        }
         Ok(())
     }
 

@@ -132,7 +132,7 @@ impl Kvm {
                     }
                 }
                 let tag = memvirt_tlb::Tag::new(cx.tag().vpid(), pcid.number());
-                cx.tlb().flush_page(tag, gva);
+                cx.cpu().flush_address(tag, gva);
                 self.stats.invlpg += 1;
             }
             Invpcid::Single(pcid) => self.invalidate_pcid(cx, pcid),

@@ -5,7 +5,7 @@
 
 use memvirt_addr::PageSize;
 use memvirt_ops::arch::{GfnRange, HostEvent};
-use memvirt_platform::{Cx, Tags};
+use memvirt_platform::Cx;
 use memvirt_tlb::KeepGlobal;
 
 use super::Kvm;
@@ -36,12 +36,7 @@ impl Kvm {
             HostEvent::DirtyLog(_, false) => self.stop_logging(cx),
             HostEvent::DirtyRound(_) => self.dirty_round(cx),
             HostEvent::SlotChange(_) => self.zap_all_fast(cx),
-            HostEvent::WorldSwitch(_) => {
-                if cx.tags == Tags::Off {
-                    cx.tlb().flush_all();
-                    cx.out.counters.tlb_flushes += 1;
-                }
-            }
+            HostEvent::WorldSwitch(_) => cx.cross(),
             HostEvent::ShadowPageLimit(_, limit) => {
                 self.change_limit(cx, u64::from(limit.max(KvmConfig::MIN_PAGE_LIMIT)));
             }
@@ -53,7 +48,7 @@ impl Kvm {
     pub(crate) fn leave_guest(&mut self, cx: &mut Cx<'_>) {
         if self.vcpu(cx).requests.any() {
             let vpid = cx.tag().vpid();
-            cx.tlb().flush_vpid(vpid, KeepGlobal::No);
+            cx.cpu().flush_vpid(vpid, KeepGlobal::No);
             cx.out.counters.tlb_flushes += 1;
         }
     }

@@ -29,7 +29,7 @@ impl Kvm {
         let pcids = cx.regs().pcid_enable;
         for root in previous.into_iter().filter(|root| root.is_valid() && pcids) {
             let tag = Tag::new(cx.tag().vpid(), (root.pgd & 0xfff) as u16);
-            cx.tlb().flush_page(tag, gva);
+            cx.cpu().flush_page(tag, gva);
         }
     }
 
@@ -41,7 +41,7 @@ impl Kvm {
 
     fn flush_own_page(&self, cx: &mut Cx<'_>, gva: Gva) {
         let tag = cx.tag();
-        cx.tlb().flush_page(tag, gva);
+        cx.cpu().flush_page(tag, gva);
     }
 
     /// Invalidates one address in the tables of one root.

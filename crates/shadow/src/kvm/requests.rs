@@ -23,7 +23,7 @@ impl Kvm {
             }
             mmu.requests.make(which);
             if i != cx.me.0 {
-                cx.cpus[vcpu.cpu].tlb.flush_vpid(vcpu.vpid, KeepGlobal::No);
+                cx.cpus[vcpu.cpu].flush_vpid(vcpu.vpid, KeepGlobal::No);
                 cx.out.counters.tlb_flushes += 1;
                 self.kick = self.kick.with(VcpuId(i));
                 others = true;
@@ -50,7 +50,7 @@ impl Kvm {
     pub(crate) fn flush_own(&mut self, cx: &mut Cx<'_>) {
         if cx.tags == Tags::On {
             let vpid = cx.tag().vpid();
-            cx.tlb().flush_vpid(vpid, KeepGlobal::No);
+            cx.cpu().flush_vpid(vpid, KeepGlobal::No);
             cx.out.counters.tlb_flushes += 1;
         }
     }

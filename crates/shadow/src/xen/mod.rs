@@ -291,7 +291,7 @@ impl Xen {
                 None if kind == Kind::Direct => {
                     // A large page in pieces: the whole TLB of this CPU goes.
                     let vpid = cx.tag().vpid();
-                    cx.tlb().flush_vpid(vpid, memvirt_tlb::KeepGlobal::No);
+                    cx.cpu().flush_vpid(vpid, memvirt_tlb::KeepGlobal::No);
                     cx.out.counters.tlb_flushes += 1;
                     return VcpuSet::EMPTY;
                 }
