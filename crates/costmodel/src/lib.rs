@@ -1,2 +1,6 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
+
+pub mod lang;
+
+pub use lang::{EvalError, Model, ModelError};

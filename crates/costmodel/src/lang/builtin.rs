@@ -1,0 +1,42 @@
+//! The model files that are built into the program, so that it finds them from any folder.
+//!
+//! `models/` in this crate is a link to the repository's `models/cost`; a packaged crate holds copies.
+
+use super::error::ModelError;
+use super::model::Model;
+
+/// A model file that is built in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Builtin {
+    /// The name of the model and the stem of its file.
+    pub name: &'static str,
+    /// The file's text.
+    pub text: &'static str,
+}
+
+impl Builtin {
+    /// The model in the file.
+    ///
+    /// # Errors
+    ///
+    /// None in practice: a test reads every file that is built in.
+    pub fn model(&self) -> Result<Model, ModelError> {
+        Model::parse(&format!("models/cost/{}.model", self.name), self.text)
+    }
+}
+
+macro_rules! embed {
+    ($($name:literal),* $(,)?) => {
+        &[$(Builtin { name: $name, text: include_str!(concat!("../../models/", $name, ".model")) }),*]
+    };
+}
+
+/// All of them, in the order of their names.
+pub(crate) static ALL: &[Builtin] = embed![];
+
+pub(crate) fn find(name: &str) -> Result<&'static Builtin, ModelError> {
+    ALL.iter().find(|builtin| builtin.name == name).ok_or_else(|| ModelError::Unknown {
+        name: name.to_owned(),
+        known: ALL.iter().map(|builtin| builtin.name).collect(),
+    })
+}
