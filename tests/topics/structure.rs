@@ -16,7 +16,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("memvirt-pagetable", &["memvirt-addr"]),
     ("memvirt-tlb", &["memvirt-addr"]),
     ("memvirt-cache", &["memvirt-addr"]),
-    ("memvirt-platform", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-tlb"]),
+    ("memvirt-platform", &["memvirt-addr", "memvirt-cache", "memvirt-ops", "memvirt-pagetable", "memvirt-tlb"]),
     ("memvirt-nested", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform", "memvirt-tlb"]),
     ("memvirt-shadow", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform", "memvirt-tlb"]),
     ("memvirt-testkit", &["memvirt-addr", "memvirt-ops", "memvirt-platform", "memvirt-tlb"]),
@@ -42,6 +42,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         "memvirt-machine",
         &[
             "memvirt-addr",
+            "memvirt-cache",
             "memvirt-guest",
             "memvirt-nested",
             "memvirt-ops",

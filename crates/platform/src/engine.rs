@@ -16,6 +16,7 @@ use crate::host::{GuestMem, Host, MemoryMap, read_guest};
 use crate::ledger::Ledger;
 use crate::mmu::{Mmu, MmuGeometry};
 use crate::seam::{Horizon, Platform, Reached, Refusal, Stop, TableBytes};
+use crate::timed::{Overlap, Timing};
 
 /// An access that missed the TLB.
 #[derive(Clone, Copy, Debug)]
@@ -98,15 +99,17 @@ struct Vm<R> {
 #[derive(Debug)]
 pub struct Engine<R> {
     host: Host,
-    cpus: Vec<Cpu>,
-    vcpus: Vec<Vcpu>,
+    pub(crate) cpus: Vec<Cpu>,
+    pub(crate) vcpus: Vec<Vcpu>,
     vms: Vec<Vm<R>>,
     tags: Tags,
+    /// The mode `cycles`: what follows accesses to their cache lines. Boxed: without it an engine is what it counts with.
+    pub(crate) timing: Option<Box<Timing>>,
 }
 
 /// How an access was performed.
 #[derive(Clone, Copy)]
-enum Done<T> {
+pub(crate) enum Done<T> {
     /// By the CPU, through a translation.
     Through(T),
     /// By the hypervisor.
@@ -116,14 +119,14 @@ enum Done<T> {
 }
 
 /// An access served, or why not.
-type Served = Result<Done<Entry>, Stop>;
+pub(crate) type Served = Result<Done<Entry>, Stop>;
 
 /// Accesses whose walks are prepared together, where misses are no farther apart than this.
 pub(crate) const AHEAD: usize = 16;
 
 /// Decides when a regime should look ahead.
 #[derive(Default)]
-struct Lookout {
+pub(crate) struct Lookout {
     last_miss: usize,
     /// Everything before this index has been looked at.
     seen: usize,
@@ -132,7 +135,7 @@ struct Lookout {
 impl Lookout {
     /// Called for each miss: what to look at now.
     #[inline]
-    fn at_miss<'r>(&mut self, run: &'r [Acc], at: usize) -> Option<&'r [Acc]> {
+    pub(crate) fn at_miss<'r>(&mut self, run: &'r [Acc], at: usize) -> Option<&'r [Acc]> {
         let frequent = at - self.last_miss < AHEAD;
         self.last_miss = at;
         if !frequent || at < self.seen {
@@ -164,7 +167,7 @@ impl<R: Regime> Engine<R> {
             }
         }
         let vms = vms.into_iter().map(|(spec, regime)| Vm { map: spec.map, regime }).collect();
-        Self { host, cpus, vcpus, vms, tags }
+        Self { host, cpus, vcpus, vms, tags, timing: None }
     }
 
     /// The same with walk caches in every CPU.
@@ -218,7 +221,7 @@ impl<R: Regime> Engine<R> {
     }
 
     #[inline]
-    fn with<T>(
+    pub(crate) fn with<T>(
         &mut self,
         v: VcpuId,
         at: usize,
@@ -244,11 +247,20 @@ impl<R: Regime> Engine<R> {
     }
 
     /// Serves one access that missed, until it is performed.
-    fn serve(&mut self, v: VcpuId, request: &Request<'_>, at: usize, horizon: Horizon, out: &mut Ledger) -> Served {
+    pub(crate) fn serve(
+        &mut self,
+        v: VcpuId,
+        request: &Request<'_>,
+        at: usize,
+        horizon: Horizon,
+        out: &mut Ledger,
+    ) -> Served {
         for _ in 0..MAX_RETRIES {
             let outcome = self.with(v, at, horizon, out, |regime, cx| regime.miss(cx, request));
-            let vcpu = &self.vcpus[v.index()];
-            let (cpu, tag) = (&mut self.cpus[vcpu.cpu], vcpu.tag());
+            let (number, tag) = (self.vcpus[v.index()].cpu, self.vcpus[v.index()].tag());
+            let overlap = if matches!(outcome, Outcome::Filled(_)) { Overlap::May } else { Overlap::No };
+            self.walked(number, at, overlap, out);
+            let cpu = &mut self.cpus[number];
             match outcome {
                 Outcome::Filled(entry) => {
                     cpu.tlb.fill(tag, entry);
@@ -273,6 +285,27 @@ impl<R: Regime> Engine<R> {
         unreachable!("{:?} never completes under this regime", request.acc)
     }
 
+    /// [`Platform::accesses`] in the mode `counts`: hits in a run, misses one by one.
+    #[inline]
+    fn counted_accesses(&mut self, v: VcpuId, run: &[Acc], horizon: Horizon, out: &mut Ledger) -> (usize, Stop) {
+        let vcpu = &self.vcpus[v.index()];
+        let (cpu, tag) = (vcpu.cpu, vcpu.tag());
+        let (mut done, mut lookout) = (0, Lookout::default());
+        let stop = loop {
+            done += self.cpus[cpu].tlb.hits(tag, &run[done..]);
+            let Some(acc) = run.get(done) else { break Stop::Done };
+            if let Some(ahead) = lookout.at_miss(run, done) {
+                self.with(v, done, horizon, out, |regime, cx| regime.look_ahead(cx, ahead));
+            }
+            let request = Request { acc: *acc, store: None, ip: Gva::ZERO, element: 0 };
+            match self.serve(v, &request, done, horizon, out) {
+                Ok(_) => done += 1,
+                Err(stop) => break stop,
+            }
+        };
+        (done, stop)
+    }
+
     /// Performs one access whose value matters; returns the host address reached, if the CPU performed it.
     fn access_one(&mut self, v: VcpuId, request: &Request<'_>, out: &mut Ledger) -> Result<Done<Hpa>, Refusal> {
         let vcpu = &self.vcpus[v.index()];
@@ -288,7 +321,11 @@ impl<R: Regime> Engine<R> {
             Ok(done) => {
                 out.counters.accesses += 1;
                 Ok(match done {
-                    Done::Through(entry) => Done::Through(entry.frame_of(gva).at(gva.as_u64())),
+                    Done::Through(entry) => {
+                        let at = entry.frame_of(gva).at(gva.as_u64());
+                        self.touch(cpu, at, out);
+                        Done::Through(at)
+                    }
                     Done::Emulated => Done::Emulated,
                     Done::EmulatedAll => Done::EmulatedAll,
                 })
@@ -321,7 +358,7 @@ impl<R: Regime> Engine<R> {
                     store_element(&mut self.host.mem, at, op);
                     let left = u64::from(elements - element - 1);
                     if left > 0 && self.reached(v, acc.gva()).is_some_and(|reached| reached.writable) {
-                        self.store_rest(at, op, left, out);
+                        self.store_rest(v, at, op, left, out);
                         break;
                     }
                 }
@@ -336,9 +373,11 @@ impl<R: Regime> Engine<R> {
     }
 
     /// What is left of a `rep stos` whose page has just become the most recently used entry of the TLB: all hits.
-    fn store_rest(&mut self, at: Hpa, op: &StoreOp, left: u64, out: &mut Ledger) {
+    fn store_rest(&mut self, v: VcpuId, at: Hpa, op: &StoreOp, left: u64, out: &mut Ledger) {
+        let cpu = self.vcpus[v.index()].cpu;
         for k in 1..=left {
             store_element(&mut self.host.mem, at.wrapping_add(8 * k), op);
+            self.touch(cpu, at.wrapping_add(8 * k), out);
         }
         out.counters.accesses += left;
         out.counters.l1_hits += left;
@@ -367,21 +406,13 @@ pub fn store_element(mem: &mut PhysMem<HostPhys>, at: Hpa, op: &StoreOp) {
 
 impl<R: Regime> Platform for Engine<R> {
     fn accesses(&mut self, v: VcpuId, run: &[Acc], horizon: Horizon, out: &mut Ledger) -> (usize, Stop) {
-        let vcpu = &self.vcpus[v.index()];
-        let (cpu, tag) = (vcpu.cpu, vcpu.tag());
+        let cpu = self.vcpus[v.index()].cpu;
         let before = self.cpus[cpu].tlb.stats();
-        let (mut done, mut lookout) = (0, Lookout::default());
-        let stop = loop {
-            done += self.cpus[cpu].tlb.hits(tag, &run[done..]);
-            let Some(acc) = run.get(done) else { break Stop::Done };
-            if let Some(ahead) = lookout.at_miss(run, done) {
-                self.with(v, done, horizon, out, |regime, cx| regime.look_ahead(cx, ahead));
-            }
-            let request = Request { acc: *acc, store: None, ip: Gva::ZERO, element: 0 };
-            match self.serve(v, &request, done, horizon, out) {
-                Ok(_) => done += 1,
-                Err(stop) => break stop,
-            }
+        let (done, stop) = if self.timing.is_none() {
+            self.counted_accesses(v, run, horizon, out)
+        } else {
+            core::hint::cold_path();
+            self.timed_accesses(v, run, horizon, out)
         };
         out.counters.accesses += done as u64;
         out.counters.add_tlb(&before, &self.cpus[cpu].tlb.stats());
@@ -391,6 +422,7 @@ impl<R: Regime> Platform for Engine<R> {
 
     fn event(&mut self, v: VcpuId, event: &Event, out: &mut Ledger) -> Result<Option<u64>, Refusal> {
         let done = self.carry_out(v, event, out);
+        self.settle(self.vcpus[v.index()].cpu, out);
         self.take_cache_counts(out);
         done
     }

@@ -2,6 +2,7 @@
 
 use memvirt_tlb::Stats;
 
+use crate::account::Account;
 use crate::exit::{Exit, ExitReason, Work};
 use crate::mmu::MmuCounts;
 
@@ -97,6 +98,8 @@ pub struct Ledger {
     pub counters: Counters,
     /// The exits one by one, where somebody wants them (`Some`); the reader empties the list.
     pub exits: Option<Vec<Exit>>,
+    /// What served each reference, in the mode `cycles` only.
+    pub served: Option<Box<Account>>,
 }
 
 impl Ledger {
@@ -110,6 +113,12 @@ impl Ledger {
     #[must_use]
     pub fn listing() -> Self {
         Self { exits: Some(Vec::new()), ..Self::default() }
+    }
+
+    /// What served each reference, from the first one on.
+    #[inline]
+    pub(crate) fn account(&mut self) -> &mut Account {
+        self.served.get_or_insert_default()
     }
 
     /// Enters one exit.

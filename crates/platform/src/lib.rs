@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+pub mod account;
 pub mod cpu;
 pub mod cx;
 pub mod engine;
@@ -11,14 +12,17 @@ pub mod mmu;
 pub mod native;
 pub mod probe;
 pub mod seam;
+pub mod timed;
 
+pub use account::{Account, Cells, ServedBy};
 pub use cpu::{Cpu, Regs, Vcpu};
 pub use cx::{Cx, Tags, Vendor, tlb_entry};
 pub use engine::{Engine, Outcome, Regime, Request, VmSpec, store_element};
 pub use exit::{Exit, ExitReason, LockMode, Work};
 pub use host::{Backed, GuestMem, Host, HostFrames, MemoryMap, read_guest};
 pub use ledger::{Counters, Ledger, WalkRefs};
-pub use mmu::{Cached, Caches, Invalidation, Mmu, MmuCounts, MmuGeometry, Partial};
+pub use mmu::{Cached, Caches, Invalidation, Listener, Mmu, MmuCounts, MmuGeometry, Partial};
 pub use native::Native;
 pub use probe::{CacheHit, Dimension, Probe, Reference, Update};
 pub use seam::{Horizon, Platform, Reached, Refusal, Stop, TableBytes};
+pub use timed::{TimingSpec, WINDOW};

@@ -20,7 +20,8 @@ use memvirt_addr::{Frame, Gpa, GuestPhys, GuestVirt, Gva, Level, Space};
 use memvirt_pagetable::Attrs;
 use memvirt_tlb::{NestedEntry, NestedStats, NestedTlb, Perms, Shape, Tag, WalkCache, WalkGeometry, WalkStats};
 
-use crate::probe::Probe;
+use crate::probe::{CacheHit, Probe, Reference, Update};
+use crate::timed::Heard;
 
 /// The shapes of a CPU's walk caches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -146,7 +147,43 @@ impl core::ops::AddAssign for MmuCounts {
 }
 
 /// Who listens to the walks of a CPU, if anybody.
-pub type Listener = Option<Box<dyn Probe + Send>>;
+#[derive(Default)]
+pub enum Listener {
+    /// Nobody.
+    #[default]
+    Nobody,
+    /// The mode `cycles`, which asks after each walk what was heard.
+    Clock(Box<Heard>),
+    /// Somebody else, told as it happens.
+    Other(Box<dyn Probe + Send>),
+}
+
+impl Probe for Listener {
+    #[inline]
+    fn reference(&mut self, reference: &Reference) {
+        match self {
+            Self::Nobody => {}
+            Self::Clock(heard) => heard.reference(reference),
+            Self::Other(probe) => probe.reference(reference),
+        }
+    }
+
+    #[inline]
+    fn update(&mut self, update: &Update) {
+        if let Self::Other(probe) = self {
+            probe.update(update);
+        }
+    }
+
+    #[inline]
+    fn cached(&mut self, hit: CacheHit) {
+        match self {
+            Self::Nobody => {}
+            Self::Clock(heard) => heard.cached(hit),
+            Self::Other(probe) => probe.cached(hit),
+        }
+    }
+}
 
 /// The walk caches of one CPU, and who listens to its walks.
 pub struct Mmu {
@@ -173,7 +210,7 @@ impl Mmu {
             host: WalkCache::new(&geometry.host),
             nested: geometry.nested_tlb.map(NestedTlb::new),
             invalidations: Default::default(),
-            listener: None,
+            listener: Listener::Nobody,
         }
     }
 
