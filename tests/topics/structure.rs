@@ -37,7 +37,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("memvirt-costmodel", &[]),
     ("memvirt-guest", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform"]),
     ("memvirt-workload", &["memvirt-addr", "memvirt-ops"]),
-    ("memvirt-trace", &["memvirt-addr", "memvirt-ops"]),
+    ("memvirt-mvt", &["memvirt-addr", "memvirt-ops"]),
+    ("memvirt-trace", &["memvirt-addr", "memvirt-mvt", "memvirt-ops"]),
     (
         "memvirt-machine",
         &[
