@@ -1,5 +1,6 @@
 //! `[caches]`: the hierarchy that holds the lines of page tables and data, for the mode `cycles`.
 
+use memvirt_cache::{CacheHierarchy, CacheLevel, Shape};
 use serde::{Deserialize, Serialize};
 
 use super::figures::{Figure, Listed};
@@ -28,7 +29,7 @@ pub struct Caches {
     #[serde(deserialize_with = "text")]
     pub source: String,
     /// Bytes of a line.
-    #[serde(deserialize_with = "whole::<_, _, 16, 1024>")]
+    #[serde(deserialize_with = "whole::<_, _, 8, 4096>")]
     pub line_bytes: u32,
     /// The first level, for data.
     pub l1: CacheShape,
@@ -46,25 +47,19 @@ impl Caches {
         [("l1", &self.l1), ("l2", &self.l2), ("llc", &self.llc)].into_iter()
     }
 
-    /// Sets of a power of two, so that address bits select one.
-    pub(super) fn check(&self) -> Result<(), Problem> {
+    pub(super) fn hierarchy(&self) -> Result<CacheHierarchy, Problem> {
+        let level = |name: &str, shape: &CacheShape| {
+            let made = Shape::new(shape.bytes, shape.ways, self.line_bytes);
+            let shape_error = |error| Problem::new(format!("caches.{name}.ways"), error);
+            Ok(CacheLevel { shape: made.map_err(shape_error)?, latency_cycles: shape.latency.value })
+        };
         if !self.line_bytes.is_power_of_two() {
-            let reason = format!("{} bytes in a line; accepted: 16, 32, 64, 128, 256, 512, 1024", self.line_bytes);
+            let reason = format!("{} bytes in a line; accepted: a power of two from 8 to 4096", self.line_bytes);
             return Err(Problem::new("caches.line_bytes", reason));
         }
-        for (name, shape) in self.levels() {
-            let set = u64::from(self.line_bytes) * u64::from(shape.ways);
-            let sets = shape.bytes / set;
-            if !shape.bytes.is_multiple_of(set) || !sets.is_power_of_two() {
-                let CacheShape { bytes, ways, .. } = shape;
-                let reason = format!(
-                    "{bytes} bytes in sets of {ways} lines of {}; they must make a power of two of sets",
-                    self.line_bytes
-                );
-                return Err(Problem::new(format!("caches.{name}.ways"), reason));
-            }
-        }
-        Ok(())
+        let (l1, l2, llc) = (level("l1", &self.l1)?, level("l2", &self.l2)?, level("llc", &self.llc)?);
+        CacheHierarchy::new(l1, l2, llc, self.dram.value)
+            .ok_or_else(|| Problem::new("caches.line_bytes", "all levels have the same lines"))
     }
 
     pub(super) fn listed(&self) -> impl Iterator<Item = Listed<'_>> {

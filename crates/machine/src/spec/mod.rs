@@ -16,6 +16,8 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
+use memvirt_cache::CacheHierarchy;
+use memvirt_platform::MmuGeometry;
 use memvirt_tlb::Geometry;
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +25,7 @@ pub use caches::{CacheShape, Caches};
 pub use error::MachineError;
 pub use figures::{BaseCosts, ExitCosts, Figure, Listed, TranslationCosts, WorkCosts, is_estimate};
 pub use tlb::{GigabyteName, InclusionName, ReplacementName, TlbArray, TlbShape};
-pub use walk_caches::{NestedTlbArray, WalkCacheArray, WalkCacheLevel, WalkCacheShapes, WalkCaches};
+pub use walk_caches::{NestedTlbArray, WalkCacheArray, WalkCacheLevel, WalkCaches};
 
 use place::Problem;
 
@@ -56,7 +58,15 @@ pub struct MachineSpec {
 }
 
 /// The machine files that are built in: name and text.
-const BUILTIN: &[(&str, &str)] = &[("skylake-sp", include_str!("../../models/skylake-sp.toml"))];
+const BUILTIN: &[(&str, &str)] = &[
+    ("nehalem", include_str!("../../models/nehalem.toml")),
+    ("haswell", include_str!("../../models/haswell.toml")),
+    ("skylake-sp", include_str!("../../models/skylake-sp.toml")),
+    ("p-core", include_str!("../../models/p-core.toml")),
+    ("zen2", include_str!("../../models/zen2.toml")),
+    ("zen4", include_str!("../../models/zen4.toml")),
+    ("paper-2024", include_str!("../../models/paper-2024.toml")),
+];
 
 impl MachineSpec {
     /// The machine that is used where none is named.
@@ -127,9 +137,9 @@ impl MachineSpec {
     fn check(&self) -> Result<(), Problem> {
         self.tlb.geometry()?;
         if let Some(caches) = &self.walk_caches {
-            caches.shapes()?;
+            caches.geometry()?;
         }
-        self.caches.as_ref().map_or(Ok(()), Caches::check)
+        self.caches.as_ref().map_or(Ok(()), |caches| caches.hierarchy().map(drop))
     }
 
     /// The TLB's geometry.
@@ -146,9 +156,19 @@ impl MachineSpec {
     /// # Errors
     ///
     /// [`MachineError`]; a spec made by [`MachineSpec::parse`] has none.
-    pub fn walk_cache_shapes(&self) -> Result<WalkCacheShapes, MachineError> {
-        let shapes = self.walk_caches.as_ref().map_or(Ok(WalkCacheShapes::default()), WalkCaches::shapes);
-        shapes.map_err(|problem| problem.within(&self.name, 1))
+    pub fn mmu_geometry(&self) -> Result<MmuGeometry, MachineError> {
+        let geometry = self.walk_caches.as_ref().map_or(Ok(MmuGeometry::default()), WalkCaches::geometry);
+        geometry.map_err(|problem| problem.within(&self.name, 1))
+    }
+
+    /// The cache hierarchy, which the mode `cycles` needs; `None` where the file has no `[caches]`.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError`]; a spec made by [`MachineSpec::parse`] has none.
+    pub fn cache_hierarchy(&self) -> Result<Option<CacheHierarchy>, MachineError> {
+        let hierarchy = self.caches.as_ref().map(Caches::hierarchy).transpose();
+        hierarchy.map_err(|problem| problem.within(&self.name, 1))
     }
 
     /// Every figure, with section, name and unit.

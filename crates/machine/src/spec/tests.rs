@@ -2,18 +2,20 @@
 
 use super::*;
 
+/// The default machine's file.
+fn default_file() -> &'static str {
+    BUILTIN.iter().find(|(name, _)| *name == MachineSpec::DEFAULT).unwrap().1
+}
+
 /// What is said about the default machine's file with one thing replaced.
 fn said(from: &str, to: &str) -> String {
-    let text = BUILTIN.iter().find(|(name, _)| *name == MachineSpec::DEFAULT).unwrap().1;
-    assert!(text.contains(from), "{from}");
-    let text = text.replacen(from, to, 1);
-    MachineSpec::parse("m.toml", &text).unwrap_err().to_string()
+    assert!(default_file().contains(from), "{from}");
+    MachineSpec::parse("m.toml", &default_file().replacen(from, to, 1)).unwrap_err().to_string()
 }
 
 /// The line on which something stands in the default machine's file.
 fn line(needle: &str) -> String {
-    let text = BUILTIN.iter().find(|(name, _)| *name == MachineSpec::DEFAULT).unwrap().1;
-    format!("m.toml: line {}: ", place::line_at(text, text.find(needle).unwrap()))
+    format!("m.toml: line {}: ", place::line_at(default_file(), default_file().find(needle).unwrap()))
 }
 
 #[test]
@@ -38,8 +40,7 @@ fn unknown_fields_are_named_with_line_and_the_accepted_ones() {
 #[test]
 fn missing_fields_and_sections_are_named() {
     assert!(said("latency = { value = 1,", "latenc = { value = 1,").contains("walk_caches.latenc"));
-    let text = BUILTIN[0].1;
-    let (before, after) = text.split_once("[base]").unwrap();
+    let (before, after) = default_file().split_once("[base]").unwrap();
     let (_, after) = after.split_once("[translation]").unwrap();
     let message = MachineSpec::parse("m.toml", &format!("{before}[translation]{after}")).unwrap_err().to_string();
     assert!(message.contains("missing field `base`"), "{message}");
@@ -56,9 +57,9 @@ fn numbers_out_of_range_are_named_with_line_field_and_range() {
         ("\"PDPTE\", entries = 4", "\"PDPTE\", entries = 6", "walk_caches.guest[1].ways", "power of two"),
         ("\"PDPTE\"", "\"PDPE\"", "walk_caches.guest[1].level", "`PML5E`, `PML4E`, `PDPTE`, `PDE`"),
         ("\"PDPTE\"", "\"PML4E\"", "walk_caches.guest[1].level", "one for each of PML5E"),
-        ("line_bytes = 64", "line_bytes = 48", "caches.line_bytes", "16, 32, 64"),
-        ("line_bytes = 64", "line_bytes = 4", "caches.line_bytes", "from 16 to 1024"),
-        ("ways = 11", "ways = 12", "caches.llc.ways", "power of two of sets"),
+        ("line_bytes = 64", "line_bytes = 48", "caches.line_bytes", "a power of two from 8 to 4096"),
+        ("line_bytes = 64", "line_bytes = 4", "caches.line_bytes", "from 8 to 4096"),
+        ("ways = 11", "ways = 12", "caches.llc.ways", "must divide the size"),
         ("value = 54", "value = 5.4", "caches.llc.latency.value", "from 0 to 1000000000"),
         (
             "kernel_entry = { value = 150",
@@ -93,29 +94,48 @@ fn text_that_is_no_toml_is_refused_with_its_line() {
 
 #[test]
 fn replacement_and_split_pages_reach_the_geometry() {
-    let text = BUILTIN[0].1.replacen("[tlb]\n", "[tlb]\nreplacement = \"fifo\"\ngigabyte_pages = \"split\"\n", 1);
+    let text = default_file().replacen("[tlb]\n", "[tlb]\nreplacement = \"fifo\"\ngigabyte_pages = \"split\"\n", 1);
     let geometry = MachineSpec::parse("m.toml", &text).unwrap().geometry().unwrap();
-    let plain = MachineSpec::parse("m.toml", BUILTIN[0].1).unwrap().geometry().unwrap();
+    let plain = MachineSpec::parse("m.toml", default_file()).unwrap().geometry().unwrap();
     let expected = plain.with_gigabyte_pages(memvirt_tlb::GigabytePages::Split);
     let fifo = memvirt_tlb::Replacement::Fifo;
     let expected = expected.with_replacement(memvirt_tlb::CacheLevel::L1, fifo).unwrap();
     assert_eq!(geometry, expected.with_replacement(memvirt_tlb::CacheLevel::L2, fifo).unwrap());
-    let tree = BUILTIN[0].1.replacen("[tlb]\n", "[tlb]\nreplacement = \"tree-plru\"\n", 1);
+    let tree = default_file().replacen("[tlb]\n", "[tlb]\nreplacement = \"tree-plru\"\n", 1);
     let message = MachineSpec::parse("m.toml", &tree).unwrap_err().to_string();
     assert!(message.contains("tlb.l2[0].ways: tree replacement over 12 ways"), "{message}");
-    let other = BUILTIN[0].1.replacen("[tlb]\n", "[tlb]\nreplacement = \"clock\"\n", 1);
+    let other = default_file().replacen("[tlb]\n", "[tlb]\nreplacement = \"clock\"\n", 1);
     let message = MachineSpec::parse("m.toml", &other).unwrap_err().to_string();
     assert!(message.contains("tlb.replacement: ") && message.contains("`tree-plru`"), "{message}");
 }
 
+/// The hierarchy that the figures of 2024 were simulated with, written apart in the crate of the caches.
+#[test]
+fn the_paper_s_machine_has_the_paper_s_caches() {
+    let spec = MachineSpec::load("paper-2024").unwrap();
+    assert_eq!(spec.cache_hierarchy().unwrap(), Some(CacheHierarchy::example()));
+}
+
+#[test]
+fn walk_caches_have_the_shapes_of_the_file() {
+    use memvirt_addr::Level::{L2, L3, L4, L5};
+
+    let geometry = MachineSpec::load("p-core").unwrap().mmu_geometry().unwrap();
+    let shape = |entries| Some(memvirt_tlb::Shape::new(entries, 4).unwrap());
+    for dimension in [geometry.guest, geometry.host] {
+        assert_eq!([L2, L3, L4, L5].map(|level| dimension.shape(level)), [shape(32), shape(32), shape(32), None]);
+    }
+    assert_eq!(geometry.nested_tlb, shape(64));
+    assert_eq!(MachineSpec::load("paper-2024").unwrap().mmu_geometry().unwrap().nested_tlb, None);
+}
+
 #[test]
 fn a_file_without_walk_caches_has_none() {
-    let text = BUILTIN[0].1;
-    let (before, after) = text.split_once("[walk_caches]").unwrap();
+    let (before, after) = default_file().split_once("[walk_caches]").unwrap();
     let (_, after) = after.split_once("[base]").unwrap();
     let spec = MachineSpec::parse("m.toml", &format!("{before}[base]{after}")).unwrap();
-    assert_eq!(spec.walk_cache_shapes().unwrap(), WalkCacheShapes::default());
-    assert!(spec.caches.is_none());
+    assert_eq!(spec.mmu_geometry().unwrap(), MmuGeometry::default());
+    assert_eq!(spec.cache_hierarchy().unwrap(), None);
 }
 
 #[test]
@@ -139,8 +159,8 @@ fn a_path_that_is_no_text_is_a_path_all_the_same() {
     let folder = std::env::temp_dir().join(format!("memvirt-machine-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let path = folder.join(OsStr::from_bytes(b"mine-\xff.toml"));
-    std::fs::write(&path, BUILTIN[0].1).unwrap();
+    std::fs::write(&path, default_file()).unwrap();
     let loaded = MachineSpec::load(&path);
     std::fs::remove_dir_all(&folder).unwrap();
-    assert_eq!(loaded.unwrap(), MachineSpec::parse("x", BUILTIN[0].1).unwrap());
+    assert_eq!(loaded.unwrap(), MachineSpec::parse("x", default_file()).unwrap());
 }

@@ -1,6 +1,7 @@
 //! `[walk_caches]`: the paging-structure caches of both dimensions, and the nested TLB.
 
 use memvirt_addr::Level;
+use memvirt_platform::MmuGeometry;
 use memvirt_tlb::{Shape, WalkGeometry};
 use serde::{Deserialize, Serialize};
 
@@ -99,21 +100,10 @@ pub struct WalkCaches {
     pub walkers: Figure,
 }
 
-/// What a machine's walk caches are made of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WalkCacheShapes {
-    /// The guest dimension.
-    pub guest: WalkGeometry,
-    /// The host dimension.
-    pub host: WalkGeometry,
-    /// The nested TLB, where there is one.
-    pub nested_tlb: Option<Shape>,
-}
-
 impl WalkCaches {
-    pub(super) fn shapes(&self) -> Result<WalkCacheShapes, Problem> {
+    pub(super) fn geometry(&self) -> Result<MmuGeometry, Problem> {
         let nested = self.nested_tlb.as_ref();
-        Ok(WalkCacheShapes {
+        Ok(MmuGeometry {
             guest: self.dimension("walk_caches.guest", &self.guest)?,
             host: self.dimension("walk_caches.host", &self.host)?,
             nested_tlb: nested.map(|tlb| self.shape("walk_caches.nested_tlb", tlb.entries, tlb.ways)).transpose()?,
