@@ -13,6 +13,7 @@ use memvirt_replay::golden::{
 };
 use memvirt_shadow::kvm::{Kernel, Kvm, KvmConfig};
 use memvirt_shadow::{InvlpgOnly, LazyFill, OnStore, Vbox, Vtlb, WriteProtect, Xen};
+use memvirt_testkit::caches::skylake;
 use memvirt_tlb::Geometry;
 use rand::prelude::*;
 use rand_chacha::ChaCha8Rng;
@@ -169,12 +170,15 @@ fn violations<P: Platform>(platform: P, rule: FaultRule, seed: u64, liberties: L
     guest.machine.violations().iter().map(ToString::to_string).collect()
 }
 
-/// Runs many streams (`MEMVIRT_SEEDS=1000` for a soak), with TLBs that survive exits and without.
-fn survives<P: Platform>(name: &str, rule: FaultRule, liberties: Liberties, make: impl Fn(Tags) -> P) {
+/// Runs many streams (`MEMVIRT_SEEDS=1000` for a soak), with TLBs that survive exits and without,
+/// and with walk caches and without.
+fn survives<R: Regime>(name: &str, rule: FaultRule, liberties: Liberties, make: impl Fn(Tags) -> Engine<R>) {
     let seeds = std::env::var("MEMVIRT_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(30);
     for seed in 0..seeds {
         let tags = if seed % 3 == 0 { Tags::Off } else { Tags::On };
-        let found = violations(make(tags), rule, seed, liberties);
+        let engine = make(tags);
+        let engine = if seed % 2 == 0 { engine } else { engine.with_walk_caches(&skylake()) };
+        let found = violations(engine, rule, seed, liberties);
         assert_eq!(found, Vec::<String>::new(), "{name}, seed {seed}");
     }
 }

@@ -113,7 +113,7 @@ fn a_run_stops_before_an_exit_where_it_must() {
 #[test]
 fn a_guest_page_of_a_gigabyte_over_small_host_pages_takes_direct_pages() {
     fn play<R: Audited>(host_page: PageSize, regime: impl FnOnce(&MemoryMap) -> R) -> Lab<R> {
-        let mut lab = Lab::new(Memory { frames: 4096, host_page, direct_map: PageSize::Size4K }, 1, regime);
+        let mut lab = Lab::new(Memory { frames: 4096, host_page, ..SMALL }, 1, regime);
         lab.boot(1, index_of(USER, 4), 2 << 12 | LEAF);
         lab.boot(2, 0, LEAF | PS);
         lab.cr3(1);

@@ -209,7 +209,7 @@ fn xen_frees_a_table_that_nothing_leads_to() {
 
 #[test]
 fn xen_splinters_large_pages_and_flushes_the_whole_tlb_for_them() {
-    let memory = Memory { frames: 2048, host_page: PageSize::Size2M, direct_map: PageSize::Size4K };
+    let memory = Memory { host_page: PageSize::Size2M, ..SMALL };
     let mut lab = Lab::new(memory, 1, |map| Xen::new(map, 1, Vendor::Vmx));
     lab.boot_direct_map(1);
     lab.boot_map(1, USER, PageSize::Size2M, 1 << 21 | LEAF | PS, UPPER);

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+pub mod caches;
 mod machine;
 pub mod op;
 mod scenario;

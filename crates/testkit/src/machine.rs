@@ -3,7 +3,9 @@
 use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, Gva, PageSize};
 use memvirt_ops::arch::{Control, Event, GuestFault, HostEvent, StoreOp, Trap, Width};
 use memvirt_ops::{VcpuId, VmId};
-use memvirt_platform::{Engine, Horizon, Host, Ledger, MemoryMap, Platform, Refusal, Regime, Tags, VmSpec};
+use memvirt_platform::{
+    Engine, Horizon, Host, Ledger, MemoryMap, MmuGeometry, Platform, Refusal, Regime, Tags, VmSpec,
+};
 use memvirt_tlb::{ArrayGeometry, Geometry, Sizes};
 
 use crate::op::*;
@@ -55,6 +57,12 @@ impl<R: Regime> Machine<R> {
         let regime = make(&mut host);
         let engine = Engine::new(host, usize::from(vcpus), &geometry, tags, vec![(VmSpec { map, vcpus }, regime)]);
         Self { engine, me: VcpuId::FIRST, ledger: Ledger::sums(), next_table: 0x80_0000, faults: Vec::new(), value: 0 }
+    }
+
+    /// The same with walk caches.
+    #[must_use]
+    pub fn with_walk_caches(self, geometry: &MmuGeometry) -> Self {
+        Self { engine: self.engine.with_walk_caches(geometry), ..self }
     }
 
     /// The regime.

@@ -4,6 +4,7 @@ use memvirt_addr::PageSize;
 use memvirt_nested::{AdBits, Nested};
 use memvirt_pagetable::Npt4;
 use memvirt_platform::{Tags, Vendor};
+use memvirt_testkit::caches::skylake;
 use memvirt_testkit::{Machine, Recorded};
 
 pub(crate) struct Npt;
@@ -29,12 +30,15 @@ impl Recorded for Npt {
 
 pub(crate) type Scenario = memvirt_testkit::Scenario<Npt>;
 
-/// Runs a scenario; no recorded line may be left over.
+/// Runs a scenario without and with walk caches; no recorded line may be left over.
 pub(crate) fn scenario_over(host_pages: PageSize, recorded: &'static str, script: impl Fn(&mut Scenario)) {
     let nested = |host: &mut _| Nested::new(host, AdBits::On, Vendor::Svm).unwrap();
-    let mut scenario = Scenario::new(Machine::new(host_pages, 1, Tags::Off, nested), recorded);
-    script(&mut scenario);
-    scenario.end();
+    let machine = || Machine::new(host_pages, 1, Tags::Off, nested);
+    for machine in [machine(), machine().with_walk_caches(&skylake())] {
+        let mut scenario = Scenario::new(machine, recorded);
+        script(&mut scenario);
+        scenario.end();
+    }
 }
 
 /// The same over 4 KiB host pages.

@@ -7,8 +7,8 @@ use memvirt_ops::{VcpuId, VmId};
 use memvirt_oracle::Checked;
 use memvirt_pagetable::Guest4;
 use memvirt_platform::{
-    Cx, Engine, ExitReason, Horizon, Host, Ledger, MemoryMap, Outcome, Platform, Reached, Refusal, Regime, Request,
-    Stop, TableBytes, Tags, Vendor, VmSpec,
+    Cx, Engine, ExitReason, Horizon, Host, Ledger, MemoryMap, MmuGeometry, Outcome, Platform, Reached, Refusal, Regime,
+    Request, Stop, TableBytes, Tags, Vendor, VmSpec,
 };
 use memvirt_tlb::Geometry;
 
@@ -35,6 +35,7 @@ pub(crate) struct Setup {
     pub(crate) ad: AdBits,
     pub(crate) vendor: Vendor,
     pub(crate) logging: DirtyLogging,
+    pub(crate) caches: Option<MmuGeometry>,
 }
 
 impl Setup {
@@ -46,6 +47,7 @@ impl Setup {
         ad: AdBits::On,
         vendor: Vendor::Vmx,
         logging: DirtyLogging::WriteProtect,
+        caches: None,
     };
     pub(crate) const LARGE: Self = Self { host_page: PageSize::Size2M, ..Self::SMALL };
 }
@@ -110,7 +112,10 @@ impl<H: SecondStage> Lab<H> {
         let regime = Watch { inner: nested, ad: setup.ad, unhealed: 0 };
         let vm = (VmSpec { map, vcpus: setup.vcpus }, regime);
         let cpus = usize::from(setup.vcpus);
-        let engine = Engine::new(host, cpus, &Geometry::default(), setup.tags, vec![vm]);
+        let mut engine = Engine::new(host, cpus, &Geometry::default(), setup.tags, vec![vm]);
+        if let Some(caches) = &setup.caches {
+            engine = engine.with_walk_caches(caches);
+        }
         let checked = Checked::new(engine, vec![VM; cpus]);
         let mut lab = Self { checked, out: Ledger::sums(), setup };
         lab.poke(ROOT, index_of(DIRECT_MAP, 4), DIRECT_TABLES << 12 | P | W | A);

@@ -8,7 +8,8 @@ use memvirt_nested::{AdBits, DirtyLogging, SecondStage};
 use memvirt_ops::VcpuId;
 use memvirt_ops::arch::{Control, CrWrite, GfnRange, HostEvent, Trap};
 use memvirt_pagetable::{Ept4, Npt4};
-use memvirt_platform::{Platform, Tags, Vendor};
+use memvirt_platform::{MmuGeometry, Platform, Tags, Vendor};
+use memvirt_testkit::caches::any_caches;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -186,13 +187,18 @@ fn run<H: SecondStage>(lab: &mut Lab<H>, v: VcpuId, step: &Step, snapshot: &mut 
     }
 }
 
+/// No walk caches, or some of any shape: what a translation is must not depend on them.
+fn caches() -> impl Strategy<Value = Option<MmuGeometry>> {
+    prop::option::weighted(0.8, any_caches())
+}
+
 fn always_sound<H: SecondStage>(setup: Setup) {
     let config = Config { cases: 120, failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
     let sizes = prop_oneof![Just(PageSize::Size4K), Just(PageSize::Size2M)];
-    let input = (sizes, any::<bool>(), prop::collection::vec(step(), 1..160));
-    let result = TestRunner::new(config).run(&input, |(host_page, tagged, steps)| {
+    let input = (sizes, any::<bool>(), caches(), prop::collection::vec(step(), 1..160));
+    let result = TestRunner::new(config).run(&input, |(host_page, tagged, caches, steps)| {
         let tags = if tagged { Tags::On } else { Tags::Off };
-        let mut lab = world::<H>(Setup { frames: 1024, host_page, vcpus: 2, tags, ..setup });
+        let mut lab = world::<H>(Setup { frames: 1024, host_page, vcpus: 2, tags, caches, ..setup });
         let mut snapshot = Snapshot::new();
         for (i, (v, step)) in steps.iter().enumerate() {
             run(&mut lab, VcpuId(*v), step, &mut snapshot);

@@ -4,6 +4,7 @@ use memvirt_addr::PageSize;
 use memvirt_platform::{Tags, Vendor};
 use memvirt_shadow::kvm::{Kernel, Kvm, KvmConfig, KvmStats};
 use memvirt_testkit::Recorded;
+use memvirt_testkit::caches::skylake;
 
 pub(crate) type Machine = memvirt_testkit::Machine<Kvm>;
 pub(crate) type Scenario = memvirt_testkit::Scenario<Shadow>;
@@ -63,13 +64,15 @@ pub(crate) fn machine(config: KvmConfig, host_pages: PageSize, vcpus: u16, tags:
     Machine::new(host_pages, vcpus, tags, |_| Kvm::new(config))
 }
 
-/// Runs a scenario on both kernels.
+/// Runs a scenario on both kernels, without walk caches and with them.
 pub(crate) fn on_both_kernels(host_pages: PageSize, recorded: &'static str, script: impl Fn(&mut Scenario)) {
     for kernel in [Kernel::V6_1, Kernel::V6_12] {
-        let machine = machine(KvmConfig::new(kernel, Vendor::Svm), host_pages, 1, Tags::Off);
-        let mut scenario = Scenario::new(machine, recorded);
-        script(&mut scenario);
-        scenario.end();
+        let machine = || machine(KvmConfig::new(kernel, Vendor::Svm), host_pages, 1, Tags::Off);
+        for machine in [machine(), machine().with_walk_caches(&skylake())] {
+            let mut scenario = Scenario::new(machine, recorded);
+            script(&mut scenario);
+            scenario.end();
+        }
     }
 }
 

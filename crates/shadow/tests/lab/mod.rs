@@ -11,7 +11,7 @@ use memvirt_ops::arch::{Control, Cr3, Event, GuestFault, HostEvent, StoreOp, Wid
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_oracle::{Checked, Tally};
 use memvirt_platform::{
-    Engine, ExitReason, Horizon, Host, Ledger, MemoryMap, Platform, Refusal, Regime, Stop, Tags, VmSpec,
+    Engine, ExitReason, Horizon, Host, Ledger, MemoryMap, MmuGeometry, Platform, Refusal, Regime, Stop, Tags, VmSpec,
 };
 use memvirt_shadow::*;
 use memvirt_tlb::Geometry;
@@ -56,9 +56,12 @@ pub(crate) struct Memory {
     pub(crate) host_page: PageSize,
     /// Page size of the guest's direct map.
     pub(crate) direct_map: PageSize,
+    /// The walk caches of its CPUs.
+    pub(crate) caches: Option<MmuGeometry>,
 }
 
-pub(crate) const SMALL: Memory = Memory { frames: 2048, host_page: PageSize::Size4K, direct_map: PageSize::Size4K };
+pub(crate) const SMALL: Memory =
+    Memory { frames: 2048, host_page: PageSize::Size4K, direct_map: PageSize::Size4K, caches: None };
 
 pub(crate) struct Lab<R> {
     /// The machine, with the oracle beside it.
@@ -89,7 +92,10 @@ impl<R: Audited> Lab<R> {
         let regime = regime(&map);
         let host = Host::new(4 * memory.frames + 4096);
         let vm = (VmSpec { map, vcpus }, regime);
-        let engine = Engine::new(host, usize::from(vcpus), &Geometry::default(), tags, vec![vm]);
+        let mut engine = Engine::new(host, usize::from(vcpus), &Geometry::default(), tags, vec![vm]);
+        if let Some(caches) = &memory.caches {
+            engine = engine.with_walk_caches(caches);
+        }
         let checked = Checked::new(engine, vec![VmId::FIRST; usize::from(vcpus)]);
         Self { checked, out: Ledger::sums(), memory, cpu: CPU, vcpus, next: memory.frames }
     }

@@ -6,6 +6,7 @@ use memvirt_addr::{Acc, AccessKind, Gfn, Gva, PageSize, Privilege};
 use memvirt_ops::arch::{Control, Cr3, CrWrite, GfnRange, HostEvent, Invpcid, Pcid, StoreOp, Width};
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_platform::{MemoryMap, Tags};
+use memvirt_testkit::caches::any_caches;
 use proptest::prelude::*;
 
 use super::{A, Audited, D, DIRECT_MAP, Lab, Memory, NX, P, PS, U, W, index_of};
@@ -172,7 +173,14 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
 /// Every combination of page sizes of host and direct map.
 pub(crate) fn memory() -> impl Strategy<Value = Memory> {
     let sizes = || prop_oneof![Just(PageSize::Size4K), Just(PageSize::Size2M)];
-    (sizes(), sizes()).prop_map(|(host_page, direct_map)| Memory { frames: 2048, host_page, direct_map })
+    // Walk caches change no result.
+    let caches = prop::option::weighted(0.7, any_caches());
+    (sizes(), sizes(), caches).prop_map(|(host_page, direct_map, caches)| Memory {
+        frames: 2048,
+        host_page,
+        direct_map,
+        caches,
+    })
 }
 
 /// A user address by its four indices.
