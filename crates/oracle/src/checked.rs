@@ -1,7 +1,7 @@
 //! [`Checked`]: a platform with the oracle beside it.
 
 use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, Gva, Hfn, PfCode};
-use memvirt_ops::arch::{Event, GuestFault, HostEvent, StoreOp};
+use memvirt_ops::arch::{Event, GfnRange, GuestFault, HostEvent, StoreOp};
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_pagetable::Guest4;
 use memvirt_platform::{Horizon, Ledger, Platform, Reached, Refusal, Stop, TableBytes};
@@ -329,6 +329,10 @@ impl<P: Platform> Platform for Checked<P> {
         let old = self.inner.peek(vm, at);
         self.inner.poke(vm, at, value);
         self.oracles[vm.index()].store(at, old, value);
+    }
+
+    fn populate(&mut self, vm: VmId, range: GfnRange, out: &mut Ledger) {
+        self.inner.populate(vm, range, out);
     }
 
     fn backing(&self, vm: VmId, gfn: Gfn) -> Option<Hfn> {

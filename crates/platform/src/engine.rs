@@ -5,13 +5,14 @@
 //! it. A regime is one unit: hardware walk, exit handlers, privileged operations and host events together.
 
 use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, Gva, Hfn, HostPhys, Hpa};
-use memvirt_ops::arch::{Control, Event, GuestFault, HostEvent, StoreOp};
+use memvirt_ops::arch::{Control, Event, GfnRange, GuestFault, HostEvent, StoreOp};
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_pagetable::PhysMem;
 use memvirt_tlb::{Entry, Geometry};
 
 use crate::cpu::{Cpu, Regs, Vcpu};
 use crate::cx::{Cx, Tags};
+use crate::exit::Work;
 use crate::host::{GuestMem, Host, MemoryMap, read_guest};
 use crate::ledger::Ledger;
 use crate::mmu::{Mmu, MmuGeometry};
@@ -75,6 +76,12 @@ pub trait Regime {
 
     /// Something the host does by itself to the virtual machine of `cx`.
     fn host(&mut self, cx: &mut Cx<'_>, event: &HostEvent);
+
+    /// Maps the memory behind a range, all of which is there, where that is possible before the guest touches it: nested tables
+    /// map guest-physical addresses. To do nothing is always right.
+    fn populate(&mut self, cx: &mut Cx<'_>, range: GfnRange) {
+        let _ = (cx, range);
+    }
 
     /// The bytes of all tables that this regime keeps.
     fn table_bytes(&self) -> TableBytes;
@@ -192,6 +199,16 @@ impl<R: Regime> Engine<R> {
     #[must_use]
     pub fn regime(&self, vm: VmId) -> &R {
         &self.vms[vm.index()].regime
+    }
+
+    /// Lets something happen to a regime on vCPU `v` that no [`HostEvent`] names and only this regime knows: one of several
+    /// hypervisors acting by itself, say.
+    ///
+    /// # Panics
+    ///
+    /// For a vCPU that does not exist.
+    pub fn intervene<T>(&mut self, v: VcpuId, out: &mut Ledger, act: impl FnOnce(&mut R, &mut Cx<'_>) -> T) -> T {
+        self.with(v, 0, Horizon::Open, out, act)
     }
 
     /// The registers of a vCPU.
@@ -453,6 +470,23 @@ impl<R: Regime> Platform for Engine<R> {
     fn poke(&mut self, vm: VmId, at: Gpa, value: u64) {
         let Vm { map, .. } = &mut self.vms[vm.index()];
         GuestMem { host: &mut self.host, map }.write_bytes(at, 8, value);
+    }
+
+    fn populate(&mut self, vm: VmId, range: GfnRange, out: &mut Ledger) {
+        let Some(first) = self.vcpus.iter().position(|vcpu| vcpu.vm == vm) else { return };
+        let first = VcpuId(u16::try_from(first).unwrap_or(u16::MAX));
+        self.with(first, 0, Horizon::Open, out, |regime, cx| {
+            let mut work = Work::default();
+            let end = range.start.number().saturating_add(range.frames).min(cx.map.frames());
+            let mut gfn = range.start;
+            while gfn.number() < end && cx.back(gfn, &mut work).is_some() {
+                gfn = gfn.align_down(cx.map.page_size()).offset(cx.map.page_size().frames());
+            }
+            cx.out.counters.work += work;
+            let frames = gfn.number().min(end).saturating_sub(range.start.number());
+            regime.populate(cx, GfnRange { frames, ..range });
+        });
+        self.take_cache_counts(out);
     }
 
     fn backing(&self, vm: VmId, gfn: Gfn) -> Option<Hfn> {

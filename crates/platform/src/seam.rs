@@ -11,7 +11,7 @@
 //! between exits vCPUs share only accessed and dirty bits.
 
 use memvirt_addr::{Acc, Gfn, Gpa, Gva, Hfn};
-use memvirt_ops::arch::{Event, GuestFault, HostEvent};
+use memvirt_ops::arch::{Event, GfnRange, GuestFault, HostEvent};
 use memvirt_ops::{VcpuId, VmId};
 
 use crate::ledger::Ledger;
@@ -90,6 +90,13 @@ pub trait Platform {
     /// Stores an aligned word in guest memory behind everybody's back, as a boot loader does before the guest runs.
     fn poke(&mut self, vm: VmId, at: Gpa, value: u64);
 
+    /// Brings in the host's memory behind a range, and maps it in nested tables, so that no access has to
+    /// (`KVM_PRE_FAULT_MEMORY`, Linux 6.11). Shadow tables follow the guest's and cannot be made ahead. Ends early where the
+    /// host has no frame left. By default nothing happens.
+    fn populate(&mut self, vm: VmId, range: GfnRange, out: &mut Ledger) {
+        let _ = (vm, range, out);
+    }
+
     /// The host frame behind a guest frame, `None` while there is none.
     fn backing(&self, vm: VmId, gfn: Gfn) -> Option<Hfn>;
 
@@ -119,6 +126,10 @@ impl<P: Platform + ?Sized> Platform for Box<P> {
 
     fn poke(&mut self, vm: VmId, at: Gpa, value: u64) {
         (**self).poke(vm, at, value);
+    }
+
+    fn populate(&mut self, vm: VmId, range: GfnRange, out: &mut Ledger) {
+        (**self).populate(vm, range, out);
     }
 
     fn backing(&self, vm: VmId, gfn: Gfn) -> Option<Hfn> {

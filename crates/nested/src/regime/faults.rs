@@ -4,7 +4,7 @@
 //! `mmu/tdp_mmu.c` (`kvm_tdp_mmu_map`), whose counters the recordings confirm.
 
 use memvirt_addr::{Gfn, Gpa, GuestPhys, GuestVirt, Hfn, Level, PageSize, PfCode};
-use memvirt_ops::arch::{GuestFault, VcpuSet};
+use memvirt_ops::arch::{GfnRange, GuestFault, VcpuSet};
 use memvirt_pagetable::{Attrs, Format, MapError, Tree};
 use memvirt_platform::{Backed, Cx, ExitReason, Horizon, Host, LockMode, Outcome, Request, Work};
 
@@ -114,6 +114,30 @@ where
             VcpuSet::EMPTY
         };
         self.exit(cx, ExitReason::EptViolation, work, Some(LockMode::Exclusive), kick);
+    }
+
+    /// Maps what is there behind a range and not mapped yet, as violations by stores would one page after the other (KVM's
+    /// `kvm_arch_vcpu_pre_fault_memory`). Pages that the host has taken back stay as they are.
+    pub(super) fn map_ahead(&mut self, cx: &mut Cx<'_>, range: GfnRange) {
+        let mut work = Work::default();
+        let end = range.start.number().saturating_add(range.frames);
+        let mut gfn = range.start;
+        while gfn.number() < end {
+            let mapped = Tree::<H, _>::new(&cx.host.mem, self.root).mapping(gfn.base());
+            let mut size = mapped.map_or(PageSize::Size4K, |leaf| leaf.size);
+            if mapped.is_none()
+                && self.zero.get(gfn).is_none()
+                && let Some(backed) = cx.map.lookup(gfn)
+            {
+                if self.map(cx, gfn, backed, true, &mut work).is_none() {
+                    break;
+                }
+                self.dirty.mark(gfn);
+                size = if self.dirty.is_on() { PageSize::Size4K } else { backed.size };
+            }
+            gfn = gfn.align_down(size).offset(size.frames());
+        }
+        cx.out.counters.work += work;
     }
 
     /// Puts a leaf of the size that the host's page and dirty logging allow where nothing useful is; returns whom that

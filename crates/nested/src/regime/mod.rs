@@ -20,7 +20,7 @@ mod zero;
 use core::marker::PhantomData;
 
 use memvirt_addr::{Acc, GuestPhys, GuestVirt, Hfn, HostPhys, PageSize};
-use memvirt_ops::arch::{Control, CrWrite, GuestFault, HostEvent, VcpuSet};
+use memvirt_ops::arch::{Control, CrWrite, GfnRange, GuestFault, HostEvent, VcpuSet};
 use memvirt_pagetable::map::TableAttrs;
 use memvirt_pagetable::{Format, Guest4, Mapper, PhysMem};
 use memvirt_platform::{
@@ -236,6 +236,10 @@ where
 
     fn host(&mut self, cx: &mut Cx<'_>, event: &HostEvent) {
         self.host_event(cx, event);
+    }
+
+    fn populate(&mut self, cx: &mut Cx<'_>, range: GfnRange) {
+        self.map_ahead(cx, range);
     }
 
     fn table_bytes(&self) -> TableBytes {
