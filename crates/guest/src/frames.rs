@@ -7,6 +7,8 @@ use memvirt_pagetable::{FrameAllocator, FramePool};
 #[derive(Debug)]
 pub(crate) struct Frames {
     pool: FramePool<GuestPhys>,
+    /// The first frame after the memory.
+    end: u64,
     /// Mappings of each 4 KiB frame; bit 31: the frame was a page table when it was last used.
     uses: Box<[u32]>,
     tables: u64,
@@ -21,6 +23,7 @@ impl Frames {
     pub(crate) fn new(start: Gfn, frames: u64) -> Self {
         Self {
             pool: FramePool::new(start, frames - start.number()),
+            end: frames,
             uses: vec![0; Gfn::new(frames).as_index()].into_boxed_slice(),
             tables: 0,
             data: 0,
@@ -87,6 +90,11 @@ impl Frames {
                 self.release(frame);
             }
         }
+    }
+
+    /// The first frame after all that were ever handed out.
+    pub(crate) const fn used_end(&self) -> u64 {
+        self.end - self.pool.untouched()
     }
 
     /// How many frames hold page tables.

@@ -1,0 +1,143 @@
+//! Memory that is there before it is touched: what a program has done by itself before the part that is measured.
+//!
+//! Every page of a process' anonymous memory is mapped by the kernel's own fault handler, so the tables are those that as many
+//! stores, lowest address first, would have made. The difference is that nobody counts: the kernel's stores to its tables go
+//! straight to memory, as a boot loader's do, and nothing is left in TLBs or caches.
+
+use memvirt_addr::{Acc, Gfn, Gpa, Gva, Hfn, PageSize, PfCode, Vpn};
+use memvirt_ops::arch::{Event, GfnRange, GuestFault, StoreOp, Width};
+use memvirt_ops::process::Backing;
+use memvirt_ops::{VcpuId, VmId};
+use memvirt_platform::{Horizon, Ledger, Platform, Reached, Refusal, Stop, TableBytes};
+
+use super::layout::DIRECT_MAP;
+use super::{Guest, Halted};
+
+impl Guest {
+    /// Maps every page of the current process' private anonymous memory that may be stored to, as stores to them would, and
+    /// has the host bring in all memory that the guest uses. Nothing of it is counted.
+    ///
+    /// # Errors
+    ///
+    /// [`Halted::GuestOutOfMemory`].
+    pub fn prefault(&mut self, platform: &mut dyn Platform) -> Result<(), Halted> {
+        let process = self.current.and_then(|id| self.processes.get(&id));
+        let areas = process.map_or(Vec::new(), |process| {
+            let wanted =
+                process.areas.iter().filter(|area| area.backing == Backing::AnonymousPrivate && area.prot.write);
+            wanted.map(|area| (area.start, area.end)).collect()
+        });
+        let counted = self.stats;
+        let mut loader = Loader { below: platform, vm: self.vm };
+        for (start, end) in areas {
+            self.prefault_pages(start, end, &mut loader)?;
+        }
+        self.stats = counted;
+        let used = GfnRange { start: Gfn::new(0), frames: self.frames.used_end() };
+        platform.populate(self.vm, used, &mut Ledger::sums());
+        Ok(())
+    }
+
+    fn prefault_pages(&mut self, start: u64, end: u64, loader: &mut Loader<'_>) -> Result<(), Halted> {
+        let mut page = start;
+        while page < end {
+            let gva = Vpn::new(page).base();
+            let code = PfCode::of(Acc::user(gva, memvirt_addr::AccessKind::Write), false);
+            let mut uncounted = Ledger::sums();
+            let size = self.with_hands(loader, &mut uncounted, |guest, hands| {
+                let Some(roots) = guest.current.and_then(|id| guest.processes.get(&id)).map(|process| process.roots)
+                else {
+                    return Ok(PageSize::Size4K);
+                };
+                let mut mapping = guest.mapping(hands, roots, gva)?;
+                if mapping.is_none() {
+                    guest.handle(hands, GuestFault { gva, code })?;
+                    mapping = guest.mapping(hands, roots, gva)?;
+                }
+                Ok(mapping.map_or(PageSize::Size4K, |mapping| mapping.size))
+            })?;
+            page = (page & !(size.frames() - 1)) + size.frames();
+        }
+        Ok(())
+    }
+
+    /// Counts from 0 again what the guest did; what it is in the middle of goes on.
+    pub fn restart_stats(&mut self) {
+        self.stats = super::GuestStats::default();
+    }
+}
+
+/// A platform on which the kernel's stores go straight to memory, and nothing else happens.
+struct Loader<'a> {
+    below: &'a mut dyn Platform,
+    vm: VmId,
+}
+
+impl Loader<'_> {
+    /// The word at `at` after `op`.
+    fn stored(&self, at: Gpa, op: &StoreOp) -> u64 {
+        let old = self.below.peek(self.vm, at);
+        match *op {
+            StoreOp::Mov { width: Width::B8, value } | StoreOp::RepStos { value, .. } => value,
+            StoreOp::Mov { width, value } => {
+                let shift = (at.as_u64() & 7) * 8;
+                let mask = ((1u64 << (8 * width.bytes())) - 1) << shift;
+                old & !mask | value << shift & mask
+            }
+            StoreOp::And { mask } => old & mask,
+            StoreOp::Or { bits } => old | bits,
+            StoreOp::Vector => 0,
+        }
+    }
+
+    fn store(&mut self, via: Gva, op: &StoreOp) {
+        let words = match *op {
+            StoreOp::RepStos { count, .. } => u64::from(count),
+            StoreOp::Vector => 2,
+            _ => 1,
+        };
+        for word in 0..words {
+            let at = Gpa::new_truncate(via.as_u64().wrapping_sub(DIRECT_MAP)).wrapping_add(8 * word);
+            let value = self.stored(at, op);
+            // Memory is zero before: a table that is cleared needs no frame yet.
+            if self.below.peek(self.vm, at) != value {
+                self.below.poke(self.vm, at, value);
+            }
+        }
+    }
+}
+
+impl Platform for Loader<'_> {
+    fn accesses(&mut self, _: VcpuId, run: &[Acc], _: Horizon, _: &mut Ledger) -> (usize, Stop) {
+        (run.len(), Stop::Done)
+    }
+
+    fn event(&mut self, _: VcpuId, event: &Event, _: &mut Ledger) -> Result<Option<u64>, Refusal> {
+        if let Event::Store { via, op, .. } = event {
+            self.store(*via, op);
+        }
+        Ok(None)
+    }
+
+    fn host(&mut self, _: &memvirt_ops::arch::HostEvent, _: &mut Ledger) {}
+
+    fn peek(&self, vm: VmId, at: Gpa) -> u64 {
+        self.below.peek(vm, at)
+    }
+
+    fn poke(&mut self, vm: VmId, at: Gpa, value: u64) {
+        self.below.poke(vm, at, value);
+    }
+
+    fn backing(&self, vm: VmId, gfn: Gfn) -> Option<Hfn> {
+        self.below.backing(vm, gfn)
+    }
+
+    fn reached(&self, _: VcpuId, _: Gva) -> Option<Reached> {
+        None
+    }
+
+    fn table_bytes(&self) -> TableBytes {
+        self.below.table_bytes()
+    }
+}
