@@ -60,7 +60,8 @@ impl Guest {
         self.kernel(Site::Fault, platform, ledger, |guest, hands| guest.handle(hands, fault))
     }
 
-    fn handle(&mut self, hands: &mut Hands<'_>, fault: GuestFault) -> Result<bool, Halted> {
+    /// The handler itself; false where the access is not permitted.
+    pub(crate) fn handle(&mut self, hands: &mut Hands<'_>, fault: GuestFault) -> Result<bool, Halted> {
         let code = fault.code;
         let Some((roots, area)) = self.area_of(fault.gva) else {
             hands.stats.faults_refused += 1;

@@ -10,6 +10,7 @@ mod layout;
 mod memory;
 mod mm;
 mod objects;
+mod prefault;
 mod process;
 mod stats;
 mod switch;
