@@ -8,9 +8,7 @@ use std::collections::BTreeMap;
 use memvirt_addr::{Gva, Vpn};
 use memvirt_ops::process::{Backing, Prot, Range};
 
-/// An object whose pages an area shows: one for each mapping call, shared by the areas split from it and inherited by fork.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct ObjectId(pub(crate) u32);
+pub(crate) use super::objects::ObjectId;
 
 /// One area.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +101,12 @@ impl Areas {
         parts
     }
 
+    /// Makes the area that ends at `page` longer, where there is one; true where there was.
+    pub(crate) fn extend(&mut self, page: u64, end: u64) -> bool {
+        let area = self.0.range_mut(..page).next_back().map(|(_, area)| area).filter(|area| area.end == page);
+        area.map(|area| area.end = end).is_some()
+    }
+
     /// All areas in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Area> {
         self.0.values()
@@ -119,7 +123,7 @@ mod tests {
             end,
             prot: Prot::RW,
             backing: Backing::AnonymousPrivate,
-            object: ObjectId(0),
+            object: ObjectId::Adopted,
             first: 0,
             has_private_pages: false,
         }

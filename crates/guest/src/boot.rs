@@ -16,6 +16,7 @@ use super::memory::BootMem;
 use super::objects::Objects;
 use super::stats::GuestStats;
 use super::switch::Pcids;
+use super::tick::Clock;
 use super::{Guest, GuestConfig, Halted};
 
 /// The root slot of the entry area.
@@ -58,11 +59,14 @@ impl Guest {
             objects: Objects::default(),
             processes: BTreeMap::new(),
             current: None,
+            loaded: kernel_root,
+            lent: BTreeMap::new(),
+            parent_on_cpu: false,
             kernel_root,
             zero_page: ZERO_PAGE,
             pcids: Pcids::default(),
             doomed: None,
-            to_tick: config.tick_instructions,
+            clock: Clock::new(&config),
             stats: GuestStats::default(),
         };
         guest.first_process(platform, ledger)?;

@@ -17,9 +17,6 @@ use super::memory::Hands;
 use super::process::Roots;
 use super::{Guest, Halted, Undeclared};
 
-/// The object of pages that the process had before the recording began.
-const ADOPTED: ObjectId = ObjectId(0);
-
 /// A user leaf as Linux makes it: accessed, since a faulting access follows.
 pub(crate) fn leaf(prot: Prot, writable: bool, dirty: bool) -> Attrs {
     let mut attrs = Attrs::READ | Attrs::USER | Attrs::ACCESSED;
@@ -31,12 +28,12 @@ pub(crate) fn leaf(prot: Prot, writable: bool, dirty: bool) -> Attrs {
 
 /// One fault being handled.
 #[derive(Clone, Copy, Debug)]
-struct Fault {
-    gva: Gva,
-    write: bool,
+pub(crate) struct Fault {
+    pub(crate) gva: Gva,
+    pub(crate) write: bool,
     fetch: bool,
-    roots: Roots,
-    area: Area,
+    pub(crate) roots: Roots,
+    pub(crate) area: Area,
 }
 
 impl Fault {
@@ -104,7 +101,7 @@ impl Guest {
             end: page + 1,
             prot: Prot::RWX,
             backing: Backing::AnonymousPrivate,
-            object: ADOPTED,
+            object: ObjectId::Adopted,
             first: page,
             has_private_pages: true,
         };
@@ -124,24 +121,16 @@ impl Guest {
     /// The page is not present.
     fn missing(&mut self, hands: &mut Hands<'_>, fault: &Fault) -> Result<(), Halted> {
         match fault.area.backing {
-            Backing::AnonymousPrivate if fault.area.object == ADOPTED => self.adopted(hands, fault),
+            Backing::AnonymousPrivate if fault.area.object == ObjectId::Adopted => self.adopted(hands, fault),
             Backing::AnonymousPrivate => self.anonymous(hands, fault),
             Backing::FilePrivate if fault.write => self.private_store(hands, fault),
-            Backing::FilePrivate => {
-                let frame = self.object_frame(hands, fault)?;
-                self.install(hands, fault, frame, leaf(fault.area.prot, false, false))
-            }
-            Backing::AnonymousShared | Backing::FileShared => {
-                let frame = self.object_frame(hands, fault)?;
-                let writable = fault.write || fault.area.backing == Backing::AnonymousShared;
-                self.install(hands, fault, frame, leaf(fault.area.prot, writable, fault.write))
-            }
+            Backing::FilePrivate | Backing::AnonymousShared | Backing::FileShared => self.map_object(hands, fault),
         }
     }
 
     /// A page that the process had before: it exists, is its own, and is mapped as a page is that comes back from swap.
     fn adopted(&mut self, hands: &mut Hands<'_>, fault: &Fault) -> Result<(), Halted> {
-        let frame = self.frames.allocate_data(PageSize::Size4K).ok_or(Halted::GuestOutOfMemory)?;
+        let frame = self.data_page(hands)?;
         if self.frames.take_was_table(frame) {
             hands.zero_words(frame)?;
         }
@@ -188,7 +177,7 @@ impl Guest {
 
     /// A zeroed page of its own for a store.
     fn fresh(&mut self, hands: &mut Hands<'_>, fault: &Fault) -> Result<(), Halted> {
-        let frame = self.frames.allocate_data(PageSize::Size4K).ok_or(Halted::GuestOutOfMemory)?;
+        let frame = self.data_page(hands)?;
         self.clear(hands, frame)?;
         hands.stats.faults_fresh += 1;
         self.note_private(fault.gva);
@@ -202,43 +191,18 @@ impl Guest {
         hands.stats.faults_copy += 1;
         self.note_private(fault.gva);
         self.install(hands, fault, frame, leaf(fault.area.prot, true, true))?;
-        self.drop_unused(source);
+        self.drop_use(source);
         Ok(())
     }
 
-    fn object_frame(&mut self, hands: &mut Hands<'_>, fault: &Fault) -> Result<Gfn, Halted> {
-        hands.stats.faults_file += 1;
-        let known = self.objects.find(fault.area.object, fault.object_page());
-        let frame = self.cached(hands, fault.area.object, fault.object_page())?;
-        if known.is_some() {
-            self.frames.share(frame, PageSize::Size4K);
-        }
-        Ok(frame)
-    }
-
-    /// The page of an object, brought in where it is not in memory (then with one use, the caller's). A device fills it, so
-    /// the kernel clears it only where it must not show what a page table left.
-    fn cached(&mut self, hands: &mut Hands<'_>, object: ObjectId, page: u64) -> Result<Gfn, Halted> {
-        if let Some(frame) = self.objects.find(object, page) {
-            return Ok(frame);
-        }
-        let frame = self.frames.allocate_data(PageSize::Size4K).ok_or(Halted::GuestOutOfMemory)?;
-        if self.frames.take_was_table(frame) {
-            hands.zero_words(frame)?;
-        }
-        self.objects.insert(object, page, frame);
-        Ok(frame)
-    }
-
-    /// A page of an object that was brought in only to be copied, and that nobody maps, goes again.
-    fn drop_unused(&mut self, frame: Gfn) {
-        if self.frames.uses(frame) == 1 && self.objects.owns(frame) && self.frames.release(frame) {
-            self.objects.forget(frame);
-        }
-    }
-
     /// Maps `frame` at the page of the fault.
-    fn install(&mut self, hands: &mut Hands<'_>, fault: &Fault, frame: Gfn, attrs: Attrs) -> Result<(), Halted> {
+    pub(crate) fn install(
+        &mut self,
+        hands: &mut Hands<'_>,
+        fault: &Fault,
+        frame: Gfn,
+        attrs: Attrs,
+    ) -> Result<(), Halted> {
         self.map(hands, fault.roots, fault.page(), frame, PageSize::Size4K, attrs)?;
         Ok(())
     }
@@ -278,7 +242,7 @@ impl Guest {
     ) -> Result<(), Halted> {
         hands.stats.faults_copy += 1;
         let frame = if old.frame == self.zero_page {
-            let frame = self.frames.allocate_data(PageSize::Size4K).ok_or(Halted::GuestOutOfMemory)?;
+            let frame = self.data_page(hands)?;
             self.clear(hands, frame)?;
             frame
         } else {
@@ -299,21 +263,21 @@ impl Guest {
             && (0..size.frames()).all(|i| self.frames.uses(frame.offset(i)) == 1)
     }
 
-    fn note_private(&mut self, gva: Gva) {
+    pub(crate) fn note_private(&mut self, gva: Gva) {
         if let Some(process) = self.current.and_then(|id| self.processes.get_mut(&id)) {
             process.areas.note_private(gva.frame());
         }
     }
 
     /// Clears a data page: word by word where a page table left something in it.
-    fn clear(&mut self, hands: &mut Hands<'_>, frame: Gfn) -> Result<(), Halted> {
+    pub(crate) fn clear(&mut self, hands: &mut Hands<'_>, frame: Gfn) -> Result<(), Halted> {
         hands.stats.pages_cleared += 1;
         if self.frames.take_was_table(frame) { hands.zero_words(frame) } else { hands.touch(frame, AccessKind::Write) }
     }
 
     /// A copy of a page.
     fn copy(&mut self, hands: &mut Hands<'_>, source: Gfn) -> Result<Gfn, Halted> {
-        let frame = self.frames.allocate_data(PageSize::Size4K).ok_or(Halted::GuestOutOfMemory)?;
+        let frame = self.data_page(hands)?;
         if self.frames.take_was_table(frame) {
             hands.zero_words(frame)?;
         }

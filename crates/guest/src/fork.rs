@@ -1,31 +1,34 @@
 //! Fork, exec and exit.
 //!
 //! Source: Linux `mm/memory.c` (`copy_page_range`: only areas with private pages are copied, writable entries are
-//! write-protected in the parent with a locked AND, shared in the child; `vma_needs_copy`), `kernel/fork.c` (`dup_mmap` flushes
-//! the parent at its end), `fs/exec.c` (`exec_mmap`: the new address space is loaded before the old one is torn down),
-//! `mm/mmap.c` (`exit_mmap`: entries cleared, then tables freed from the leaves up).
+//! write-protected in the parent with a locked AND, shared in the child, where they are made old; `vma_needs_copy`),
+//! `kernel/fork.c` (`dup_mmap` flushes the parent at its end), `fs/exec.c` (`exec_mmap`: the new address space is loaded before
+//! the old one is torn down), `mm/mmap.c` (`exit_mmap`: `unmap_vmas` clears the entries of all areas, then `free_pgtables` frees
+//! the tables from the leaves up, then `tlb_finish_mmu` flushes).
 
 use memvirt_ops::process::ProcessId;
-use memvirt_pagetable::{Attrs, Teardown};
+use memvirt_pagetable::tree::Mapping;
+use memvirt_pagetable::{Attrs, Guest4, Teardown};
 
 use super::area::Area;
 use super::memory::Hands;
-use super::process::{Process, Roots};
-use super::{Guest, Halted};
+use super::process::{Process, Roots, USER_END};
+use super::{Guest, Halted, LazySwitch};
 
 /// The W bit of an entry.
 const WRITE: u64 = <memvirt_pagetable::Guest4 as memvirt_pagetable::Format>::RAW_WRITE;
 
 impl Guest {
     pub(crate) fn fork(&mut self, hands: &mut Hands<'_>, parent: ProcessId, child: ProcessId) -> Result<(), Halted> {
-        if self.processes.contains_key(&child) {
-            hands.stats.ignored_ops += 1;
+        if self.is_in_use(child) {
+            hands.stats.ignored.number_in_use += 1;
             return Ok(());
         }
         hands.stats.forks += 1;
         let mut process = self.new_process(hands)?;
         let Some(old) = self.processes.get(&parent) else { return Ok(()) };
         process.areas = old.areas.clone();
+        process.heap = old.heap;
         process.hidden.clone_from(&old.hidden);
         let (from, to) = (old.roots, process.roots);
         let areas: Vec<Area> = old.areas.iter().copied().collect();
@@ -49,7 +52,8 @@ impl Guest {
             if mapping.frame != self.zero_page {
                 self.frames.share(mapping.frame, mapping.size);
             }
-            self.map(hands, to, mapping.at, mapping.frame, mapping.size, mapping.attrs - Attrs::WRITE)?;
+            let attrs = mapping.attrs - Attrs::WRITE - Attrs::ACCESSED;
+            self.map(hands, to, mapping.at, mapping.frame, mapping.size, attrs)?;
         }
         Ok(())
     }
@@ -57,31 +61,76 @@ impl Guest {
     pub(crate) fn exec(&mut self, hands: &mut Hands<'_>, id: ProcessId) -> Result<(), Halted> {
         hands.stats.execs += 1;
         let fresh = self.new_process(hands)?;
-        let Some(mut old) = self.processes.insert(id, fresh) else { return Ok(()) };
+        self.replace(hands, id, fresh)
+    }
+
+    /// A child that runs in its parent's address space until it executes a program or ends; the parent waits meanwhile.
+    pub(crate) fn vfork(&mut self, hands: &mut Hands<'_>, parent: ProcessId, child: ProcessId) {
+        if self.is_in_use(child) {
+            hands.stats.ignored.number_in_use += 1;
+            return;
+        }
+        let Some(process) = self.processes.remove(&parent) else { return };
+        hands.stats.forks += 1;
+        self.processes.insert(child, process);
+        self.lent.insert(child, parent);
+        self.pcids.pass(parent, child);
+        // The parent goes on until the next switch, in the address space that the child holds now.
+        self.current = Some(child);
+        self.parent_on_cpu = true;
+    }
+
+    fn is_in_use(&self, id: ProcessId) -> bool {
+        self.processes.contains_key(&id) || self.lent.values().any(|parent| *parent == id)
+    }
+
+    /// Gives a lent address space back; false where the process runs in its own.
+    fn give_back(&mut self, child: ProcessId, process: Process) -> Result<(), Process> {
+        let Some(parent) = self.lent.remove(&child) else { return Err(process) };
+        self.processes.insert(parent, process);
+        self.pcids.pass(child, parent);
+        Ok(())
+    }
+
+    /// Puts a new address space in the place of a process' old one: it is loaded before the old one is taken down.
+    pub(crate) fn replace(&mut self, hands: &mut Hands<'_>, id: ProcessId, fresh: Process) -> Result<(), Halted> {
+        let Some(old) = self.processes.remove(&id) else { return Ok(()) };
+        let old = self.give_back(id, old);
+        self.processes.insert(id, fresh);
         self.pcids.forget(id);
         self.load(hands, id)?;
-        self.tear_down(hands, &mut old)?;
-        self.free_roots(&old);
+        if let Err(mut old) = old {
+            self.tear_down(hands, &mut old)?;
+            self.free_roots(&old);
+        }
         Ok(())
     }
 
     pub(crate) fn exit(&mut self, hands: &mut Hands<'_>, id: ProcessId) -> Result<(), Halted> {
-        let Some(mut process) = self.processes.remove(&id) else { return Ok(()) };
+        let Some(process) = self.processes.remove(&id) else { return Ok(()) };
         hands.stats.exits += 1;
-        self.tear_down(hands, &mut process)?;
-        self.processes.insert(id, process);
-        self.flush_all(hands)?;
-        self.doomed = self.processes.remove(&id);
-        self.pcids.forget(id);
         self.current = None;
+        let Err(mut process) = self.give_back(id, process) else { return Ok(()) };
+        self.tear_down(hands, &mut process)?;
+        let root = match self.config.lazy_switch {
+            LazySwitch::Off => process.roots.root,
+            LazySwitch::On => self.kernel_root,
+        };
+        self.flush_by_loading(hands, root)?;
+        self.doomed = Some(process);
+        self.pcids.forget(id);
         Ok(())
     }
 
-    /// Empties the user half of an address space.
+    /// Empties the user half of an address space: first every page of every area, then the tables from the leaves up.
     fn tear_down(&mut self, hands: &mut Hands<'_>, process: &mut Process) -> Result<(), Halted> {
-        let mut gone = Vec::new();
+        let gone: Vec<Mapping<Guest4>> =
+            self.with_tables(hands, process.roots, |mapper, _| Ok(mapper.leaves(..USER_END).collect()))?;
         self.with_tables(hands, process.roots, |mapper, frames| {
-            mapper.free_tree(frames, 256..512, Teardown::ClearEntries, |mapping| gone.push(mapping));
+            for mapping in &gone {
+                mapper.unmap(mapping.at).map_err(|_| Halted::GuestOutOfMemory)?;
+            }
+            mapper.free_tree(frames, 256..512, Teardown::ClearEntries, |_| {});
             Ok(())
         })?;
         for (frame, size) in std::mem::take(&mut process.hidden).into_values() {

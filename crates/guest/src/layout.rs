@@ -41,6 +41,8 @@ pub(crate) enum Site {
     SetPte = 4,
     /// Code that clears pages.
     ClearPage = 5,
+    /// Device interrupts.
+    Interrupt = 6,
 }
 
 impl Site {

@@ -3,87 +3,42 @@
 
 mod area;
 mod boot;
+mod config;
 mod fault;
+mod file;
 mod fork;
 mod frames;
+mod huge;
+mod image;
 mod layout;
 mod memory;
 mod mm;
 mod objects;
 mod prefault;
 mod process;
+mod remap;
 mod stats;
 mod switch;
 #[cfg(test)]
 mod tests;
+mod tick;
 
 use std::collections::BTreeMap;
 
-use memvirt_addr::{Acc, Gfn, PageSize};
+use memvirt_addr::{Acc, Gfn};
 use memvirt_ops::arch::GuestFault;
-use memvirt_ops::process::{Backing, Batch, Op, ProcessId};
+use memvirt_ops::process::{Batch, Op, ProcessId};
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_platform::{Horizon, Ledger, Platform, Stop};
-use serde::Serialize;
 
+pub use config::{FlushRange, GuestConfig, Invlpg, LazySwitch, PageCache, Undeclared};
+use file::FileView;
 use frames::Frames;
+use memory::Hands;
 use objects::Objects;
 use process::Process;
-pub use stats::GuestStats;
+pub use stats::{GuestStats, Ignored};
 use switch::Pcids;
-
-fn page_size<S: serde::Serializer>(size: &PageSize, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(size.name())
-}
-
-/// What happens to an access outside all areas.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Undeclared {
-    /// It is refused, as by a segmentation fault: generated workloads declare their areas.
-    Refuse,
-    /// Its page is taken as one that the process already had, all accesses permitted: recordings start after the program
-    /// was loaded, and the areas of its text, data and stack stand nowhere in them.
-    Adopt,
-}
-
-/// Switches of the guest. The defaults are stated with each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct GuestConfig {
-    /// Memory in bytes; default 4 GiB.
-    pub memory_bytes: u64,
-    /// Kernel-page-table isolation: two roots for each process, a CR3 load on each kernel entry and exit; default off.
-    pub kpti: bool,
-    /// Process-context identifiers, 6 in rotation as in Linux; default off.
-    pub pcid: bool,
-    /// Pages for anonymous memory, where an aligned one fits into the area; default 4 KiB.
-    #[serde(serialize_with = "page_size")]
-    pub guest_page: PageSize,
-    /// Pages of the kernel's direct map; default 2 MiB.
-    #[serde(serialize_with = "page_size")]
-    pub direct_map_page: PageSize,
-    /// Instructions between timer ticks, 0 for none; default 10 million.
-    pub tick_instructions: u64,
-    /// Up to how many pages are flushed one by one; default 33 (`tlb_single_page_flush_ceiling`).
-    pub flush_ceiling: u64,
-    /// What happens outside all areas; default: refused.
-    pub undeclared: Undeclared,
-}
-
-impl Default for GuestConfig {
-    fn default() -> Self {
-        Self {
-            memory_bytes: 4 << 30,
-            kpti: false,
-            pcid: false,
-            guest_page: PageSize::Size4K,
-            direct_map_page: PageSize::Size2M,
-            tick_instructions: 10_000_000,
-            flush_ceiling: 33,
-            undeclared: Undeclared::Refuse,
-        }
-    }
-}
 
 /// Why a guest cannot go on. What happened before stays counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +63,12 @@ pub struct Guest {
     objects: Objects,
     processes: BTreeMap<ProcessId, Process>,
     current: Option<ProcessId>,
+    /// The root that the kernel runs on.
+    loaded: Gfn,
+    /// Children of vfork that run in their parent's address space, and the parent that has lent it.
+    lent: BTreeMap<ProcessId, ProcessId>,
+    /// The current process holds the address space that its parent has just lent it, but the parent is on the CPU still.
+    parent_on_cpu: bool,
     /// The tables of the kernel alone, which every process' upper half repeats.
     kernel_root: Gfn,
     /// The frame of zeros that untouched anonymous memory shows.
@@ -115,7 +76,7 @@ pub struct Guest {
     pcids: Pcids,
     /// A root to be freed once the next one is loaded.
     doomed: Option<Process>,
-    to_tick: u64,
+    clock: tick::Clock,
     stats: GuestStats,
 }
 
@@ -126,7 +87,8 @@ impl Guest {
     /// What the guest did so far.
     #[must_use]
     pub fn stats(&self) -> GuestStats {
-        GuestStats { peak_data_frames: self.frames.peak_data(), ..self.stats }
+        let ignored_ops = self.stats.ignored.total();
+        GuestStats { peak_data_frames: self.frames.peak_data(), ignored_ops, ..self.stats }
     }
 
     /// Bytes of the guest's page tables now.
@@ -144,7 +106,7 @@ impl Guest {
         if self.current.is_some() {
             self.accesses(&batch.run, platform, ledger)?;
         } else if !batch.run.is_empty() {
-            self.stats.ignored_ops += 1;
+            self.stats.ignored.without_process += 1;
         }
         self.elapse(batch.instructions, platform, ledger)?;
         match &batch.then {
@@ -177,55 +139,51 @@ impl Guest {
         Ok(())
     }
 
-    /// Lets the process' instructions pass; ticks fall due by their number.
-    fn elapse(&mut self, instructions: u64, platform: &mut dyn Platform, ledger: &mut Ledger) -> Result<(), Halted> {
-        self.stats.instructions += instructions;
-        if self.config.tick_instructions == 0 {
-            return Ok(());
-        }
-        let mut passed = instructions;
-        while passed >= self.to_tick {
-            passed -= self.to_tick;
-            self.to_tick = self.config.tick_instructions;
-            self.stats.ticks += 1;
-            if self.current.is_some() {
-                self.kernel(layout::Site::Tick, platform, ledger, |_, _| Ok(()))?;
-            }
-        }
-        self.to_tick -= passed;
-        Ok(())
-    }
-
     fn operation(&mut self, op: &Op, platform: &mut dyn Platform, ledger: &mut Ledger) -> Result<(), Halted> {
         if let Op::Switch { to } = *op {
             return self.switch(to, platform, ledger);
         }
         let Some(current) = self.current else {
-            self.stats.ignored_ops += 1;
+            self.stats.ignored.without_process += 1;
             return Ok(());
         };
-        if let Op::Handoff { .. } = op {
-            return self.kernel(layout::Site::Schedule, platform, ledger, |_, _| Ok(()));
-        }
-        self.stats.syscalls += 1;
-        self.kernel(layout::Site::Syscall, platform, ledger, |guest, hands| match *op {
-            Op::Mmap { range, prot, backing } => guest.mmap(hands, current, range, prot, backing),
-            Op::MapFile { range, prot, sharing, .. } => {
-                let shared = sharing == memvirt_ops::process::Sharing::Shared;
-                let backing = if shared { Backing::FileShared } else { Backing::FilePrivate };
-                guest.mmap(hands, current, range, prot, backing)
+        match *op {
+            Op::Interrupt => return self.interrupt(platform, ledger),
+            Op::Handoff { .. } => return self.kernel(layout::Site::Schedule, platform, ledger, |_, _| Ok(())),
+            Op::Trap { trap, times } => {
+                return self.with_hands(platform, ledger, |_, hands| hands.traps(trap, times));
             }
-            Op::Munmap { range } => guest.munmap(hands, current, range),
-            Op::Mprotect { range, prot } => guest.mprotect(hands, current, range, prot),
-            Op::Mremap { from, to } => guest.mremap(hands, current, from, to),
-            Op::Discard { range } => guest.discard(hands, current, range),
-            // A child of vfork gets an address space of its own, as under kernels and emulators without vfork.
-            Op::Fork { child } | Op::Vfork { child } => guest.fork(hands, current, child),
-            Op::Exec | Op::Load { .. } => guest.exec(hands, current),
-            Op::Exit => guest.exit(hands, current),
-            // A heap's end, data moved by the kernel, interrupts and traps: kernel entries alone so far.
-            Op::Brk { .. } | Op::Copy { .. } | Op::Interrupt | Op::Trap { .. } => Ok(()),
-            Op::Switch { .. } | Op::Handoff { .. } | Op::Wait { .. } | Op::Syscall { .. } => Ok(()),
-        })
+            _ => self.stats.syscalls += 1,
+        }
+        self.kernel(layout::Site::Syscall, platform, ledger, |guest, hands| guest.system_call(hands, current, op))
+    }
+
+    fn system_call(&mut self, hands: &mut Hands<'_>, current: ProcessId, op: &Op) -> Result<(), Halted> {
+        match *op {
+            Op::Mmap { range, prot, backing } => self.mmap(hands, current, range, prot, backing),
+            Op::MapFile { range, prot, sharing, file, first_page } => {
+                self.map_file(hands, current, range, prot, FileView { sharing, file, first_page })
+            }
+            Op::Munmap { range } => self.munmap(hands, current, range),
+            Op::Mprotect { range, prot } => self.mprotect(hands, current, range, prot),
+            Op::Mremap { from, to } => self.mremap(hands, current, from, to),
+            Op::Brk { end } => self.brk(hands, current, end),
+            Op::Discard { range } => self.discard(hands, current, range),
+            Op::Fork { child } => self.fork(hands, current, child),
+            Op::Vfork { child } => {
+                self.vfork(hands, current, child);
+                Ok(())
+            }
+            Op::Exec => self.exec(hands, current),
+            Op::Load { ref image } => self.load_image(hands, current, image),
+            Op::Exit => self.exit(hands, current),
+            Op::Copy { transfer, range, .. } => self.user_copy(hands, transfer, range),
+            Op::Switch { .. }
+            | Op::Handoff { .. }
+            | Op::Wait { .. }
+            | Op::Syscall { .. }
+            | Op::Interrupt
+            | Op::Trap { .. } => Ok(()),
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! nothing; stores, page clearing and page copying are accesses that the platform executes, traps and counts.
 
 use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, GuestPhys, Gva};
-use memvirt_ops::arch::{Control, Event, StoreOp, Width};
+use memvirt_ops::arch::{Control, Event, GuestFault, StoreOp, Trap, Width};
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_pagetable::TableMem;
 use memvirt_platform::{Horizon, Ledger, Platform, Refusal, Stop};
@@ -31,6 +31,26 @@ impl Hands<'_> {
             _ => {}
         }
         self.event(&Event::Control(control))
+    }
+
+    /// Executes an instruction that leaves every virtual machine, `times` times.
+    pub(crate) fn traps(&mut self, trap: Trap, times: u32) -> Result<(), Halted> {
+        for _ in 0..times {
+            self.stats.traps += 1;
+            self.control(Control::Trap(trap))?;
+        }
+        Ok(())
+    }
+
+    /// One access of the kernel to an address of the process; the fault that it raised, if any.
+    pub(crate) fn reach_user(&mut self, gva: Gva, kind: AccessKind) -> Result<Option<GuestFault>, Halted> {
+        self.stats.kernel_accesses += 1;
+        let acc = [Acc::supervisor(gva, kind)];
+        match self.platform.accesses(self.vcpu, &acc, Horizon::Open, self.ledger).1 {
+            Stop::Done | Stop::Horizon => Ok(None),
+            Stop::GuestFault(fault) => Ok(Some(fault)),
+            Stop::HostOutOfMemory => Err(Halted::HostOutOfMemory),
+        }
     }
 
     /// Accesses of the kernel itself; they cannot fault while the platform is sound.

@@ -19,6 +19,15 @@ pub(crate) const fn page_address(page: u64) -> Gva {
     Gva::new_truncate(page << 12)
 }
 
+/// What becomes of tables that a zap leaves empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tables {
+    /// They stay, as the areas do.
+    Stay,
+    /// They are freed.
+    Pruned,
+}
+
 impl Guest {
     pub(crate) fn mmap(
         &mut self,
@@ -29,7 +38,7 @@ impl Guest {
         backing: Backing,
     ) -> Result<(), Halted> {
         let Some((start, end)) = pages_of(range) else {
-            hands.stats.ignored_ops += 1;
+            hands.stats.ignored.bad_range += 1;
             return Ok(());
         };
         self.unmap_pages(hands, id, start, end)?;
@@ -42,53 +51,55 @@ impl Guest {
     }
 
     pub(crate) fn munmap(&mut self, hands: &mut Hands<'_>, id: ProcessId, range: Range) -> Result<(), Halted> {
-        match pages_of(range) {
-            Some((start, end)) => self.unmap_pages(hands, id, start, end),
-            None => {
-                hands.stats.ignored_ops += 1;
-                Ok(())
-            }
-        }
+        let Some((start, end)) = self.known_pages(hands, id, range) else { return Ok(()) };
+        self.unmap_pages(hands, id, start, end)
     }
 
-    /// Moves an area as unmapping it and mapping a new one: pages that move are touched for the first time again.
-    pub(crate) fn mremap(
+    /// Forgets the pages of a range; its areas stay.
+    pub(crate) fn discard(&mut self, hands: &mut Hands<'_>, id: ProcessId, range: Range) -> Result<(), Halted> {
+        let Some((start, end)) = self.known_pages(hands, id, range) else { return Ok(()) };
+        self.zap(hands, id, (start, end), Tables::Stay)
+    }
+
+    /// The pages of a range that holds areas of the process; anything else is noted.
+    pub(crate) fn known_pages(&self, hands: &mut Hands<'_>, id: ProcessId, range: Range) -> Option<(u64, u64)> {
+        let Some((start, end)) = pages_of(range) else {
+            hands.stats.ignored.bad_range += 1;
+            return None;
+        };
+        let areas = self.processes.get(&id).map(|process| process.areas.overlapping(start, end));
+        if areas.is_none_or(|areas| areas.is_empty()) {
+            hands.stats.ignored.nothing_there += 1;
+            return None;
+        }
+        Some((start, end))
+    }
+
+    /// Removes areas and their pages.
+    pub(crate) fn unmap_pages(
         &mut self,
         hands: &mut Hands<'_>,
         id: ProcessId,
-        from: Range,
-        to: Range,
+        start: u64,
+        end: u64,
     ) -> Result<(), Halted> {
-        let area = self.processes.get(&id).and_then(|process| process.areas.find(from.start).copied());
-        let (prot, backing) = area.map_or((Prot::RW, Backing::AnonymousPrivate), |area| (area.prot, area.backing));
-        if from.bytes > 0 {
-            self.munmap(hands, id, from)?;
-        }
-        self.mmap(hands, id, to, prot, backing)
-    }
-
-    /// Gives up the pages of a range; its areas stay (`madvise_dontneed_single_vma`).
-    pub(crate) fn discard(&mut self, hands: &mut Hands<'_>, id: ProcessId, range: Range) -> Result<(), Halted> {
-        let (Some((start, end)), Some(process)) = (pages_of(range), self.processes.get(&id)) else {
-            hands.stats.ignored_ops += 1;
-            return Ok(());
-        };
-        let parts = process.areas.overlapping(start, end);
-        self.unmap_pages(hands, id, start, end)?;
-        if let Some(process) = self.processes.get_mut(&id) {
-            for part in parts {
-                process.areas.insert(part);
-            }
-        }
-        Ok(())
-    }
-
-    fn unmap_pages(&mut self, hands: &mut Hands<'_>, id: ProcessId, start: u64, end: u64) -> Result<(), Halted> {
         let Some(process) = self.processes.get_mut(&id) else { return Ok(()) };
-        let roots = process.roots;
         if process.areas.remove(start, end).is_empty() {
             return Ok(());
         }
+        self.zap(hands, id, (start, end), Tables::Pruned)
+    }
+
+    /// Clears the entries of a range, flushes once, then gives the pages back.
+    fn zap(
+        &mut self,
+        hands: &mut Hands<'_>,
+        id: ProcessId,
+        (start, end): (u64, u64),
+        tables: Tables,
+    ) -> Result<(), Halted> {
+        let Some(process) = self.processes.get_mut(&id) else { return Ok(()) };
+        let roots = process.roots;
         let hidden: Vec<_> = process.hidden.range(start..end).map(|(page, kept)| (*page, *kept)).collect();
         for (page, _) in &hidden {
             process.hidden.remove(page);
@@ -98,7 +109,9 @@ impl Guest {
             for mapping in &gone {
                 mapper.unmap(mapping.at).map_err(|_| Halted::GuestOutOfMemory)?;
             }
-            mapper.prune(page_address(start)..page_address(end), frames);
+            if tables == Tables::Pruned {
+                mapper.prune(page_address(start)..page_address(end), frames);
+            }
             Ok(())
         })?;
         let flushed: Vec<_> = gone.iter().map(|mapping| (mapping.at, mapping.size)).collect();
@@ -119,10 +132,8 @@ impl Guest {
         range: Range,
         prot: Prot,
     ) -> Result<(), Halted> {
-        let (Some((start, end)), Some(process)) = (pages_of(range), self.processes.get_mut(&id)) else {
-            hands.stats.ignored_ops += 1;
-            return Ok(());
-        };
+        let Some((start, end)) = self.known_pages(hands, id, range) else { return Ok(()) };
+        let Some(process) = self.processes.get_mut(&id) else { return Ok(()) };
         let roots = process.roots;
         let parts = process.areas.remove(start, end);
         for part in &parts {
@@ -233,6 +244,7 @@ impl Guest {
 
     /// Breaks the large page at `at` into 4 KiB pages.
     pub(crate) fn split(&mut self, hands: &mut Hands<'_>, roots: Roots, at: Gva) -> Result<(), Halted> {
+        hands.stats.splits += 1;
         self.with_tables(hands, roots, |mapper, frames| {
             mapper.split(at, PageSize::Size4K, frames).map_err(|_| Halted::GuestOutOfMemory)?;
             Ok(())

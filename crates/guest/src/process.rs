@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use memvirt_addr::{Gfn, GuestPhys, PageSize};
+use memvirt_addr::{Gfn, GuestPhys, Gva, PageSize};
 use memvirt_pagetable::map::TableAttrs;
 use memvirt_pagetable::{Attrs, FrameAllocator, Guest4, Mapper, TableMem};
 
@@ -13,6 +13,9 @@ use super::{Guest, Halted};
 
 /// What entries that point to user tables carry (Linux: `_PAGE_TABLE`).
 pub(crate) const USER_TABLES: TableAttrs = TableAttrs::USER.with(Attrs::ACCESSED);
+
+/// The first address that is not the user's.
+pub(crate) const USER_END: Gva = Gva::new_truncate(1 << 47);
 
 /// The root tables of a process.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +34,11 @@ pub(crate) struct Process {
     /// Pages that are in memory but mapped nowhere while their area permits nothing, by page number.
     pub(crate) hidden: BTreeMap<u64, (Gfn, PageSize)>,
     pub(crate) kernel_stack: Gfn,
+    /// The heap's first page and the address that it ends at, once it has been asked for.
+    pub(crate) heap: Option<(u64, Gva)>,
+    /// The page from which reclaim goes on, and the one from which the collapse of pages does.
+    pub(crate) aged_to: u64,
+    pub(crate) collapsed_to: u64,
 }
 
 impl Guest {
@@ -38,9 +46,17 @@ impl Guest {
     pub(crate) fn new_process(&mut self, hands: &mut Hands<'_>) -> Result<Process, Halted> {
         let root = self.new_root(hands, false)?;
         let user_root = if self.config.kpti { Some(self.new_root(hands, true)?) } else { None };
-        let kernel_stack = self.frames.allocate_data(PageSize::Size4K).ok_or(Halted::GuestOutOfMemory)?;
+        let kernel_stack = self.data_page(hands)?;
         let roots = Roots { root, user_root };
-        Ok(Process { roots, areas: Areas::default(), hidden: BTreeMap::new(), kernel_stack })
+        Ok(Process {
+            roots,
+            areas: Areas::default(),
+            hidden: BTreeMap::new(),
+            kernel_stack,
+            heap: None,
+            aged_to: 0,
+            collapsed_to: 0,
+        })
     }
 
     /// A root table whose upper half shows the kernel, or under isolation its entry area only.

@@ -2,6 +2,39 @@
 
 use serde::Serialize;
 
+/// Operations that made no sense where they stood. Each has a defined outcome, the one that Linux gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Ignored {
+    /// Accesses and operations while no process was running, after an exit; they were dropped.
+    pub without_process: u64,
+    /// Switches to a process that does not live: before its fork, or after its exit.
+    pub unknown_process: u64,
+    /// Forks of a number that is in use.
+    pub number_in_use: u64,
+    /// Ranges that are empty or leave user space (1 EiB): refused, `EINVAL` or `ENOMEM`.
+    pub bad_range: u64,
+    /// Moves whose old and new range overlap, and moves of nothing: refused, `EINVAL` or `EFAULT`.
+    pub bad_move: u64,
+    /// Ends of the heap below its beginning, or beyond another area: refused.
+    pub bad_heap: u64,
+    /// Unmappings, protections and discards of addresses where nothing is mapped.
+    pub nothing_there: u64,
+}
+
+impl Ignored {
+    /// All of them.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.without_process
+            + self.unknown_process
+            + self.number_in_use
+            + self.bad_range
+            + self.bad_move
+            + self.bad_heap
+            + self.nothing_there
+    }
+}
+
 /// Counts of the guest's own events. They do not depend on what the guest runs on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct GuestStats {
@@ -51,7 +84,27 @@ pub struct GuestStats {
     pub execs: u64,
     /// Processes ended.
     pub exits: u64,
-    /// Operations that made no sense where they stood (exit of a dead process, a fork of a number in use); each was ignored.
+    /// Device interrupts.
+    pub interrupts: u64,
+    /// Instructions that leave every virtual machine for reasons other than paging.
+    pub traps: u64,
+    /// Page faults taken by the kernel itself while it copied to or from a process; the others are the process' own.
+    pub faults_in_kernel: u64,
+    /// Pages of files mapped with a faulting one, beside it.
+    pub pages_around: u64,
+    /// Pages moved to other addresses.
+    pub pages_moved: u64,
+    /// Large pages made of small ones in the background.
+    pub collapses: u64,
+    /// Large pages broken into small ones.
+    pub splits: u64,
+    /// Accessed bits that reclaim cleared.
+    pub entries_aged: u64,
+    /// File pages that gave up their memory because it ran short.
+    pub pages_evicted: u64,
+    /// Operations that made no sense where they stood (exit of a dead process, a fork of a number in use), by what was wrong.
+    pub ignored: Ignored,
+    /// All of them.
     pub ignored_ops: u64,
     /// Pages of data in use at most, in 4 KiB frames.
     pub peak_data_frames: u64,

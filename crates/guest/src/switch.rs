@@ -3,14 +3,14 @@
 //! Sources: Linux `arch/x86/mm/tlb.c` (`choose_new_asid`, `switch_mm_irqs_off`, `flush_tlb_func`),
 //! `arch/x86/entry/calling.h` (the CR3 switch of kernel-page-table isolation).
 
-use memvirt_addr::{Acc, AccessKind, Gva, PageSize};
+use memvirt_addr::{Acc, AccessKind, Gfn, Gva, PageSize};
 use memvirt_ops::arch::{Control, Cr3, Invpcid, Pcid};
 use memvirt_ops::process::ProcessId;
 use memvirt_platform::{Ledger, Platform};
 
 use super::layout::{ENTRY_AREA, Site, alias};
 use super::memory::Hands;
-use super::{Guest, Halted};
+use super::{FlushRange, Guest, Halted, Invlpg};
 
 /// How many address spaces keep their translations at once (`TLB_NR_DYN_ASIDS`).
 const PCIDS: usize = 6;
@@ -39,6 +39,13 @@ impl Pcids {
             slot
         });
         known.is_some()
+    }
+
+    /// An address space has another holder.
+    pub(crate) fn pass(&mut self, from: ProcessId, to: ProcessId) {
+        for slot in self.slots.iter_mut().filter(|slot| **slot == Some(from)) {
+            *slot = Some(to);
+        }
     }
 
     /// Forgets a process, or an address space that it has left.
@@ -128,10 +135,10 @@ impl Guest {
         ledger: &mut Ledger,
     ) -> Result<(), Halted> {
         if !self.processes.contains_key(&to) {
-            self.stats.ignored_ops += 1;
+            self.stats.ignored.unknown_process += 1;
             return Ok(());
         }
-        if self.current == Some(to) {
+        if self.current == Some(to) && !std::mem::take(&mut self.parent_on_cpu) {
             return Ok(());
         }
         self.kernel(Site::Schedule, platform, ledger, |guest, hands| {
@@ -148,20 +155,38 @@ impl Guest {
     /// Loads the address space of a process.
     pub(crate) fn load(&mut self, hands: &mut Hands<'_>, id: ProcessId) -> Result<(), Halted> {
         let Some(root) = self.processes.get(&id).map(|process| process.roots.root) else { return Ok(()) };
+        if root == self.loaded {
+            return Ok(());
+        }
         let keep = self.config.pcid && self.pcids.choose(id);
+        self.loaded = root;
         hands.control(Control::Cr3(self.cr3(root.base(), self.pcids.kernel(), keep)))
     }
 
-    /// Flushes pages of the current address space: one by one up to the ceiling, else all of it.
+    /// Flushes pages of the current address space: one by one up to the ceiling, else all of it. The pages are in order.
     pub(crate) fn flush_pages(&mut self, hands: &mut Hands<'_>, pages: &[(Gva, PageSize)]) -> Result<(), Halted> {
-        if pages.len() as u64 > self.config.flush_ceiling {
+        let (Some((first, _)), Some((last, last_size))) = (pages.first(), pages.last()) else { return Ok(()) };
+        if self.config.flush_range == FlushRange::Mapped {
+            if pages.len() as u64 > self.config.flush_ceiling {
+                return self.flush_all(hands);
+            }
+            return pages.iter().try_for_each(|(at, _)| self.flush_page(hands, *at));
+        }
+        let stride = pages.iter().map(|(_, size)| size.bytes()).min().unwrap_or(4096);
+        let span = last.as_u64() + last_size.bytes() - first.as_u64();
+        if span / stride > self.config.flush_ceiling {
             return self.flush_all(hands);
         }
-        for (at, _) in pages {
-            hands.invlpg(*at)?;
-            if self.config.kpti && self.config.pcid {
-                hands.control(Control::Invpcid(Invpcid::Address(self.pcids.user(), *at)))?;
-            }
+        (0..span / stride).try_for_each(|i| self.flush_page(hands, first.wrapping_add(i * stride)))
+    }
+
+    fn flush_page(&mut self, hands: &mut Hands<'_>, at: Gva) -> Result<(), Halted> {
+        if self.config.invlpg == Invlpg::Forgotten {
+            return Ok(());
+        }
+        hands.invlpg(at)?;
+        if self.config.kpti && self.config.pcid {
+            hands.control(Control::Invpcid(Invpcid::Address(self.pcids.user(), at)))?;
         }
         Ok(())
     }
@@ -171,7 +196,13 @@ impl Guest {
         let Some(root) = self.current.and_then(|id| self.processes.get(&id)).map(|process| process.roots.root) else {
             return Ok(());
         };
+        self.flush_by_loading(hands, root)
+    }
+
+    /// Flushes the address space that the CPU is on by loading `root`.
+    pub(crate) fn flush_by_loading(&mut self, hands: &mut Hands<'_>, root: Gfn) -> Result<(), Halted> {
         hands.stats.full_flushes += 1;
+        self.loaded = root;
         self.pcids.user_stale[self.pcids.current] = true;
         hands.control(Control::Cr3(self.cr3(root.base(), self.pcids.kernel(), false)))
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use memvirt_addr::{Acc, AccessKind, Gfn, Gva, PageSize};
-use memvirt_ops::process::{Backing, Batch, Op, ProcessId, Prot, Range};
+use memvirt_ops::process::{Backing, Batch, FileId, Image, Op, ProcessId, Prot, Range, Segments, Sharing, Transfer};
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_pagetable::{Guest4, Mapper, TableAttrs};
 use memvirt_platform::{Engine, Host, Ledger, MemoryMap, Native, Tags, VmSpec};
@@ -37,12 +37,43 @@ fn backings() -> impl Strategy<Value = Backing> {
     prop::sample::select(all.to_vec())
 }
 
+fn sharings() -> impl Strategy<Value = Sharing> {
+    prop::sample::select(vec![Sharing::Private, Sharing::Shared])
+}
+
+fn transfers() -> impl Strategy<Value = Transfer> {
+    prop::sample::select(vec![Transfer::FromUser, Transfer::ToUser])
+}
+
+/// A program whose data lies among the pages that the test touches.
+fn image() -> Image {
+    let part = |file, start| Segments {
+        file: FileId(file),
+        start: Gva::new(start),
+        headers: 2,
+        text: 30,
+        constants: 5,
+        data: 3,
+        zeros: 2,
+    };
+    Image {
+        program: part(1, BASE + 100 * 4096),
+        interpreter: Some(part(2, 0x7000_0000_0000)),
+        stack_top: Gva::new(0x7ff0_0000_0000),
+        stack_pages: 32,
+        argument_pages: 2,
+        vdso: Gva::new(0x7000_1000_0000),
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Touch(u64, AccessKind),
     Op(Op),
     /// Forks a child with the next free number.
     Fork,
+    /// Makes a child in the current process' address space.
+    Vfork,
     /// Switches to the process with this number, where it lives.
     Switch(u32),
 }
@@ -58,6 +89,21 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => span.clone().prop_map(|(start, pages)| Step::Op(Op::Munmap { range: range(start, pages) })),
         4 => (span, prots()).prop_map(|((start, pages), prot)| Step::Op(Op::Mprotect { range: range(start, pages), prot })),
         2 => Just(Step::Fork),
+        3 => (0..PAGES, 1u64..300, 0u64..64, 0u32..3, prots(), sharings()).prop_map(|(start, pages, first_page, file, prot, sharing)| {
+            let file = FileId(file);
+            Step::Op(Op::MapFile { range: range(start, pages), prot, sharing, file, first_page })
+        }),
+        2 => (0..PAGES, 0..PAGES, 1u64..600, 1u64..600).prop_map(|(from, to, old, new)| {
+            Step::Op(Op::Mremap { from: range(from, old), to: range(to, new) })
+        }),
+        2 => (0u64..200).prop_map(|pages| Step::Op(Op::Brk { end: Gva::new(BASE + (PAGES + pages) * 4096) })),
+        1 => (0..PAGES, 1u64..600).prop_map(|(start, pages)| Step::Op(Op::Discard { range: range(start, pages) })),
+        2 => (0..PAGES, 1u64..9, transfers()).prop_map(|(start, pages, transfer)| {
+            Step::Op(Op::Copy { number: 0, transfer, range: range(start, pages) })
+        }),
+        1 => Just(Step::Op(Op::Interrupt)),
+        1 => Just(Step::Op(Op::Load { image: image() })),
+        1 => Just(Step::Vfork),
         1 => Just(Step::Op(Op::Exec)),
         1 => Just(Step::Op(Op::Exit)),
         3 => (0u32..6).prop_map(Step::Switch),
@@ -90,6 +136,9 @@ fn account(guest: &Guest, machine: &mut Engine<Native>) {
             show(*frame, *size);
         }
     }
+    for frame in guest.objects.kept() {
+        *uses.entry(frame).or_default() += 1;
+    }
     for (frame, count) in &uses {
         assert_eq!(guest.frames.uses(*frame), *count, "mappings of {frame:?}");
     }
@@ -110,6 +159,10 @@ fn live(config: GuestConfig, steps: &[Step]) {
                 batch.then = Some(Op::Fork { child: ProcessId(next) });
                 next += 1;
             }
+            Step::Vfork => {
+                batch.then = Some(Op::Vfork { child: ProcessId(next) });
+                next += 1;
+            }
             Step::Switch(to) => batch.then = Some(Op::Switch { to: ProcessId(*to) }),
         }
         guest.batch(&batch, &mut machine, &mut ledger).unwrap();
@@ -124,5 +177,13 @@ proptest! {
     fn every_frame_is_accounted_for(steps in steps(), kpti: bool, pcid: bool, large: bool) {
         let guest_page = if large { PageSize::Size2M } else { PageSize::Size4K };
         live(GuestConfig { memory_bytes: MEMORY, kpti, pcid, guest_page, ..GuestConfig::default() }, &steps);
+    }
+
+    #[test]
+    fn every_frame_is_accounted_for_with_all_of_linux(steps in steps(), kpti: bool, pcid: bool, work: bool) {
+        let background = if work { (3, 2048, 100) } else { (0, 0, 0) };
+        let (tick_instructions, collapse_scan_pages, aging_pages) = background;
+        let (memory_bytes, linux) = (MEMORY, GuestConfig::linux());
+        live(GuestConfig { memory_bytes, kpti, pcid, tick_instructions, collapse_scan_pages, aging_pages, ..linux }, &steps);
     }
 }

@@ -5,6 +5,26 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::field::{Field, FieldVisitor};
 
+/// Which guest the other switches start from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Like {
+    /// The plainest guest: no fault-around, file pages dropped with their last mapping, flushes of what was mapped.
+    Plain,
+    /// Linux as distributions build it.
+    Linux,
+}
+
+/// Whether the guest flushes single pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Invlpg {
+    /// It does.
+    Used,
+    /// It never does: a bug that shows which regimes rely on INVLPG.
+    Forgotten,
+}
+
 /// The switches of the `[guest]` table. Each is left to the machine where the file does not name it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -26,6 +46,24 @@ pub struct GuestSwitches {
     /// Guest instructions from one timer tick to the next, 1000 to 10^12; 0 for a guest without ticks.
     #[serde(default, deserialize_with = "tick", skip_serializing_if = "Option::is_none")]
     pub tick_instructions: Option<u64>,
+    /// Which guest the other switches start from: `"plain"` (the default) or `"linux"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub like: Option<Like>,
+    /// Pages mapped around a fault on a file, a power of two from 1 (none) to 512.
+    #[serde(default, deserialize_with = "around", skip_serializing_if = "Option::is_none")]
+    pub fault_around_pages: Option<u64>,
+    /// Whether single pages are flushed: `"used"` or `"forgotten"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invlpg: Option<Invlpg>,
+    /// Pages that the background collapse of small pages into large ones looks at with each tick; whole 2 MiB ranges.
+    #[serde(default, deserialize_with = "pages", skip_serializing_if = "Option::is_none")]
+    pub collapse_scan_pages: Option<u64>,
+    /// Entries whose accessed bit reclaim tests and clears with each tick.
+    #[serde(default, deserialize_with = "pages", skip_serializing_if = "Option::is_none")]
+    pub aging_pages: Option<u64>,
+    /// Guest instructions between device interrupts, 1000 to 10^12; 0 for none.
+    #[serde(default, deserialize_with = "tick", skip_serializing_if = "Option::is_none")]
+    pub interrupt_instructions: Option<u64>,
 }
 
 struct AreaPage(PageSize);
@@ -57,6 +95,35 @@ impl Field for Tick {
         let value = u64::try_from(value).ok()?;
         (value == 0 || (1_000..=1_000_000_000_000).contains(&value)).then_some(Self(value))
     }
+}
+
+struct Around(u64);
+
+impl Field for Around {
+    const EXPECTED: &'static str = "a power of two from 1 to 512";
+
+    fn from_integer(value: i64) -> Option<Self> {
+        let value = u64::try_from(value).ok()?;
+        (value.is_power_of_two() && value <= 512).then_some(Self(value))
+    }
+}
+
+struct Pages(u64);
+
+impl Field for Pages {
+    const EXPECTED: &'static str = "a number of pages from 0 to 1_000_000";
+
+    fn from_integer(value: i64) -> Option<Self> {
+        u64::try_from(value).ok().filter(|value| *value <= 1_000_000).map(Self)
+    }
+}
+
+fn around<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    deserializer.deserialize_any(FieldVisitor::<Around>::new()).map(|around| Some(around.0))
+}
+
+fn pages<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    deserializer.deserialize_any(FieldVisitor::<Pages>::new()).map(|pages| Some(pages.0))
 }
 
 fn area_page<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PageSize>, D::Error> {

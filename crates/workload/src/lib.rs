@@ -17,6 +17,6 @@ pub use builtin::Builtin;
 pub use error::WorkloadError;
 pub use facts::{Facts, Figure};
 pub use generator::Generator;
-pub use guest::GuestSwitches;
+pub use guest::{GuestSwitches, Invlpg, Like};
 pub use spec::{Spec, SpecError};
 pub use workload::Workload;

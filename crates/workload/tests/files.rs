@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use memvirt_addr::PageSize;
-use memvirt_workload::{Figure, GuestSwitches, Spec, Workload, WorkloadError};
+use memvirt_workload::{Figure, GuestSwitches, Invlpg, Like, Spec, Workload, WorkloadError};
 use proptest::prelude::*;
 
 const HEAD: &str = "name = \"mine\"\ntitle = \"Mine\"\nabout = \"A test.\"\nsource = \"estimate\"\n";
@@ -42,13 +42,21 @@ fn every_model_file_is_built_in_under_its_own_name() {
 #[test]
 fn guest_switches_are_carried_through() {
     let text = file("kind = 'uniform'\nfootprint = '1MiB'\naccesses = 1\nwrite_share = 1\n")
-        + "[guest]\nkpti = true\npcid = false\nguest_page = '2M'\ndirect_map_page = '1G'\ntick_instructions = 1_000_000";
+        + "[guest]\nkpti = true\npcid = false\nguest_page = '2M'\ndirect_map_page = '1G'\ntick_instructions = 1_000_000\n\
+           like = 'linux'\nfault_around_pages = 8\ninvlpg = 'forgotten'\ncollapse_scan_pages = 512\naging_pages = 7\n\
+           interrupt_instructions = 2_000";
     let expected = GuestSwitches {
         kpti: Some(true),
         pcid: Some(false),
         guest_page: Some(PageSize::Size2M),
         direct_map_page: Some(PageSize::Size1G),
         tick_instructions: Some(1_000_000),
+        like: Some(Like::Linux),
+        fault_around_pages: Some(8),
+        invlpg: Some(Invlpg::Forgotten),
+        collapse_scan_pages: Some(512),
+        aging_pages: Some(7),
+        interrupt_instructions: Some(2_000),
     };
     assert_eq!(Workload::parse("mine.toml", &text).unwrap().guest(), expected);
     let none = Workload::parse("mine.toml", text.split_once("[guest]").unwrap().0).unwrap().guest();
@@ -256,11 +264,20 @@ fn guest_switches_are_checked() {
             uniform("[guest]\ndirect_map_page = '4k'"),
             "11: guest.direct_map_page: invalid value: string \"4k\", expected \"4K\", \"2M\" or \"1G\"".into(),
         ),
+        (
+            uniform("[guest]\nfault_around_pages = 12"),
+            "11: guest.fault_around_pages: invalid value: integer `12`, expected a power of two from 1 to 512".into(),
+        ),
+        (
+            uniform("[guest]\naging_pages = -1"),
+            "11: guest.aging_pages: invalid value: integer `-1`, expected a number of pages from 0 to 1_000_000".into(),
+        ),
         (uniform("[guest]\nkpti = 1"), "11: guest.kpti: invalid type: integer `1`, expected a boolean".into()),
         (
             uniform("[guest]\ntick = 1"),
             "11: guest.tick: unknown field `tick`, expected one of `kpti`, `pcid`, `guest_page`, `direct_map_page`, \
-             `tick_instructions`".into(),
+             `tick_instructions`, `like`, `fault_around_pages`, `invlpg`, `collapse_scan_pages`, `aging_pages`, \
+             `interrupt_instructions`".into(),
         ),
         (
             uniform("[guest]\ntick_instructions = 10"),

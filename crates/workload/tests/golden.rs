@@ -30,7 +30,10 @@ impl Fnv {
             Op::Fork { child } => [4, child.number().into(), 0, 0],
             Op::Exit => [5, 0, 0, 0],
             Op::Switch { to } => [6, to.number().into(), 0, 0],
-            Op::Exec | Op::Syscall { .. } => panic!("no generator does this"),
+            other => {
+                format!("{other:?}").bytes().for_each(|byte| self.word(byte.into()));
+                [7, 0, 0, 0]
+            }
         };
         words.into_iter().for_each(|word| self.word(word));
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use memvirt_addr::{AccessKind, Privilege};
-use memvirt_ops::process::{Batch, Op, ProcessId, Prot, Range, Source};
+use memvirt_ops::process::{Batch, Image, Op, ProcessId, Prot, Range, Source};
 use memvirt_workload::Generator;
 
 /// Areas by first address: one past the last address, and what they permit. Never overlapping.
@@ -27,6 +27,8 @@ pub(crate) struct Tally {
 
 pub(crate) struct Model {
     living: BTreeMap<u32, Areas>,
+    /// Where the heap of each process ends that has asked.
+    heaps: BTreeMap<u32, u64>,
     ever: BTreeSet<u32>,
     current: Option<u32>,
     pub(crate) tally: Tally,
@@ -35,7 +37,7 @@ pub(crate) struct Model {
 impl Default for Model {
     fn default() -> Self {
         let living = BTreeMap::from([(ProcessId::FIRST.number(), Areas::new())]);
-        Self { living, ever: BTreeSet::from([0]), current: Some(0), tally: Tally::default() }
+        Self { living, heaps: BTreeMap::new(), ever: BTreeSet::from([0]), current: Some(0), tally: Tally::default() }
     }
 }
 
@@ -92,6 +94,11 @@ impl Model {
                 self.areas().insert(start, (end, prot));
                 self.tally.mmaps += 1;
             }
+            Op::MapFile { range, prot, .. } => {
+                let (start, end) = bounds(range);
+                cut(self.areas(), start, end);
+                self.areas().insert(start, (end, prot));
+            }
             Op::Munmap { range } => {
                 let (start, end) = bounds(range);
                 assert!(cut(self.areas(), start, end) > 0, "unmaps nothing: {range:?}");
@@ -103,7 +110,10 @@ impl Model {
                 self.areas().insert(start, (end, prot));
                 self.tally.mprotects += 1;
             }
-            Op::Fork { child } => {
+            Op::Fork { child } | Op::Vfork { child } => {
+                if let Some(heap) = self.current.and_then(|current| self.heaps.get(&current)).copied() {
+                    self.heaps.insert(child.number(), heap);
+                }
                 let copy = self.areas().clone();
                 assert!(self.ever.insert(child.number()), "{child:?} existed before");
                 self.living.insert(child.number(), copy);
@@ -120,7 +130,66 @@ impl Model {
                 self.current = Some(to.number());
                 self.tally.switches += 1;
             }
-            Op::Exec | Op::Syscall { .. } => panic!("no generator does this: {op:?}"),
+            Op::Exec => self.areas().clear(),
+            Op::Load { image } => self.load(&image),
+            Op::Brk { end } => self.brk(end.as_u64()),
+            Op::Discard { range } => {
+                let (start, end) = bounds(range);
+                assert_eq!(cut(&mut self.areas().clone(), start, end), end - start, "discards a hole: {range:?}");
+            }
+            Op::Mremap { from, to } => {
+                let ((start, end), (to_start, to_end)) = (bounds(from), bounds(to));
+                let prot = self.areas().range(..=start).next_back().expect("moves nothing").1.1;
+                assert_eq!(cut(self.areas(), start, end), end - start, "moves a hole: {from:?}");
+                cut(self.areas(), to_start, to_end);
+                self.areas().insert(to_start, (to_end, prot));
+            }
+            Op::Copy { range, .. } => {
+                let address = range.start.as_u64();
+                let (_, &(end, _)) = self.areas().range(..=address).next_back().expect("a copy below all areas");
+                assert!(address + range.bytes <= end, "{range:?} lies in no area");
+            }
+            Op::Syscall { .. } | Op::Interrupt | Op::Trap { .. } | Op::Wait { .. } | Op::Handoff { .. } => {
+                assert!(self.current.is_some(), "{op:?} of nobody");
+            }
+        }
+    }
+
+    fn load(&mut self, image: &Image) {
+        let areas = self.areas();
+        areas.clear();
+        for segments in [Some(&image.program), image.interpreter.as_ref()].into_iter().flatten() {
+            let mut start = segments.start.as_u64();
+            for (pages, prot) in [
+                (segments.headers, Prot::R),
+                (segments.text, Prot::RX),
+                (segments.constants, Prot::R),
+                (segments.data, Prot::RW),
+                (segments.zeros, Prot::RW),
+            ] {
+                let end = start + u64::from(pages) * 4096;
+                assert_eq!(cut(areas, start, end), 0, "segments overlap");
+                if end > start {
+                    areas.insert(start, (end, prot));
+                }
+                start = end;
+            }
+        }
+        let top = image.stack_top.as_u64();
+        let stack = top - u64::from(image.stack_pages) * 4096;
+        assert_eq!(cut(areas, stack, top), 0, "the stack overlaps");
+        areas.insert(stack, (top, Prot::RW));
+        areas.insert(image.vdso.as_u64(), (image.vdso.as_u64() + 8192, Prot::RX));
+        self.heaps.remove(&self.current.expect("a program of nobody"));
+    }
+
+    fn brk(&mut self, end: u64) {
+        let current = self.current.expect("a heap of nobody");
+        if let Some(old) = self.heaps.insert(current, end) {
+            cut(self.areas(), old.min(end), old.max(end));
+            if end > old {
+                self.areas().insert(old, (end, Prot::RW));
+            }
         }
     }
 }
