@@ -19,6 +19,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("memvirt-platform", &["memvirt-addr", "memvirt-cache", "memvirt-ops", "memvirt-pagetable", "memvirt-tlb"]),
     ("memvirt-nested", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform", "memvirt-tlb"]),
     ("memvirt-shadow", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform", "memvirt-tlb"]),
+    ("memvirt-nestedvirt", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform", "memvirt-tlb"]),
     ("memvirt-testkit", &["memvirt-addr", "memvirt-ops", "memvirt-platform", "memvirt-tlb"]),
     ("memvirt-oracle", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform"]),
     (
@@ -46,6 +47,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "memvirt-cache",
             "memvirt-guest",
             "memvirt-nested",
+            "memvirt-nestedvirt",
             "memvirt-ops",
             "memvirt-oracle",
             "memvirt-pagetable",
@@ -60,6 +62,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "memvirt-addr",
             "memvirt-machine",
             "memvirt-nested",
+            "memvirt-nestedvirt",
             "memvirt-ops",
             "memvirt-pagetable",
             "memvirt-platform",
