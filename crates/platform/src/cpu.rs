@@ -8,7 +8,7 @@ use memvirt_addr::{Acc, AccessKind, Gpa, Gva, Privilege};
 use memvirt_ops::VmId;
 use memvirt_ops::arch::{Cr3, Pcid};
 use memvirt_pagetable::Attrs;
-use memvirt_tlb::{Geometry, KeepGlobal, Tag, Tlb};
+use memvirt_tlb::{Entry, Geometry, KeepGlobal, Tag, Tlb};
 
 use crate::mmu::{Invalidation, Mmu};
 
@@ -31,6 +31,12 @@ impl Cpu {
     #[must_use]
     pub const fn tlb(&self) -> &Tlb {
         &self.tlb
+    }
+
+    /// Caches a translation, as the last act of a walk.
+    #[inline]
+    pub fn fill(&mut self, tag: Tag, entry: Entry) {
+        self.tlb.fill(tag, entry);
     }
 
     /// INVLPG: the page for this tag and its global entries; of the paging-structure caches all entries of the PCID, whatever
