@@ -139,7 +139,7 @@ pub(crate) fn put_op(out: &mut Vec<u8>, op: Option<&Op>) {
             put_image(out, &image);
         }
         Op::Exit => out.push(12),
-        Op::Wait { child } => tagged(out, 13, &[child.0.into()]),
+        Op::Wait { child } => tagged(out, 13, &[child.map_or(0, |child| u64::from(child.0) + 1)]),
         Op::Switch { to } => tagged(out, 14, &[to.0.into()]),
         Op::Handoff { thread } => tagged(out, 15, &[thread.into()]),
         Op::Syscall { number } => tagged(out, 16, &[number.into()]),
@@ -175,7 +175,12 @@ pub(crate) fn take_op(input: &mut &[u8]) -> Option<Option<Op>> {
         10 => Op::Exec,
         11 => Op::Load { image: take_image(input)? },
         12 => Op::Exit,
-        13 => Op::Wait { child: ProcessId(take32(input)?) },
+        13 => Op::Wait {
+            child: match take(input)?.checked_sub(1) {
+                None => None,
+                Some(number) => Some(ProcessId(u32::try_from(number).ok()?)),
+            },
+        },
         14 => Op::Switch { to: ProcessId(take32(input)?) },
         15 => Op::Handoff { thread: take32(input)? },
         16 => Op::Syscall { number: take32(input)? },
@@ -215,7 +220,8 @@ mod tests {
             Op::Load { image },
             Op::Load { image: Image { interpreter: None, ..image } },
             Op::Exit,
-            Op::Wait { child },
+            Op::Wait { child: Some(child) },
+            Op::Wait { child: None },
             Op::Switch { to: child },
             Op::Handoff { thread: 3 },
             Op::Syscall { number: 435 },

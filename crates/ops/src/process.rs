@@ -217,8 +217,9 @@ pub enum Op {
     Exit,
     /// A wait for a child that returns, as the child has ended before in this stream.
     Wait {
-        /// The child.
-        child: ProcessId,
+        /// The child. `None` in the stream of a single process where its recording does not say which child ended: whoever
+        /// puts the streams in order knows.
+        child: Option<ProcessId>,
     },
     /// Another thread of the current process goes on: the kernel's scheduler runs, the address space stays.
     Handoff {

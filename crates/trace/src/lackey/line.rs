@@ -55,8 +55,8 @@ pub(crate) enum Line<'a> {
 pub(crate) enum Remark<'a> {
     /// `==PID== Command: ...`.
     Command { pid: u32, command: &'a [u8] },
-    /// The scheduler's: which thread runs.
-    Schedule,
+    /// The scheduler's; the thread where it says that one goes on.
+    Schedule { thread: Option<u32> },
     /// Any other with the process' number in front.
     Text { pid: u32 },
     /// One without it.
@@ -177,13 +177,23 @@ fn result(input: &[u8]) -> Parsed<'_, Line<'_>> {
     expect("`Success(0x...)`, `Failure(0x...)` or `NoWriteResult`", outcome).map(open).parse(after)
 }
 
+/// After `SCHED[`: `TID]:  acquired lock (...)` where a thread goes on, and other things.
+fn schedule(input: &[u8]) -> Parsed<'_, Remark<'_>> {
+    let acquired = terminated(decimal::<u32>, (tag("]:"), space0, tag("acquired lock"), rest));
+    alt((
+        acquired.map(|thread| Remark::Schedule { thread: Some(thread) }),
+        value(Remark::Schedule { thread: None }, rest),
+    ))
+    .parse(input)
+}
+
 /// `==PID== text`, `--PID-- text`, `**PID** text`.
 fn pid_remark(input: &[u8]) -> Parsed<'_, Remark<'_>> {
     let marks = |mark: &'static str| delimited(tag(mark), decimal::<u32>, tag(mark));
     let (text, pid) = alt((marks("=="), marks("--"), marks("**"))).parse(input)?;
     alt((
         preceded(tag(" Command: "), rest).map(|command| Remark::Command { pid, command }),
-        value(Remark::Schedule, (space0, tag("SCHED["), rest)),
+        preceded((space0, tag("SCHED[")), schedule),
         value(Remark::Text { pid }, rest),
     ))
     .parse(text)
@@ -193,7 +203,8 @@ fn pid_remark(input: &[u8]) -> Parsed<'_, Remark<'_>> {
 /// `-v -v` says of debug information (`0x50: [0]={ ...`).
 fn bare_remark(input: &[u8]) -> Parsed<'_, Remark<'_>> {
     alt((
-        value(Remark::Schedule, (tag("SCHED"), rest)),
+        preceded(tag("SCHED["), schedule),
+        value(Remark::Schedule { thread: None }, (tag("SCHED"), rest)),
         value(Remark::Other, (tag("SB "), hex, nom::combinator::eof)),
         value(Remark::Other, (tag("0x"), hex, tag(": [0]={"), rest)),
     ))
@@ -237,6 +248,21 @@ pub(crate) fn arguments<const N: usize>(input: &[u8]) -> Option<([u64; N], usize
     );
     let mut list = delimited((space0, char('('), space0), collect, char::<_, Mismatch<'_>>(')'));
     list.parse(input).ok().map(|(_, list)| list)
+}
+
+/// The path that Valgrind prints behind the pointer to it, as in `0x4034bb0(/usr/lib/libc.so.6)`.
+pub(crate) fn path(input: &[u8]) -> Option<&[u8]> {
+    let (_, path) = delimited((take_until("(/"), char('(')), take_till(|b| b == b')'), char::<_, Mismatch<'_>>(')'))
+        .parse(input)
+        .ok()?;
+    Some(path)
+}
+
+/// The process that a fork made, as Valgrind prints behind the arguments: `clone(fork): process 7 created child 8`.
+pub(crate) fn child(input: &[u8]) -> Option<u32> {
+    const BEFORE: &str = " created child ";
+    let (_, child) = preceded((take_until(BEFORE), tag::<_, _, Mismatch<'_>>(BEFORE)), decimal).parse(input).ok()?;
+    Some(child)
 }
 
 /// The first argument of `clone`, its flags, which are printed in hexadecimal without `0x`.

@@ -8,6 +8,7 @@
 mod access;
 mod buffer;
 mod calls;
+mod family;
 mod line;
 mod reader;
 mod split;

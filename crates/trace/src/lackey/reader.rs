@@ -1,5 +1,6 @@
 //! The reader itself: from lines to batches.
 
+use std::collections::VecDeque;
 use std::io::Read;
 
 use memvirt_addr::{Acc, AccessKind, Gva, PageSize};
@@ -7,10 +8,11 @@ use memvirt_ops::process::{Batch, Op, Source};
 
 use super::access::{self, Access, Kind};
 use super::buffer::{Lines, Peek};
-use super::calls::{Calls, Ops};
-use super::line::{self, Line, Mismatch};
+use super::calls::Calls;
+use super::line::{self, Line, Mismatch, Remark};
 use super::split;
 use super::tally::Tally;
+use crate::calls::as_plain_call;
 use crate::error::{TraceError, excerpt};
 use crate::input::{Compression, Input, Progress};
 
@@ -18,7 +20,6 @@ use crate::input::{Compression, Input, Progress};
 const PATIENCE_LINES: u64 = 1000;
 const PATIENCE_BYTES: u64 = 64 << 10;
 const CAPACITY: usize = Batch::CAPACITY;
-const NO_OPS: Ops = [None; 2];
 
 /// A streaming reader of a lackey log, plain or compressed with zstd, xz or gzip.
 ///
@@ -29,8 +30,10 @@ pub struct LackeyReader<R: Read> {
     lines: Lines<Input<R>>,
     tally: Tally,
     calls: Calls,
-    /// The second operation of a call that has two.
-    queued: Option<Op>,
+    /// What follows the operation delivered last.
+    queued: VecDeque<Op>,
+    /// The thread that runs, once the log has named one.
+    thread: Option<u32>,
     /// Malformed lines and bytes before the first access or call; `None` once that has come.
     doubt: Option<(u64, u64)>,
     memory_calls: MemoryCalls,
@@ -69,7 +72,8 @@ impl<R: Read> LackeyReader<R> {
             lines: Lines::new(Input::new(input, progress)),
             tally: Tally::default(),
             calls: Calls::default(),
-            queued: None,
+            queued: VecDeque::new(),
+            thread: None,
             doubt: Some((0, 0)),
             memory_calls: MemoryCalls::default(),
             started: false,
@@ -82,6 +86,21 @@ impl<R: Read> LackeyReader<R> {
     #[must_use]
     pub fn with_memory_calls(self, memory_calls: MemoryCalls) -> Self {
         Self { memory_calls, ..self }
+    }
+
+    /// The same reader for a process whose earlier calls are known.
+    pub(super) fn with_calls(self, calls: Calls) -> Self {
+        Self { calls, ..self }
+    }
+
+    /// What is known from the calls, for the reader of the next log of the process.
+    pub(super) fn into_calls(self) -> Calls {
+        self.calls
+    }
+
+    /// Whether the log ends in a call of `execve` that did not fail.
+    pub(super) fn ends_in_exec(&self) -> bool {
+        !self.exited && self.calls.is_in_exec()
     }
 
     /// The name given when the trace was opened.
@@ -152,31 +171,38 @@ impl<R: Read> LackeyReader<R> {
         };
         // What follows on the same line is read as a line of its own; spaces before the newline are nothing.
         let used = if rest.trim_ascii().is_empty() { whole } else { content.len() - rest.len() };
-        let ops = match line {
+        if matches!(line, Line::Access(_))
+            && let Some(wait) = self.calls.interrupted_wait(None)
+        {
+            return self.apply(None, [Some(wait), None], batch);
+        }
+        let (mut thread, mut lost, mut op) = (None, None, Ok(None));
+        match line {
             Line::Access(access) => match self.tally_access(access, batch) {
                 Ok(Step::Full) => return Step::Full,
-                Ok(Step::More) => Ok(NO_OPS),
-                Err(expected) => Err(expected),
+                Ok(Step::More) => {}
+                Err(expected) => op = Err(expected),
             },
             Line::Call(call) => {
                 self.doubt = None;
                 self.tally.pid(call.caller.pid);
                 self.tally.syscall(call.name);
-                self.calls.call(&call)
+                thread = Some(call.caller.tid);
+                lost = self.calls.interrupted_wait(Some(call.caller));
+                op = self.calls.call(&call);
             }
-            Line::Result { caller, outcome } => self.calls.result(caller, outcome),
+            Line::Result { caller, outcome } => op = self.calls.result(caller, outcome),
             Line::Remark(remark) => {
                 self.tally.remark(&remark);
-                Ok(NO_OPS)
+                if let Remark::Schedule { thread: next } = remark {
+                    thread = next;
+                }
             }
-            Line::Blank => {
-                self.tally.blank_lines += 1;
-                Ok(NO_OPS)
-            }
-        };
-        let ops = ops.unwrap_or_else(|expected| {
+            Line::Blank => self.tally.blank_lines += 1,
+        }
+        let op = op.unwrap_or_else(|expected| {
             self.tally.malformed(&self.name, expected, self.lines.available()[..text].trim_ascii_end());
-            NO_OPS
+            None
         });
         if used == whole {
             self.end_line(whole);
@@ -184,7 +210,7 @@ impl<R: Read> LackeyReader<R> {
             self.tally.raw_bytes += used as u64;
             self.lines.consume(used);
         }
-        self.apply(ops, batch)
+        self.apply(thread, [lost, op], batch)
     }
 
     /// Adds an access to the batch; says what was expected where it is impossible.
@@ -204,16 +230,23 @@ impl<R: Read> LackeyReader<R> {
         Ok(Step::More)
     }
 
-    fn apply(&mut self, [first, second]: Ops, batch: &mut Batch) -> Step {
-        if self.exited || first.is_none() {
+    /// Ends the batch with what a line did: a hand-off where another thread than before did it, and then `ops`.
+    fn apply(&mut self, thread: Option<u32>, ops: [Option<Op>; 2], batch: &mut Batch) -> Step {
+        if self.exited {
             return Step::More;
         }
-        self.exited = matches!(first, Some(Op::Exit));
-        (batch.then, self.queued) = match self.memory_calls {
-            MemoryCalls::Apply => (first, second),
-            MemoryCalls::Ignore => (first.map(as_plain_call), None),
-        };
-        Step::Full
+        let before = if thread.is_some() { std::mem::replace(&mut self.thread, thread) } else { None };
+        let handoff = thread.filter(|thread| before.is_some_and(|before| before != *thread));
+        self.tally.handoffs += u64::from(handoff.is_some());
+        self.queued.extend(handoff.map(|thread| Op::Handoff { thread }));
+        for op in ops.into_iter().flatten() {
+            let op = if self.memory_calls == MemoryCalls::Ignore { as_plain_call(op) } else { op };
+            self.tally.operation(&op);
+            self.exited = matches!(op, Op::Exit);
+            self.queued.push_back(op);
+        }
+        batch.then = self.queued.pop_front();
+        if batch.then.is_some() { Step::Full } else { Step::More }
     }
 
     fn end_line(&mut self, whole: usize) {
@@ -290,12 +323,12 @@ impl<R: Read> LackeyReader<R> {
         if !self.started {
             self.start()?;
         }
-        if let Some(op) = self.queued.take() {
+        if let Some(op) = self.queued.pop_front() {
             batch.then = Some(op);
             return Ok(());
         }
         loop {
-            if !self.exited {
+            if !self.exited && !self.calls.is_in_wait(None) {
                 self.fast_lines(batch);
             }
             match self.lines.peek() {
@@ -312,16 +345,6 @@ impl<R: Read> LackeyReader<R> {
                 return Err(self.refuse_doubted());
             }
         }
-    }
-}
-
-/// A call that changes areas, as a system call like any other (numbers of Linux on x86-64).
-const fn as_plain_call(op: Op) -> Op {
-    match op {
-        Op::Mmap { .. } => Op::Syscall { number: 9 },
-        Op::Mprotect { .. } => Op::Syscall { number: 10 },
-        Op::Munmap { .. } => Op::Syscall { number: 11 },
-        other => other,
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use memvirt_ops::process::Op;
+
 use super::access::Kind;
 use super::line::Remark;
 use crate::error::{Malformed, excerpt};
@@ -25,6 +27,16 @@ pub struct Tally {
     pub modifies: u64,
     /// Accesses that lie in more than one 4 KiB page; each is delivered as one access a page.
     pub page_crossings: u64,
+    /// Processes, where the recording tells them apart.
+    pub processes: u64,
+    /// Processes made by fork, vfork and clone.
+    pub forks: u64,
+    /// Programs started by exec.
+    pub execs: u64,
+    /// Processes that ended.
+    pub exits: u64,
+    /// Times that another thread of a process went on.
+    pub handoffs: u64,
     /// System calls by name.
     pub syscalls: BTreeMap<String, u64>,
     /// Lines that are Valgrind's own.
@@ -56,7 +68,50 @@ impl Tally {
         self.syscalls.values().sum()
     }
 
-    pub(super) fn access(&mut self, kind: Kind) {
+    /// Counts an operation as it is delivered.
+    pub(crate) fn operation(&mut self, op: &Op) {
+        match op {
+            Op::Fork { .. } | Op::Vfork { .. } => self.forks += 1,
+            Op::Exec | Op::Load { .. } => self.execs += 1,
+            Op::Exit => self.exits += 1,
+            _ => {}
+        }
+    }
+
+    /// Adds the counts of another part of the same recording.
+    pub(crate) fn add(&mut self, other: &Self) {
+        let sums = [
+            (&mut self.lines, other.lines),
+            (&mut self.raw_bytes, other.raw_bytes),
+            (&mut self.fetches, other.fetches),
+            (&mut self.loads, other.loads),
+            (&mut self.stores, other.stores),
+            (&mut self.modifies, other.modifies),
+            (&mut self.page_crossings, other.page_crossings),
+            (&mut self.processes, other.processes),
+            (&mut self.forks, other.forks),
+            (&mut self.execs, other.execs),
+            (&mut self.exits, other.exits),
+            (&mut self.handoffs, other.handoffs),
+            (&mut self.remarks, other.remarks),
+            (&mut self.schedule_remarks, other.schedule_remarks),
+            (&mut self.blank_lines, other.blank_lines),
+            (&mut self.malformed, other.malformed),
+        ];
+        for (sum, more) in sums {
+            *sum += more;
+        }
+        for (name, count) in &other.syscalls {
+            *self.syscalls.entry(name.clone()).or_default() += count;
+        }
+        self.first_malformed = self.first_malformed.take().or_else(|| other.first_malformed.clone());
+        self.command = self.command.take().or_else(|| other.command.clone());
+        for pid in &other.pids {
+            self.pid(*pid);
+        }
+    }
+
+    pub(crate) fn access(&mut self, kind: Kind) {
         match kind {
             Kind::Fetch => self.fetches += 1,
             Kind::Load => self.loads += 1,
@@ -65,7 +120,7 @@ impl Tally {
         }
     }
 
-    pub(super) fn syscall(&mut self, name: &[u8]) {
+    pub(crate) fn syscall(&mut self, name: &[u8]) {
         // Names of real calls are few and short; others must not fill the memory.
         const MAX_NAME_BYTES: usize = 40;
         const MAX_NAMES: usize = 512;
@@ -79,28 +134,28 @@ impl Tally {
         }
     }
 
-    pub(super) fn pid(&mut self, pid: u32) {
+    pub(crate) fn pid(&mut self, pid: u32) {
         const MAX_PIDS: usize = 16;
         if self.pids.len() < MAX_PIDS && !self.pids.contains(&pid) {
             self.pids.push(pid);
         }
     }
 
-    pub(super) fn remark(&mut self, remark: &Remark<'_>) {
+    pub(crate) fn remark(&mut self, remark: &Remark<'_>) {
         self.remarks += 1;
         match *remark {
             Remark::Command { pid, command } => {
                 self.pid(pid);
                 self.command.get_or_insert_with(|| String::from_utf8_lossy(command).trim().to_owned());
             }
-            Remark::Schedule => self.schedule_remarks += 1,
+            Remark::Schedule { .. } => self.schedule_remarks += 1,
             Remark::Text { pid } => self.pid(pid),
             Remark::Other => {}
         }
     }
 
     /// Counts a malformed line, which is the one after those counted in `lines`.
-    pub(super) fn malformed(&mut self, file: &str, expected: &str, found: &[u8]) {
+    pub(crate) fn malformed(&mut self, file: &str, expected: &str, found: &[u8]) {
         self.malformed += 1;
         if self.first_malformed.is_none() {
             let (line, expected) = (self.lines + 1, expected.to_owned());

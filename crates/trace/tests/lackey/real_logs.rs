@@ -2,7 +2,7 @@
 
 use crate::common::{LOGS, drain, naive, path, pieces, run, text};
 use memvirt_addr::{AccessKind, Gva};
-use memvirt_ops::process::{Backing, Batch, Op, Prot, Range, Source};
+use memvirt_ops::process::{Batch, Op, Prot, Range, Sharing, Source};
 use memvirt_trace::{Compression, LackeyReader, TraceInfo};
 
 #[test]
@@ -61,21 +61,29 @@ fn the_operations_of_the_shipped_log_are_those_of_its_calls() {
     let run = run(&text(LOGS[0])[..]);
     let ops = run.ops();
     let count = |test: fn(&Op) -> bool| ops.iter().filter(|op| test(op)).count();
-    // 29 mmap and one brk that grows the heap.
-    assert_eq!(count(|op| matches!(op, Op::Mmap { .. })), 30);
+    // 29 mmap, 8 of them anonymous (descriptor -1); 3 brk.
+    assert_eq!(count(|op| matches!(op, Op::Mmap { .. })), 8);
+    assert_eq!(count(|op| matches!(op, Op::MapFile { .. })), 21);
+    assert_eq!(count(|op| matches!(op, Op::Brk { .. })), 3);
     assert_eq!(count(|op| matches!(op, Op::Munmap { .. })), 6);
     assert_eq!(count(|op| matches!(op, Op::Mprotect { .. })), 7);
     assert_eq!(ops.iter().position(|op| *op == Op::Exit), Some(ops.len() - 1));
     assert_eq!(ops.len() as u64, run.tally.syscall_count());
-    let heap = Op::Mmap {
-        range: Range { start: Gva::new(0x403_5000), bytes: 0x2_1000 },
-        prot: Prot::RW,
-        backing: Backing::AnonymousPrivate,
-    };
-    assert!(ops.contains(&heap), "the heap grows by brk");
+    assert!(ops.contains(&Op::Brk { end: Gva::new(0x405_6000) }), "the heap grows");
     // `sys_mmap ( 0x0, 16400, 1, 2050, 4, 0 )`: read-only, private, of a file.
-    let file = |op: &&Op| matches!(op, Op::Mmap { prot: Prot::R, backing: Backing::FilePrivate, range } if range.bytes == 16_400);
-    assert_eq!(ops.iter().filter(file).count(), 1);
+    let part = |op: &Op, bytes, prot| match *op {
+        Op::MapFile { range, prot: has, sharing: Sharing::Private, file, first_page }
+            if range.bytes == bytes && has == prot =>
+        {
+            Some((file, first_page))
+        }
+        _ => None,
+    };
+    let whole: Vec<_> = ops.iter().filter_map(|op| part(op, 16_400, Prot::R)).collect();
+    assert_eq!(whole.len(), 1);
+    // The parts of that library are mapped over it by the same descriptor: the same file, at page 1 and page 2.
+    let text: Vec<_> = ops.iter().filter_map(|op| part(op, 4096, Prot::RX)).collect();
+    assert_eq!((whole[0].1, text[0]), (0, (whole[0].0, 1)));
 }
 
 #[test]
@@ -83,25 +91,26 @@ fn threads_and_calls_that_are_torn_apart_are_understood() {
     let run = run(&text("threads.lackey")[..]);
     let ops = run.ops();
     // The result of this call stands eleven lines below it, after remarks of Valgrind about a library's symbols.
-    let torn = Op::Mmap {
-        range: Range { start: Gva::new(0x4a1_4000), bytes: 24_576 },
-        prot: Prot::RW,
-        backing: Backing::FilePrivate,
-    };
-    assert!(ops.contains(&torn));
+    let torn = Range { start: Gva::new(0x4a1_4000), bytes: 24_576 };
+    assert!(
+        ops.iter().any(|op| matches!(op, Op::MapFile { range, prot: Prot::RW, first_page: 463, .. } if *range == torn))
+    );
     // The threads' exits are no exit of the process; that comes once, at the end.
     assert_eq!(ops.iter().filter(|op| **op == Op::Exit).count(), 1);
     assert_eq!(ops.last(), Some(&Op::Exit));
     assert_eq!(ops.iter().filter(|op| **op == Op::Syscall { number: 60 }).count(), 2);
     // mremap to another place, then shrinking in place.
-    let moved = ops.iter().position(|op| *op == unmap(0x5a2_c000, 303_104)).unwrap();
-    let Op::Mmap { range, .. } = ops[moved + 1] else { panic!("{:?}", ops[moved + 1]) };
-    assert_eq!(range, Range { start: Gva::new(0x5a7_6000), bytes: 3_002_368 });
-    assert_eq!(ops[moved + 2], unmap(0x5a7_6000 + 602_112, 3_002_368 - 602_112));
-}
-
-fn unmap(start: u64, bytes: u64) -> Op {
-    Op::Munmap { range: Range { start: Gva::new(start), bytes } }
+    let range = |start, bytes| Range { start: Gva::new(start), bytes };
+    let moves: Vec<_> = ops.iter().filter(|op| matches!(op, Op::Mremap { .. })).copied().collect();
+    let moved = Op::Mremap { from: range(0x5a2_c000, 303_104), to: range(0x5a7_6000, 3_002_368) };
+    let shrunk = Op::Mremap { from: range(0x5a7_6000, 3_002_368), to: range(0x5a7_6000, 602_112) };
+    assert_eq!(moves, [moved, shrunk]);
+    // Three threads take turns.
+    let threads: Vec<_> =
+        ops.iter().filter_map(|op| if let Op::Handoff { thread } = op { Some(*thread) } else { None }).collect();
+    assert!(threads.windows(2).all(|pair| pair[0] != pair[1]), "{threads:?}");
+    assert_eq!(threads.len() as u64, run.tally.handoffs);
+    assert!(threads.contains(&2) && threads.contains(&1), "{threads:?}");
 }
 
 #[test]
