@@ -1,0 +1,403 @@
+//! Random L2s under random acts of L1 and L0: every translation is what the three owners' tables come to, every table says what
+//! its owner's map says, and no frame has two owners.
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
+use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, Gva, Hfn, L1fn, Level, PageSize};
+use memvirt_nestedvirt::{
+    Arrangement, Audit, Config, EptOnEpt, Flushes, Guest, Linking, Nesting, OnStore, ShadowOnEpt,
+};
+use memvirt_ops::arch::{Control, Cr3, CrWrite, Event, GfnRange, HostEvent, StoreOp, Trap, Width};
+use memvirt_ops::{VcpuId, VmId};
+use memvirt_oracle::Checked;
+use memvirt_pagetable::{Attrs, Entry, Format};
+use memvirt_platform::{Engine, Horizon, Host, Ledger, MemoryMap, Platform, Regime, Stop, Tags, VmSpec};
+use memvirt_tlb::Geometry;
+use proptest::prelude::*;
+
+const VM: VmId = VmId::FIRST;
+const V: VcpuId = VcpuId::FIRST;
+const FRAMES: u64 = 2048;
+/// The roots of two address spaces.
+const ROOTS: [u64; 2] = [1, 2];
+/// Three leaf tables that both may link.
+const LEAVES: [u64; 3] = [20, 21, 22];
+/// Tables of the direct map and of the way to the leaf tables.
+const DIRECT: u64 = 4;
+const WAY: [u64; 2] = [10, 15];
+/// The first frame for data.
+const DATA: u64 = 100;
+const PAGES: u64 = 128;
+
+#[derive(Clone, Debug)]
+enum Op {
+    /// The kernel stores a leaf entry.
+    Leaf {
+        table: usize,
+        index: u64,
+        frame: u64,
+        flags: u64,
+    },
+    /// The kernel links a leaf table, nothing, or a page of 2 MiB.
+    Link {
+        root: usize,
+        slot: u64,
+        to: Link,
+    },
+    /// The kernel takes the write permission from an entry.
+    Protect {
+        table: usize,
+        index: u64,
+    },
+    /// The kernel clears a leaf table as it clears data.
+    Clear {
+        table: usize,
+    },
+    Touch {
+        page: u64,
+        write: bool,
+    },
+    /// The kernel stores a value to a process' page and the process' alias shows it.
+    Value {
+        page: u64,
+        value: u64,
+    },
+    Switch {
+        root: usize,
+    },
+    Control(Control),
+    TakeL1 {
+        frame: u64,
+        frames: u64,
+        discard: bool,
+    },
+    TakeL0 {
+        nth: usize,
+        frames: usize,
+    },
+    Slots,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Link {
+    Nothing,
+    Table(usize),
+    Large(u64),
+}
+
+fn frames() -> impl Strategy<Value = u64> {
+    prop_oneof![12 => DATA..DATA + 40, 1 => 1..30u64]
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let flags = prop_oneof![3 => Just(0x67u64), 1 => Just(0x27), 1 => Just(0x07), 1 => Just(0x25), 1 => Just(0), 1 => Just(0x63)];
+    let link = prop_oneof![1 => Just(Link::Nothing), 4 => (0..3usize).prop_map(Link::Table), 1 => (0..4u64).prop_map(Link::Large)];
+    let control = prop_oneof![
+        (0..PAGES).prop_map(|page| Control::Invlpg(Gva::new(page << 12))),
+        Just(Control::Cr(CrWrite::TogglePge)),
+        Just(Control::Trap(Trap::Cpuid)),
+        Just(Control::ReadCr3),
+    ];
+    let op = prop_oneof![
+        6 => (0..3usize, 0..64u64, frames(), flags).prop_map(|(table, index, frame, flags)| Op::Leaf { table, index, frame, flags }),
+        3 => (0..2usize, 0..2u64, link).prop_map(|(root, slot, to)| Op::Link { root, slot, to }),
+        2 => (0..3usize, 0..64u64).prop_map(|(table, index)| Op::Protect { table, index }),
+        1 => (0..3usize).prop_map(|table| Op::Clear { table }),
+        16 => (0..PAGES, any::<bool>()).prop_map(|(page, write)| Op::Touch { page, write }),
+        3 => (0..PAGES, any::<u64>()).prop_map(|(page, value)| Op::Value { page, value }),
+        2 => (0..2usize).prop_map(|root| Op::Switch { root }),
+        1 => control.prop_map(Op::Control),
+        2 => (0..150u64, 1..40u64, any::<bool>()).prop_map(|(frame, frames, discard)| Op::TakeL1 { frame, frames, discard }),
+        2 => (any::<usize>(), 1..20usize).prop_map(|(nth, frames)| Op::TakeL0 { nth, frames }),
+        1 => Just(Op::Slots),
+    ];
+    prop::collection::vec(op, 1..120)
+}
+
+fn config() -> impl Strategy<Value = Config> {
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    flags.prop_map(|(eager, propagate, each)| Config {
+        linking: if eager { Linking::Eager } else { Linking::Lazy },
+        on_store: if propagate { OnStore::Propagate } else { OnStore::Zap },
+        flushes: if each { Flushes::EachEntry } else { Flushes::Instruction },
+    })
+}
+
+/// Where things lie for tables of `N` levels.
+struct Lab<P, const N: u8> {
+    platform: P,
+    out: Ledger,
+    root: usize,
+}
+
+const fn region(levels: u8) -> u64 {
+    1 << (12 + 9 * (levels as u32 - 1))
+}
+
+impl<P: Platform, const N: u8> Lab<P, N> {
+    fn new(platform: P) -> Self {
+        let mut lab = Self { platform, out: Ledger::sums(), root: 0 };
+        lab.poke_way(&ROOTS, 1, DIRECT, 0x23);
+        for (way, root) in WAY.into_iter().zip(ROOTS) {
+            lab.poke_way(&[root], 8, way, 0x27);
+        }
+        for index in 0..512 {
+            let leaf = if N == 2 { DIRECT } else { DIRECT + u64::from(N) - 2 };
+            lab.poke(leaf, index, index << 12 | 0x63);
+        }
+        lab.control(Control::Cr3(Cr3::flushing(Gfn::new(ROOTS[0]).base())));
+        lab
+    }
+
+    /// Tables from entry `slot` of the roots down to level 1, or for the processes to level 2.
+    fn poke_way(&mut self, roots: &[u64], slot: u64, first: u64, flags: u64) {
+        let last = if flags & 4 == 0 { 1 } else { 2 };
+        if N > last {
+            for root in roots {
+                self.poke(*root, slot, first << 12 | flags);
+            }
+        }
+        for i in 0..u64::from((N - 1).saturating_sub(last)) {
+            self.poke(first + i, 0, (first + i + 1) << 12 | flags);
+        }
+    }
+
+    fn poke(&mut self, table: u64, index: u64, raw: u64) {
+        self.platform.poke(VM, Gfn::new(table).at(index * 8), raw);
+    }
+
+    /// Where the entry of level 2 for half `slot` of the processes' pages lies.
+    fn link_at(root: usize, slot: u64) -> Gpa {
+        if N == 2 {
+            Gfn::new(ROOTS[root]).at((8 + slot) * 8)
+        } else {
+            Gfn::new(WAY[root] + u64::from(N) - 3).at(slot * 8)
+        }
+    }
+
+    fn page(page: u64) -> Gva {
+        Gva::new(8 * region(N) + (page / 64) * PageSize::Size2M.bytes() + (page % 64) * 4096)
+    }
+
+    fn control(&mut self, control: Control) {
+        self.platform.event(V, &control.into(), &mut self.out).unwrap();
+    }
+
+    fn store(&mut self, at: Gpa, op: StoreOp) {
+        let via = Gva::new(region(N) + at.as_u64());
+        self.platform.event(V, &Event::Store { via, op, ip: Gva::ZERO }, &mut self.out).unwrap();
+    }
+
+    fn set(&mut self, at: Gpa, value: u64) {
+        self.store(at, StoreOp::Mov { width: Width::B8, value });
+    }
+
+    fn flush(&mut self) {
+        self.control(Control::Cr3(Cr3::flushing(Gfn::new(ROOTS[self.root]).base())));
+    }
+
+    fn touch(&mut self, gva: Gva, write: bool) -> Stop {
+        let kind = if write { AccessKind::Write } else { AccessKind::Read };
+        self.platform.accesses(V, &[Acc::user(gva, kind)], Horizon::Open, &mut self.out).1
+    }
+
+    /// The walk of L2's tables: the frame, what all levels permit, and the raw leaf.
+    fn walk(&self, gva: Gva) -> Option<(Gfn, Attrs, u64)> {
+        let (mut table, mut perms) = (Gfn::new(ROOTS[self.root]), Attrs::PERMISSIONS);
+        for level in (1..=N).rev() {
+            let level = Level::from_number(level).unwrap();
+            let raw = self.platform.peek(VM, table.entry(Guest::<N>::index(gva, level)));
+            match Guest::<N>::decode(raw, level) {
+                Entry::Table { next, attrs } => {
+                    perms &= attrs;
+                    table = next;
+                }
+                Entry::Leaf { frame, size, attrs } => {
+                    return Some((frame.offset(gva.page_offset(size) >> 12), perms & attrs, raw));
+                }
+                Entry::Absent | Entry::Reserved => return None,
+            }
+        }
+        None
+    }
+
+    /// Carries out what both kinds of tests have in common; `disciplined` guests flush after each change. False for the rest.
+    fn kernel(&mut self, op: &Op, disciplined: bool) -> bool {
+        match *op {
+            Op::Leaf { table, index, frame, flags } => {
+                self.set(Gfn::new(LEAVES[table]).at(index * 8), frame << 12 | flags)
+            }
+            Op::Link { root, slot, to } => {
+                let value = match to {
+                    Link::Nothing => 0,
+                    Link::Table(table) => LEAVES[table] << 12 | 0x27,
+                    Link::Large(n) => n << 21 | 0xe7,
+                };
+                self.set(Self::link_at(root, slot), value);
+            }
+            Op::Protect { table, index } => {
+                self.store(Gfn::new(LEAVES[table]).at(index * 8), StoreOp::And { mask: !2 })
+            }
+            Op::Clear { table } => {
+                self.store(Gfn::new(LEAVES[table]).base(), StoreOp::RepStos { value: 0, count: 512 })
+            }
+            Op::Switch { root } => self.root = root,
+            Op::Control(control) => {
+                self.control(control);
+                return true;
+            }
+            _ => return false,
+        }
+        if disciplined || matches!(op, Op::Switch { .. }) {
+            self.flush();
+        }
+        true
+    }
+}
+
+impl<R: Regime + Nesting + Audit, const N: u8> Lab<Engine<R>, N> {
+    fn engine(regime: impl FnOnce(&mut Host, &MemoryMap) -> R) -> Self {
+        let mut host = Host::new(1 << 14);
+        let map = MemoryMap::new(FRAMES, PageSize::Size4K);
+        let regime = regime(&mut host, &map);
+        Self::new(Engine::new(host, 1, &Geometry::default(), Tags::On, vec![(VmSpec { map, vcpus: 1 }, regime)]))
+    }
+
+    /// L0's map of L1's map of a frame of L2, where all of it is resident.
+    fn composed(&self, gfn: Gfn) -> Option<Hfn> {
+        let regime = self.platform.regime(VM);
+        let frame = regime.l1().frame_of(gfn).filter(|_| regime.l1().is_resident(gfn))?;
+        regime.l0().frame_of(frame).filter(|_| regime.l0().is_resident(frame))
+    }
+
+    fn check_touch(&mut self, page: u64, write: bool) -> Result<(), TestCaseError> {
+        let gva = Self::page(page);
+        let before = self.walk(gva);
+        let allowed =
+            before.is_some_and(|(_, perms, _)| perms.contains(Attrs::USER) && (!write || perms.contains(Attrs::WRITE)));
+        let stop = self.touch(gva, write);
+        prop_assert_eq!(stop == Stop::Done, allowed, "{:?} for {:?}", stop, before);
+        let (Some((gfn, ..)), Some((_, _, raw)), true) = (before, self.walk(gva), allowed) else { return Ok(()) };
+        if let Some(reached) = self.platform.reached(V, gva) {
+            prop_assert_eq!(Some(reached.frame), self.composed(gfn), "L2's {:?}", gfn);
+            prop_assert_eq!(Some(reached.frame), self.platform.backing(VM, gfn));
+            prop_assert!(!reached.writable || raw & 0x42 == 0x42, "writable while clean or read-only: {:#x}", raw);
+            let wanted = if write { 0x60 } else { 0x20 };
+            prop_assert_eq!(raw & wanted, wanted, "accessed and dirty");
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, op: &Op) -> Result<(), TestCaseError> {
+        if self.kernel(op, true) {
+            return Ok(());
+        }
+        match *op {
+            Op::Touch { page, write } => self.check_touch(page, write)?,
+            Op::Value { page, value } => {
+                let Some((gfn, ..)) =
+                    self.walk(Self::page(page)).filter(|(gfn, ..)| gfn.number() >= DATA && gfn.number() < 512)
+                else {
+                    return Ok(());
+                };
+                self.set(gfn.base(), value);
+                let loaded = self.platform.event(V, &Event::Load { gva: Self::page(page) }, &mut self.out).unwrap();
+                prop_assert_eq!((loaded, self.platform.peek(VM, gfn.base())), (Some(value), value));
+            }
+            Op::TakeL1 { frame, frames, discard } => {
+                let range = GfnRange { start: Gfn::new(if discard { frame + DATA } else { frame }), frames };
+                let event = if discard { HostEvent::Discard(VM, range) } else { HostEvent::Unmap(VM, range) };
+                self.platform.host(&event, &mut self.out);
+                let resident = (0..frames).any(|i| self.platform.regime(VM).l1().is_resident(range.start.offset(i)));
+                prop_assert!(!resident);
+            }
+            Op::TakeL0 { nth, frames } => {
+                let given: Vec<L1fn> = self.platform.regime(VM).l0().given().map(|(frame, _)| frame).collect();
+                let taken: Vec<L1fn> = given.into_iter().cycle().skip(nth % 97).take(frames).collect();
+                self.platform.intervene(V, &mut self.out, |regime, cx| regime.take_from_l1(cx, &taken));
+                prop_assert!(taken.iter().all(|frame| !self.platform.regime(VM).l0().is_resident(*frame)));
+            }
+            Op::Slots => self.platform.host(&HostEvent::SlotChange(VM), &mut self.out),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn run(mut self, ops: &[Op]) -> Result<(), TestCaseError> {
+        for (i, op) in ops.iter().enumerate() {
+            self.apply(op)?;
+            if i % 8 == 0 || i + 1 == ops.len() {
+                let wrong = self.platform.regime(VM).audit(self.platform.machine(), self.platform.map(VM));
+                prop_assert!(wrong.is_empty(), "after {:?}: {:?}", op, wrong);
+                let world = self.platform.regime(VM).world();
+                prop_assert_eq!(world.running(), memvirt_nestedvirt::Who::L2);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn run<const N: u8>(arrangement: Arrangement, config: Config, ops: &[Op]) -> Result<(), TestCaseError> {
+    match arrangement {
+        Arrangement::EptOnEpt => {
+            Lab::<_, N>::engine(|host, map| EptOnEpt::<N>::new(host, map, config).unwrap()).run(ops)
+        }
+        shadow => Lab::<_, N>::engine(|host, map| ShadowOnEpt::<N>::new(host, map, shadow, config).unwrap()).run(ops),
+    }
+}
+
+/// A guest that flushes when it likes: whatever it is given must be what some hardware could have given.
+fn run_sloppy<R: Regime + Nesting + Audit>(
+    ops: &[Op],
+    regime: impl FnOnce(&mut Host, &MemoryMap) -> R,
+) -> Result<(), TestCaseError> {
+    let mut host = Host::new(1 << 14);
+    let map = MemoryMap::new(FRAMES, PageSize::Size4K);
+    let regime = regime(&mut host, &map);
+    let engine = Engine::new(host, 1, &Geometry::default(), Tags::On, vec![(VmSpec { map, vcpus: 1 }, regime)]);
+    let mut lab = Lab::<_, 4>::new(Checked::single(engine));
+    for op in ops {
+        // Stores to the tables in use by plain accesses would leave the oracle without the value.
+        if matches!(op, Op::Leaf { frame, .. } if *frame < DATA) || matches!(op, Op::Link { to: Link::Large(_), .. }) {
+            continue;
+        }
+        if lab.kernel(op, false) {
+            continue;
+        }
+        match *op {
+            Op::Touch { page, write } => _ = lab.touch(Lab::<Engine<R>, 4>::page(page), write),
+            Op::TakeL1 { frame, frames, .. } => {
+                let range = GfnRange { start: Gfn::new(frame), frames };
+                lab.platform.host(&HostEvent::Unmap(VM, range), &mut lab.out);
+            }
+            Op::Slots => lab.platform.host(&HostEvent::SlotChange(VM), &mut lab.out),
+            _ => {}
+        }
+    }
+    prop_assert_eq!(lab.platform.tally().violations(), 0, "{:?}", lab.platform.violations());
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn translations_are_the_composition_of_three_tables(
+        which in 0..3usize, levels in 2..=5u8, config in config(), ops in ops(),
+    ) {
+        let arrangement = Arrangement::ALL[which];
+        match levels {
+            2 => run::<2>(arrangement, config, &ops)?,
+            3 => run::<3>(arrangement, config, &ops)?,
+            4 => run::<4>(arrangement, config, &ops)?,
+            _ => run::<5>(arrangement, config, &ops)?,
+        }
+    }
+
+    #[test]
+    fn the_oracle_finds_nothing_broken_where_flushes_are_forgotten(which in 0..3usize, config in config(), ops in ops()) {
+        match Arrangement::ALL[which] {
+            Arrangement::EptOnEpt => run_sloppy(&ops, |host, map| EptOnEpt::<4>::new(host, map, config).unwrap())?,
+            shadow => run_sloppy(&ops, |host, map| ShadowOnEpt::<4>::new(host, map, shadow, config).unwrap())?,
+        }
+    }
+}
