@@ -36,6 +36,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         ],
     ),
     ("memvirt-costmodel", &[]),
+    ("memvirt-timeline", &[]),
     ("memvirt-guest", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform"]),
     ("memvirt-workload", &["memvirt-addr", "memvirt-ops"]),
     ("memvirt-mvt", &["memvirt-addr", "memvirt-ops"]),
