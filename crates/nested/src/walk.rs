@@ -144,7 +144,39 @@ where
 
     /// Walks both dimensions for one access, with the registers of the vCPU.
     pub fn walk(&mut self, regs: &Regs, acc: Acc) -> End {
-        self.confirmed(Some(acc.gva()), |walker| walker.descend(regs, acc))
+        let root = (G::ROOT, Partial { table: regs.cr3.root.frame(), perms: Attrs::PERMISSIONS });
+        self.confirmed(Some(acc.gva()), |walker| walker.descend(regs, acc, root))
+    }
+
+    /// The same for a guest whose top-level entries are in registers, `entry` the one for this address: PAE paging on Intel,
+    /// where a load of CR3 reads the four PDPTEs ([`Walker::load_registers`]) and no walk reads them again (SDM volume 3,
+    /// section 4.4.1). On AMD under nested paging walks do read them (APM volume 2, section 15.25.10): [`Walker::walk`].
+    pub fn walk_from_register(&mut self, regs: &Regs, acc: Acc, entry: u64) -> End {
+        match (G::decode(entry, G::ROOT), G::ROOT.below()) {
+            (Entry::Table { next, attrs }, Some(below)) => {
+                let start = (below, Partial { table: next, perms: attrs & Attrs::PERMISSIONS });
+                self.confirmed(Some(acc.gva()), |walker| walker.descend(regs, acc, start))
+            }
+            (Entry::Absent, _) => End::GuestFault(PfCode::of(acc, false)),
+            _ => End::GuestFault(PfCode::of(acc, true).with_reserved()),
+        }
+    }
+
+    /// Reads the first `N` entries of the guest's root table at once, as a load of CR3 under PAE paging does: one nested
+    /// translation, for reading whatever the mode of the accessed bits (SDM volume 3, sections 4.4.1 and 28.2.3.2), then the
+    /// entries.
+    ///
+    /// # Errors
+    ///
+    /// The violation or misconfiguration that the load ends in.
+    pub fn load_registers<const N: usize>(&mut self, root: Gpa) -> Result<[u64; N], End> {
+        let host = self.nested(root, Some(G::ROOT), H::data(AccessKind::Read))?;
+        let mut entries = [0; N];
+        for (entry, i) in entries.iter_mut().zip(0..) {
+            let at = host.frame.at(root.as_u64()).wrapping_add(8 * i);
+            *entry = self.guest_reference(root.wrapping_add(8 * i), at, G::ROOT);
+        }
+        Ok(entries)
     }
 
     /// Walks the nested dimension alone: the access of a guest that does not page, to guest-physical address `gpa`.
@@ -176,19 +208,18 @@ where
         walk(self).unwrap_or_else(|end| end)
     }
 
-    /// The deepest guest table that is known, or the root.
+    /// The deepest guest table that is known, or the one to start from.
     #[inline]
-    fn guest_start(&mut self, regs: &Regs, gva: Gva) -> (Level, Partial<GuestPhys>) {
-        let root = Partial { table: regs.cr3.root.frame(), perms: Attrs::PERMISSIONS };
+    fn guest_start(&mut self, gva: Gva, root: (Level, Partial<GuestPhys>)) -> (Level, Partial<GuestPhys>) {
         let cached = if self.looks { self.caches.guest(gva) } else { None };
-        let Some((level, entry)) = cached else { return (G::ROOT, root) };
+        let Some((level, entry)) = cached else { return root };
         self.found = true;
         self.probe.cached(CacheHit::Walk(Dimension::Guest, level));
         (level.below().unwrap_or(Level::L1), entry)
     }
 
-    fn descend(&mut self, regs: &Regs, acc: Acc) -> Result<End, End> {
-        let (mut level, Partial { mut table, mut perms }) = self.guest_start(regs, acc.gva());
+    fn descend(&mut self, regs: &Regs, acc: Acc, root: (Level, Partial<GuestPhys>)) -> Result<End, End> {
+        let (mut level, Partial { mut table, mut perms }) = self.guest_start(acc.gva(), root);
         loop {
             let found = self.read_guest(table.entry(G::index(acc.gva(), level)), level)?;
             match found.entry {
@@ -247,12 +278,17 @@ where
     fn read_guest(&mut self, gpa: Gpa, level: Level) -> Result<GuestEntry<GuestPhys>, End> {
         let host = self.nested(gpa, Some(level), H::table_read(self.ad))?;
         let hpa = host.frame.at(gpa.as_u64());
-        let raw = self.mem.read(hpa);
-        self.counts.guest += 1;
-        let reference =
-            Reference { dimension: Dimension::Guest, guest_level: Some(level), level, entry_at: hpa, gpa, raw };
-        self.probe.reference(&reference);
+        let raw = self.guest_reference(gpa, hpa, level);
         Ok(GuestEntry { entry: G::decode(raw, level), raw, gpa, hpa, permitted: host.perms })
+    }
+
+    #[inline]
+    fn guest_reference(&mut self, gpa: Gpa, entry_at: Hpa, level: Level) -> u64 {
+        let raw = self.mem.read(entry_at);
+        self.counts.guest += 1;
+        let dimension = Dimension::Guest;
+        self.probe.reference(&Reference { dimension, guest_level: Some(level), level, entry_at, gpa, raw });
+        raw
     }
 
     /// Sets bits of a guest entry, one locked update where any is missing. Without nested accessed bits this is the first

@@ -68,7 +68,7 @@ impl<G: Format<In = GuestVirt, Out = GuestPhys>, H: SecondStage> Lab<G, H> {
     /// `host_sizes` are the host's pages behind each guest table, root first, and behind the data.
     pub(crate) fn new(guest_page: PageSize, host_sizes: &[PageSize]) -> Self {
         let mut mem = PhysMem::new(12 << 18);
-        let gva = Gva::new(0x1234_5678_9000 | 0xab8);
+        let gva = G::input(0x1234_5678_9ab8);
         let mut regions = Regions(0);
         let mut view = View(&mut mem);
         let mut mapper = Mapper::<G, _>::create(&mut view, &mut regions, TableAttrs::USER).unwrap();

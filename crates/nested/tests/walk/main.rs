@@ -5,5 +5,6 @@
 mod lab;
 mod matrix;
 mod order;
+mod pae;
 mod permissions;
 mod tables;
