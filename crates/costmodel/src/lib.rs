@@ -2,6 +2,12 @@
 #![forbid(unsafe_code)]
 
 pub mod fit;
+pub mod footprint;
 pub mod lang;
+pub mod literature;
+pub mod mva;
+pub mod stack;
+pub mod usl;
+pub mod walk;
 
 pub use lang::{EvalError, Model, ModelError};

@@ -10,13 +10,13 @@ use super::quality::Quality;
 use super::validate::folds;
 
 /// Sweeps over all coefficients at most, for one penalty.
-const MAX_SWEEPS: usize = 5_000;
+const MAX_SWEEPS: usize = 1_000;
 /// A sweep that changes no coefficient by more than this share of the observations' deviation ends the descent.
-const TOLERANCE: f64 = 1e-9;
+const TOLERANCE: f64 = 1e-8;
 /// Penalties tried, evenly spaced in their logarithm.
-const PENALTIES: usize = 60;
+const PENALTIES: usize = 40;
 /// The smallest penalty tried, as a share of the least one that leaves no coefficient.
-const SMALLEST: f64 = 1e-5;
+const SMALLEST: f64 = 1e-4;
 
 /// A fit under one penalty.
 #[derive(Clone, Debug, PartialEq)]

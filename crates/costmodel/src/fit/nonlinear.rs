@@ -10,6 +10,8 @@ use super::error::FitError;
 
 /// A start on a bound is moved inside by this share: on the bound itself nothing changes with the variable.
 const NUDGE: f64 = 1e-4;
+/// How far the first step may go, in lengths of the start: further, and a curve that flattens out is left for good.
+const FIRST_STEP: f64 = 0.5;
 /// A result closer to a bound than this share counts as lying on it.
 const AT_BOUND: f64 = 1e-6;
 
@@ -104,7 +106,7 @@ pub fn nonlinear(
     }
     let variables = (0..start.len()).map(|i| bounds[i].to_variable(inside[i], scales[i]));
     let problem = Problem { variables: DVector::from_iterator(start.len(), variables), bounds, scales, residuals };
-    let (problem, report) = LevenbergMarquardt::new().with_patience(200).minimize(problem);
+    let (problem, report) = LevenbergMarquardt::new().with_stepbound(FIRST_STEP).with_patience(400).minimize(problem);
     let params = problem.params_at(&problem.variables);
     let found = (problem.residuals)(&params)?;
     if !report.termination.was_successful() {

@@ -37,30 +37,8 @@ type Parsed<T> = Result<T, (Place, Problem)>;
 
 /// Words that no name may be.
 const RESERVED: &[&str] = &[
-    "model",
-    "title",
-    "about",
-    "source",
-    "unit",
-    "input",
-    "param",
-    "let",
-    "output",
-    "from",
-    "in",
-    "prior",
-    "if",
-    "then",
-    "else",
-    "and",
-    "or",
-    "not",
-    "sum",
-    "product",
-    "fixed",
-    "uniform",
-    "normal",
-    "lognormal",
+    "model", "title", "about", "source", "unit", "input", "param", "let", "output", "from", "in", "prior", "if",
+    "then", "else", "and", "or", "not", "sum", "product",
 ];
 
 pub(crate) fn parse(text: &str) -> Parsed<Model> {
