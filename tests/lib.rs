@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use memvirt_machine::{GuestConfig, HostConfig, MachineSpec, RegimeKind, RunResult, Setup, Undeclared, run};
+use memvirt_machine::{GuestConfig, HostConfig, MachineSpec, Measure, RegimeKind, RunResult, Setup, Undeclared, run};
 use memvirt_ops::process::Source;
 
 /// The root of the repository.
@@ -31,7 +31,8 @@ pub fn result_of<S: Source<Error: std::fmt::Debug>>(
     source: &mut S,
 ) -> RunResult {
     let machine = MachineSpec::load(MachineSpec::DEFAULT).expect("the default machine is sound");
-    let setup = Setup { regime, guest, host: HostConfig::default(), machine, check };
+    let (host, measure) = (HostConfig::default(), Measure::default());
+    let setup = Setup { regime, guest, host, machine, measure, check };
     let finished = run(&setup, source, &mut |_| {}).expect("the default machine is sound");
     assert!(finished.input_error.is_none(), "{:?}", finished.input_error);
     assert!(finished.violations.is_empty(), "{regime}: {:#?}", finished.violations);

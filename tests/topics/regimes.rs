@@ -117,6 +117,7 @@ fn the_naive_policy_is_caught_where_a_guest_flushes_by_cr3() {
         guest: GuestConfig::default(),
         host: memvirt_machine::HostConfig::default(),
         machine,
+        measure: memvirt_machine::Measure::default(),
         check: true,
     };
     let finished = memvirt_machine::run(&setup, &mut workload.generator(7), &mut |_| {}).unwrap();

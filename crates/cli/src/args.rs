@@ -1,13 +1,13 @@
 //! The command line.
 
 use std::ffi::OsString;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, value_parser};
 use memvirt_addr::PageSize;
 use memvirt_lab::{MEMORY_BYTES, Overrides};
-use memvirt_machine::{MachineSpec, RegimeKind};
+use memvirt_machine::{FrameOrder, MachineSpec, Measure, Mode, RegimeKind};
 use memvirt_replay::Under;
 use memvirt_shadow::kvm::Kernel;
 
@@ -205,6 +205,13 @@ pub(crate) struct CommonArgs {
     #[arg(long, value_name = "FACTOR", conflicts_with = "trace", help_heading = "Input")]
     pub(crate) scale: Option<f64>,
 
+    /// The size of the workload's area, as in 512MiB or 128GiB [default: what its file says]
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "trace", help_heading = "Input")]
+    pub(crate) footprint: Option<u64>,
+
+    #[command(flatten)]
+    pub(crate) measure: MeasureArgs,
+
     /// The machine that prices: a built-in one, or a machine file
     #[arg(long, value_name = "NAME|FILE", default_value = MachineSpec::DEFAULT)]
     pub(crate) machine: OsString,
@@ -224,6 +231,46 @@ pub(crate) struct CommonArgs {
 
     #[command(flatten)]
     pub(crate) switches: SwitchArgs,
+}
+
+/// What is measured, and from when on.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Measuring")]
+pub(crate) struct MeasureArgs {
+    /// counts: one price for each kind of reference; cycles: every reference goes through the machine's caches
+    #[arg(long, value_name = "counts|cycles", default_value_t = Mode::Counts)]
+    mode: Mode,
+    /// Page walks that a CPU makes at a time, with --mode cycles
+    #[arg(long, value_name = "N", default_value = "1", value_parser = value_parser!(u32).range(1..=64))]
+    walkers: u32,
+    /// Have all memory mapped before it is touched, in the guest's tables and in nested ones; uncounted
+    #[arg(long)]
+    prefault: bool,
+    /// Begin to count after so many accesses, at the next batch
+    #[arg(long, value_name = "ACCESSES", default_value_t = 0)]
+    warm_up: u64,
+}
+
+impl MeasureArgs {
+    pub(crate) fn measure(&self) -> Measure {
+        let walkers = NonZeroU32::new(self.walkers).unwrap_or(NonZeroU32::MIN);
+        Measure { mode: self.mode, walkers, prefault: self.prefault, warm_up_accesses: self.warm_up }
+    }
+
+    /// The flags that differ from their defaults, as they are written.
+    pub(crate) fn words(&self) -> Vec<String> {
+        let mut words = Vec::new();
+        let mut flag = |given: bool, name: &str, value: String| {
+            if given {
+                words.extend([name.to_owned(), value].into_iter().filter(|word| !word.is_empty()));
+            }
+        };
+        flag(self.mode != Mode::Counts, "--mode", self.mode.to_string());
+        flag(self.walkers != 1, "--walkers", self.walkers.to_string());
+        flag(self.prefault, "--prefault", String::new());
+        flag(self.warm_up > 0, "--warm-up", self.warm_up.to_string());
+        words
+    }
 }
 
 /// Switches of the simulated guest and its hypervisor. Those not given are left to the workload's file, or to the defaults.
@@ -251,6 +298,12 @@ pub(crate) struct SwitchArgs {
     /// Accessed and dirty bits in EPT [default: on]
     #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true)]
     ept_ad: Option<OnOff>,
+    /// The machine's walk caches and nested TLB [default: off; on with --mode cycles]
+    #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true)]
+    walk_caches: Option<OnOff>,
+    /// In which order the host hands out its frames: contiguous or scattered [default: contiguous]
+    #[arg(long, value_name = "ORDER")]
+    host_frames: Option<FrameOrder>,
     /// Guest instructions between timer ticks, 0 for none [default: 10000000]
     #[arg(long, value_name = "INSTRUCTIONS", value_parser = tick)]
     tick: Option<u64>,
@@ -276,6 +329,8 @@ impl SwitchArgs {
             host_page: self.host_page,
             tags: self.tags.map(OnOff::is_on),
             ept_ad: self.ept_ad.map(OnOff::is_on),
+            walk_caches: self.walk_caches.map(OnOff::is_on),
+            host_frames: self.host_frames,
         }
     }
 
@@ -291,6 +346,8 @@ impl SwitchArgs {
             ("--pcid", self.pcid.map(on)),
             ("--tags", self.tags.map(on)),
             ("--ept-ad", self.ept_ad.map(on)),
+            ("--walk-caches", self.walk_caches.map(on)),
+            ("--host-frames", self.host_frames.map(|order| order.to_string())),
             ("--tick", self.tick.map(|n| n.to_string())),
             ("--flush-ceiling", self.flush_ceiling.map(|n| n.to_string())),
             ("--memory", self.memory.map(|n| n.to_string())),
@@ -432,7 +489,11 @@ fn address(text: &str) -> Result<u64, &'static str> {
 }
 
 /// A size in bytes with a binary unit.
-fn memory(text: &str) -> Result<u64, String> {
+fn size(text: &str) -> Result<u64, &'static str> {
+    bytes(text).ok_or("expected a size, as in 512MiB or 128GiB")
+}
+
+fn bytes(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
         "" | "b" => Some(1),
@@ -442,8 +503,12 @@ fn memory(text: &str) -> Result<u64, String> {
         "t" | "tib" => Some(1u64 << 40),
         _ => None,
     };
-    let bytes = unit.zip(digits.parse::<u64>().ok()).and_then(|(unit, n)| n.checked_mul(unit));
-    bytes
+    unit.zip(digits.parse::<u64>().ok()).and_then(|(unit, n)| n.checked_mul(unit))
+}
+
+/// The guest's memory.
+fn memory(text: &str) -> Result<u64, String> {
+    bytes(text)
         .filter(|bytes| MEMORY_BYTES.contains(bytes) && bytes.is_multiple_of(2 << 20))
         .ok_or_else(|| "expected 64MiB to 2TiB in whole 2 MiB, as in 512MiB or 8GiB".to_owned())
 }

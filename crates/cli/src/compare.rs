@@ -40,6 +40,7 @@ fn execute(args: &CommonArgs, regimes: Vec<RegimeKind>, head: &[String]) -> anyh
         overrides: args.switches.overrides(),
         machine: MachineSpec::load(&args.machine)?,
         seed: args.seed,
+        measure: args.measure.measure(),
         check: args.check,
         threads: args.threads,
         command: command(args, head),
@@ -63,6 +64,7 @@ fn input(args: &CommonArgs) -> anyhow::Result<Input> {
         (Some(name), _) => {
             let workload = Workload::resolve(name)?;
             let workload = args.scale.map_or(Ok(workload.clone()), |factor| workload.scaled(factor))?;
+            let workload = args.footprint.map_or(Ok(workload.clone()), |bytes| workload.with_footprint(bytes))?;
             Ok(Input::Workload(Box::new(workload)))
         }
         (None, Some(path)) => {
@@ -91,6 +93,8 @@ fn command(args: &CommonArgs, head: &[String]) -> String {
         words.extend(["--seed".to_owned(), args.seed.to_string()]);
     }
     words.extend(args.scale.map(|factor| format!("--scale {factor}")));
+    words.extend(args.footprint.map(|bytes| format!("--footprint {bytes}")));
+    words.extend(args.measure.words());
     words.extend(args.switches.words());
     words.extend(args.check.then(|| "--check".to_owned()));
     words.join(" ")
@@ -170,6 +174,13 @@ fn remark(done: &Done) {
                 let how = memvirt_lab::summary::outcome(result.outcome);
                 warn(&format!("error: {}: {how}; run it with --check to see where", result.regime));
             }
+            Outcome::WarmUpOnly => {
+                let asked = result.switches.measure.warm_up_accesses;
+                warn(&format!(
+                    "error: {}: the input has no accesses left after the warm-up of {asked}; nothing was measured",
+                    result.regime
+                ));
+            }
             Outcome::Completed | Outcome::InputError => {}
         }
     }
@@ -208,5 +219,5 @@ fn verdict(done: &Done) -> Status {
         return Status::CheckFailed;
     }
     let memory = outcome(Outcome::GuestOutOfMemory) || outcome(Outcome::HostOutOfMemory);
-    if memory { Status::BadInput } else { Status::Fine }
+    if memory || outcome(Outcome::WarmUpOnly) { Status::BadInput } else { Status::Fine }
 }

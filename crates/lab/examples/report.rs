@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use memvirt_lab::{Experiment, Input, Overrides, write_report};
-use memvirt_machine::{MachineSpec, RegimeKind};
+use memvirt_machine::{MachineSpec, Measure, RegimeKind};
 use memvirt_workload::Workload;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         input: Input::Workload(Box::new(Workload::find("fork-and-exit")?.scaled(0.1)?)),
         regimes: vec![RegimeKind::Native, RegimeKind::ShadowWriteProtect, RegimeKind::NestedEpt],
         overrides: Overrides { kpti: Some(true), ..Overrides::default() },
+        measure: Measure::default(),
         machine: MachineSpec::load(MachineSpec::DEFAULT)?,
         seed: 1,
         check: false,

@@ -1,6 +1,6 @@
 //! The results of an experiment, and what they say about each other.
 
-use memvirt_machine::{MachineSpec, Outcome, RunResult};
+use memvirt_machine::{FrameOrder, MachineSpec, Outcome, RunResult};
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
@@ -95,8 +95,25 @@ impl Comparison {
         let Some(first) = self.results.first() else { return String::new() };
         let on = |switch| if switch { "on" } else { "off" };
         let (guest, host) = (&first.switches.guest, &first.switches.host);
+        let measure = &first.switches.measure;
+        let mut extra = format!(", mode {}", first.mode);
+        if host.walk_caches {
+            extra += ", walk caches on";
+        }
+        if measure.walkers.get() > 1 {
+            extra += &format!(", {} walkers", measure.walkers);
+        }
+        if host.host_frames != FrameOrder::Contiguous {
+            extra += &format!(", host frames {}", host.host_frames);
+        }
+        if measure.prefault {
+            extra += ", prefaulted";
+        }
+        if measure.warm_up_accesses > 0 {
+            extra += &format!(", warm-up of {} accesses", crate::text::count(measure.warm_up_accesses));
+        }
         format!(
-            "guest pages {}, host pages {}, direct map {}, KPTI {}, PCID {}, tags {}, EPT A/D {}, memory {}, {} vCPU",
+            "guest pages {}, host pages {}, direct map {}, KPTI {}, PCID {}, tags {}, EPT A/D {}, memory {}, {} vCPU{extra}",
             guest.guest_page,
             host.host_page,
             guest.direct_map_page,

@@ -5,7 +5,7 @@
 
 use std::num::NonZeroUsize;
 
-use memvirt_machine::{Finished, MachineSpec, RegimeKind, RunResult, Setup, run};
+use memvirt_machine::{Finished, MachineSpec, Measure, RegimeKind, RunResult, Setup, run};
 use memvirt_trace::TraceError;
 use rayon::prelude::*;
 
@@ -27,6 +27,8 @@ pub struct Experiment {
     pub machine: MachineSpec,
     /// The seed of generators.
     pub seed: u64,
+    /// How the runs are measured.
+    pub measure: Measure,
     /// Whether the oracle watches.
     pub check: bool,
     /// Threads; as many as the computer has processors where `None`.
@@ -98,8 +100,9 @@ impl Experiment {
         Setup {
             regime,
             guest: self.overrides.guest(&self.input),
-            host: self.overrides.host(),
+            host: self.overrides.host(self.measure.mode),
             machine: self.machine.clone(),
+            measure: self.measure,
             check: self.check,
         }
     }

@@ -1,6 +1,6 @@
 //! The table for people: one column per regime, rows in groups. The command prints it, the report shows it.
 
-use memvirt_machine::{Outcome, RunResult};
+use memvirt_machine::{Mode, Outcome, RunResult};
 use memvirt_platform::ExitReason;
 
 use crate::comparison::Comparison;
@@ -34,6 +34,7 @@ const NONE: &str = "-";
 pub fn summary(comparison: &Comparison) -> Vec<Group> {
     let of = Columns(&comparison.results);
     let mut groups = vec![of.guest(), of.tlb(), of.walks(), of.exits(), of.tables(), of.cycles(comparison)];
+    groups.extend(of.served());
     groups.extend(of.stale());
     groups.insert(0, of.outcomes());
     groups.retain(|group| !group.rows.is_empty());
@@ -153,6 +154,23 @@ impl Columns<'_> {
         Group { title: "Cycles", rows }
     }
 
+    /// Where references were served, in the mode `cycles` only.
+    fn served(&self) -> Option<Group> {
+        let mut names: Vec<&str> = Vec::new();
+        for part in self.0.iter().filter(|result| result.mode == Mode::Cycles).flat_map(|result| &result.cycles.parts) {
+            let wanted = part.group == "translation" || part.name.starts_with("data: ");
+            if wanted && !names.contains(&part.name.as_str()) {
+                names.push(&part.name);
+            }
+        }
+        let cell = |r: &RunResult, name: &str| {
+            let part = r.cycles.parts.iter().find(|part| part.name == name);
+            part.map_or(NONE.to_owned(), |part| format!("{} ({})", count(part.cycles), count(part.count)))
+        };
+        let rows: Vec<_> = names.iter().map(|name| self.row(*name, |r| cell(r, name))).collect();
+        (!rows.is_empty()).then_some(Group { title: "Cycles by what served the reference (and how many)", rows })
+    }
+
     /// Shown only where the oracle watched.
     fn stale(&self) -> Option<Group> {
         let cell = |r: &RunResult, n: u64| if r.stale.checked { count(n) } else { NONE.to_owned() };
@@ -172,6 +190,7 @@ pub const fn outcome(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Completed => "end of the stream",
         Outcome::InputError => "unreadable input",
+        Outcome::WarmUpOnly => "end of the stream within the warm-up",
         Outcome::GuestOutOfMemory => "guest out of memory",
         Outcome::HostOutOfMemory => "host out of memory",
         Outcome::GuestKernelFault => "wrong translation: fault in the guest's kernel",

@@ -1,7 +1,8 @@
 //! Switches of a run: defaults, what the workload's file asks for, what the user asks for; the later beats the earlier.
 
 use memvirt_addr::PageSize;
-use memvirt_machine::{GuestConfig, HostConfig, Undeclared};
+use memvirt_machine::{FrameOrder, GuestConfig, HostConfig, Invlpg, Mode, Undeclared};
+use memvirt_workload::Like;
 
 use crate::input::Input;
 
@@ -28,6 +29,10 @@ pub struct Overrides {
     pub tags: Option<bool>,
     /// Accessed and dirty bits in EPT.
     pub ept_ad: Option<bool>,
+    /// Walk caches; on in the mode `cycles` where nothing is asked for.
+    pub walk_caches: Option<bool>,
+    /// In which order the host hands out frames.
+    pub host_frames: Option<FrameOrder>,
 }
 
 /// The least and the most guest memory that can be asked for, in bytes: 64 MiB and 2 TiB.
@@ -37,7 +42,11 @@ impl Overrides {
     /// The guest's switches for `input`.
     #[must_use]
     pub fn guest(&self, input: &Input) -> GuestConfig {
-        let (asked, mut guest) = (input.guest(), GuestConfig::default());
+        let asked = input.guest();
+        let mut guest = match asked.like {
+            Some(Like::Linux) => GuestConfig::linux(),
+            Some(Like::Plain) | None => GuestConfig::default(),
+        };
         guest.memory_bytes = self.memory_bytes.unwrap_or_else(|| roomy(guest.memory_bytes, input.footprint_bytes()));
         set(&mut guest.kpti, self.kpti.or(asked.kpti));
         set(&mut guest.pcid, self.pcid.or(asked.pcid));
@@ -45,6 +54,13 @@ impl Overrides {
         set(&mut guest.direct_map_page, self.direct_map_page.or(asked.direct_map_page));
         set(&mut guest.tick_instructions, self.tick_instructions.or(asked.tick_instructions));
         set(&mut guest.flush_ceiling, self.flush_ceiling);
+        set(&mut guest.fault_around_pages, asked.fault_around_pages);
+        set(&mut guest.collapse_scan_pages, asked.collapse_scan_pages);
+        set(&mut guest.aging_pages, asked.aging_pages);
+        set(&mut guest.interrupt_instructions, asked.interrupt_instructions);
+        if asked.invlpg == Some(memvirt_workload::Invlpg::Forgotten) {
+            guest.invlpg = Invlpg::Forgotten;
+        }
         guest.undeclared = match input {
             Input::Workload(_) => Undeclared::Refuse,
             Input::Trace(..) => Undeclared::Adopt,
@@ -52,13 +68,15 @@ impl Overrides {
         guest
     }
 
-    /// The hypervisor's switches.
+    /// The hypervisor's switches, and those of the hardware.
     #[must_use]
-    pub fn host(&self) -> HostConfig {
-        let mut host = HostConfig::default();
+    pub fn host(&self, mode: Mode) -> HostConfig {
+        let mut host = HostConfig { walk_caches: mode == Mode::Cycles, ..HostConfig::default() };
         set(&mut host.host_page, self.host_page);
         set(&mut host.tags, self.tags);
         set(&mut host.ept_ad, self.ept_ad);
+        set(&mut host.walk_caches, self.walk_caches);
+        set(&mut host.host_frames, self.host_frames);
         host
     }
 }

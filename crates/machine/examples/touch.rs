@@ -1,7 +1,7 @@
 //! Runs one small workload under three regimes and prints what each did.
 
 use memvirt_addr::{Acc, AccessKind, Gva};
-use memvirt_machine::{GuestConfig, HostConfig, MachineSpec, RegimeKind, Setup, run};
+use memvirt_machine::{GuestConfig, HostConfig, MachineSpec, Measure, RegimeKind, Setup, run};
 use memvirt_ops::process::{Backing, Batch, Op, Prot, Range, Source};
 
 /// A process that maps 64 pages and stores to each twice.
@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let machine = MachineSpec::load(MachineSpec::DEFAULT)?;
     for regime in [RegimeKind::Native, RegimeKind::ShadowWriteProtect, RegimeKind::NestedEpt] {
         let (guest, host) = (GuestConfig::default(), HostConfig::default());
-        let setup = Setup { regime, guest, host, machine: machine.clone(), check: true };
+        let setup = Setup { regime, guest, host, machine: machine.clone(), measure: Measure::default(), check: true };
         let result = run(&setup, &mut Touch(0), &mut |_| {})?.result;
         println!("{regime}: {:?}, {} faults, exits {:?}", result.outcome, result.guest_page_faults, result.exits);
         assert_eq!(result.stale.broken, 0);

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
-use memvirt_addr::PageSize;
+use memvirt_addr::{Hfn, PageSize};
 use memvirt_nested::{AdBits, Nested};
 use memvirt_oracle::{Checked, FaultRule, Tally};
-use memvirt_pagetable::{Ept4, Npt4, PhysMem};
-use memvirt_platform::{Engine, Host, MemoryMap, Native, Platform, Regime, Tags, Vendor, VmSpec};
+use memvirt_pagetable::{Ept4, Npt4, PhysMem, ScatteredAllocator};
+use memvirt_platform::{
+    Engine, Host, MemoryMap, MmuGeometry, Native, Platform, Regime, Tags, TimingSpec, Vendor, VmSpec,
+};
 use memvirt_shadow::kvm::{Kernel, Kvm, KvmConfig};
 use memvirt_shadow::{InvlpgOnly, LazyFill, OnStore, Vbox, Vtlb, WriteProtect, Xen};
 use memvirt_tlb::Geometry;
@@ -131,11 +133,53 @@ pub struct HostConfig {
     pub tags: bool,
     /// Whether EPT maintains accessed and dirty bits; default yes. NPT always does.
     pub ept_ad: bool,
+    /// Whether the machine's walk caches are modelled; default no, and yes in the mode `cycles`.
+    pub walk_caches: bool,
+    /// In which order the host hands out its frames; default contiguous. A machine without virtualization has no host.
+    pub host_frames: FrameOrder,
+}
+
+/// In which order a host hands out frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FrameOrder {
+    /// Upwards, as a host does that has just started.
+    #[default]
+    Contiguous,
+    /// In a pseudo-random order, as of a host that has been up for long. Pages of the host's size stay whole.
+    Scattered,
+}
+
+impl FromStr for FrameOrder {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "contiguous" => Ok(Self::Contiguous),
+            "scattered" => Ok(Self::Scattered),
+            _ => Err(format!("unknown order of frames `{s}`; known: contiguous, scattered")),
+        }
+    }
+}
+
+impl fmt::Display for FrameOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Contiguous => "contiguous",
+            Self::Scattered => "scattered",
+        })
+    }
 }
 
 impl Default for HostConfig {
     fn default() -> Self {
-        Self { host_page: PageSize::Size4K, tags: true, ept_ad: true }
+        Self {
+            host_page: PageSize::Size4K,
+            tags: true,
+            ept_ad: true,
+            walk_caches: false,
+            host_frames: FrameOrder::Contiguous,
+        }
     }
 }
 
@@ -169,7 +213,7 @@ pub(crate) fn build(
     kind: RegimeKind,
     memory_bytes: u64,
     config: &HostConfig,
-    geometry: &Geometry,
+    hardware: &Hardware,
     check: bool,
 ) -> Option<Bench> {
     let pages = memory_bytes.div_ceil(config.host_page.bytes());
@@ -177,10 +221,10 @@ pub(crate) fn build(
     // Host memory costs nothing until it is used: room for the guest, its tables below and their alignment.
     let host_frames = (frames * 2 + (1 << 20)).min(PhysMem::<memvirt_addr::HostPhys>::MAX_FRAMES);
     let ad = if config.ept_ad { AdBits::On } else { AdBits::Off };
-    let mut host = Host::new(if kind == RegimeKind::Native { frames } else { host_frames });
+    let mut host = if kind == RegimeKind::Native { Host::new(frames) } else { host(host_frames, config) };
     let map =
         if kind == RegimeKind::Native { MemoryMap::identity(frames) } else { MemoryMap::new(frames, config.host_page) };
-    let place = Place { geometry, config };
+    let place = Place { hardware, config };
     let vendor = Vendor::Vmx;
     let kvm = |kernel| Kvm::new(KvmConfig::new(kernel, vendor));
     let platform: Box<dyn Platform> = match kind {
@@ -231,15 +275,45 @@ pub(crate) fn build(
     })
 }
 
+/// A virtual machine's host.
+fn host(frames: u64, config: &HostConfig) -> Host {
+    match config.host_frames {
+        FrameOrder::Contiguous => Host::new(frames),
+        FrameOrder::Scattered => {
+            let first = Hfn::new(1);
+            let allocator = ScatteredAllocator::new(first, frames - first.number(), config.host_page, 0);
+            Host::with_allocator(frames, Box::new(allocator))
+        }
+    }
+}
+
+/// What a run takes of a machine's hardware.
+#[derive(Clone, Debug)]
+pub(crate) struct Hardware {
+    pub(crate) tlb: Geometry,
+    /// The walk caches, where they are modelled.
+    pub(crate) mmu: Option<MmuGeometry>,
+    /// What the mode `cycles` needs, in that mode.
+    pub(crate) timing: Option<TimingSpec>,
+}
+
 /// What every engine of a run has in common.
 struct Place<'a> {
-    geometry: &'a Geometry,
+    hardware: &'a Hardware,
     config: &'a HostConfig,
 }
 
 impl Place<'_> {
     fn engine<R: Regime + 'static>(&self, host: Host, map: MemoryMap, regime: R) -> Box<dyn Platform> {
         let tags = if self.config.tags { Tags::On } else { Tags::Off };
-        Box::new(Engine::new(host, 1, self.geometry, tags, vec![(VmSpec { map, vcpus: 1 }, regime)]))
+        let Hardware { tlb, mmu, timing } = self.hardware;
+        let mut engine = Engine::new(host, 1, tlb, tags, vec![(VmSpec { map, vcpus: 1 }, regime)]);
+        if let Some(geometry) = mmu {
+            engine = engine.with_walk_caches(geometry);
+        }
+        if let Some(spec) = timing {
+            engine = engine.with_timing(*spec);
+        }
+        Box::new(engine)
     }
 }

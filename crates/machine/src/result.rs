@@ -6,9 +6,10 @@ use memvirt_addr::PageSize;
 use memvirt_platform::{Counters, ExitReason, TableBytes};
 use serde::{Serialize, Serializer};
 
-use memvirt_guest::{GuestConfig, GuestStats};
+use crate::measure::{Measure, Mode};
 use crate::price::Cycles;
 use crate::regime::{HostConfig, RegimeKind};
+use memvirt_guest::{GuestConfig, GuestStats};
 
 pub(crate) fn page_size<S: Serializer>(size: &PageSize, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(size.name())
@@ -82,6 +83,9 @@ pub struct Switches {
     /// The hypervisor's.
     #[serde(flatten)]
     pub host: HostConfig,
+    /// How it was measured.
+    #[serde(flatten)]
+    pub measure: Measure,
     /// How many vCPUs.
     pub vcpus: u16,
 }
@@ -94,6 +98,8 @@ pub enum Outcome {
     Completed,
     /// The input could not be read further; what was read was run.
     InputError,
+    /// The input ended before the warm-up did: nothing was measured, and the counts are those of the warm-up.
+    WarmUpOnly,
     /// The guest had no memory left.
     GuestOutOfMemory,
     /// The host had no memory left.
@@ -109,6 +115,8 @@ pub enum Outcome {
 pub struct RunResult {
     /// The regime.
     pub regime: RegimeKind,
+    /// Whether references were followed to the caches that hold their lines.
+    pub mode: Mode,
     /// Every switch.
     pub switches: Switches,
     /// How the run ended.

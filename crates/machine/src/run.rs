@@ -1,14 +1,15 @@
 //! One run: a stream of process operations, a guest, a platform, a price list.
 
-use memvirt_ops::process::{Batch, Source};
+use memvirt_ops::process::{Batch, Op, Source};
 use memvirt_ops::{VcpuId, VmId};
-use memvirt_platform::{Ledger, Platform};
+use memvirt_platform::{Ledger, Platform, TimingSpec};
 
-use memvirt_guest::{Guest, GuestConfig, GuestStats, Halted};
+use crate::measure::{Measure, Mode};
 use crate::price::price;
-use crate::regime::{Bench, HostConfig, RegimeKind, build};
+use crate::regime::{Bench, Hardware, HostConfig, RegimeKind, build};
 use crate::result::{Outcome, RefCounts, RunResult, Stale, Switches, TableCounts, TlbCounts, exits};
 use crate::spec::{MachineError, MachineSpec};
+use memvirt_guest::{Guest, GuestConfig, GuestStats, Halted};
 
 /// Everything a run depends on but its input.
 #[derive(Clone, Debug)]
@@ -21,6 +22,8 @@ pub struct Setup {
     pub host: HostConfig,
     /// The machine that prices.
     pub machine: MachineSpec,
+    /// How the run is measured.
+    pub measure: Measure,
     /// Whether the oracle watches every access.
     pub check: bool,
 }
@@ -46,8 +49,8 @@ pub fn run<S: Source>(
     source: &mut S,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Finished<S::Error>, MachineError> {
-    let geometry = setup.machine.geometry()?;
-    let bench = build(setup.regime, setup.guest.memory_bytes, &setup.host, &geometry, setup.check);
+    let hardware = hardware(setup)?;
+    let bench = build(setup.regime, setup.guest.memory_bytes, &setup.host, &hardware, setup.check);
     let Some(mut bench) = bench else {
         return Ok(Recorder::default().finish(setup, None, GuestStats::default(), 0, Outcome::HostOutOfMemory, None));
     };
@@ -60,9 +63,25 @@ pub fn run<S: Source>(
             return Ok(recorder.finish(setup, Some(&mut bench), stats, 0, halted.into(), None));
         }
     };
-    let (outcome, input_error) = recorder.drive(&mut guest, bench.platform(), source, progress);
+    let (outcome, input_error) = recorder.drive(&setup.measure, &mut guest, bench.platform(), source, progress);
     let (stats, tables) = (guest.stats(), guest.table_bytes());
     Ok(recorder.finish(setup, Some(&mut bench), stats, tables, outcome, input_error))
+}
+
+/// What the machine file says of what is modelled.
+fn hardware(setup: &Setup) -> Result<Hardware, MachineError> {
+    let Setup { machine, measure, host, .. } = setup;
+    let timing = match measure.mode {
+        Mode::Counts => None,
+        Mode::Cycles => {
+            let caches = machine.cache_hierarchy()?;
+            let caches = caches.ok_or_else(|| MachineError::NoCaches { machine: machine.name.clone() })?;
+            let walk_cache_cycles = machine.walk_caches.as_ref().map_or(0, |caches| caches.latency.value);
+            Some(TimingSpec { caches, walk_cache_cycles, walkers: measure.walkers })
+        }
+    };
+    let mmu = host.walk_caches.then(|| machine.mmu_geometry()).transpose()?;
+    Ok(Hardware { tlb: machine.geometry()?, mmu, timing })
 }
 
 impl From<Halted> for Outcome {
@@ -85,19 +104,28 @@ struct Recorder {
 impl Recorder {
     fn drive<S: Source>(
         &mut self,
+        measure: &Measure,
         guest: &mut Guest,
         platform: &mut dyn Platform,
         source: &mut S,
         progress: &mut dyn FnMut(u64),
     ) -> (Outcome, Option<S::Error>) {
         let mut batch = Batch::default();
+        let (mut warming, mut uncounted) = (measure.warm_up_accesses > 0, 0);
         loop {
             match source.next_batch(&mut batch) {
                 Ok(true) => {}
+                Ok(false) if warming => return (Outcome::WarmUpOnly, None),
                 Ok(false) => return (Outcome::Completed, None),
                 Err(error) => return (Outcome::InputError, Some(error)),
             }
+            if warming && guest.stats().user_accesses >= measure.warm_up_accesses {
+                (warming, uncounted) = (false, guest.stats().user_accesses);
+                guest.restart_stats();
+                *self = Self::default();
+            }
             let then = batch.then.take();
+            let maps = matches!(then, Some(Op::Mmap { .. }));
             let run = guest.batch(&batch, platform, &mut self.ledger);
             self.sample(guest, platform);
             let done = match (run, then) {
@@ -108,11 +136,12 @@ impl Recorder {
                 }
                 (run, _) => run,
             };
+            let done = if measure.prefault && maps { done.and_then(|()| guest.prefault(platform)) } else { done };
             self.sample(guest, platform);
             if let Err(halted) = done {
                 return (halted.into(), None);
             }
-            progress(guest.stats().user_accesses);
+            progress(uncounted + guest.stats().user_accesses);
         }
     }
 
@@ -139,7 +168,8 @@ impl Recorder {
         let refs = counters.refs;
         let result = RunResult {
             regime: setup.regime,
-            switches: Switches { guest: setup.guest, host: setup.host, vcpus: 1 },
+            mode: setup.measure.mode,
+            switches: Switches { guest: setup.guest, host: setup.host, measure: setup.measure, vcpus: 1 },
             outcome,
             accesses: counters.accesses,
             tlb: TlbCounts { l1_hits: counters.l1_hits, l2_hits: counters.l2_hits, misses: counters.misses },
@@ -151,7 +181,7 @@ impl Recorder {
             guest_page_faults: counters.guest_page_faults,
             table_bytes: TableCounts::new(guest_tables, below, self.peak),
             stale,
-            cycles: price(&setup.machine, &counters, &guest),
+            cycles: price(&setup.machine, &counters, &guest, self.ledger.served.as_deref()),
             work: counters.work,
             guest,
         };

@@ -44,6 +44,16 @@ pub enum WorkloadError {
         /// The names of all built-in workloads, the most similar first.
         known: Vec<&'static str>,
     },
+    /// A workload's area cannot have this size.
+    #[error("cannot give workload `{name}` {bytes} bytes: {reason}")]
+    Footprint {
+        /// The workload.
+        name: String,
+        /// The size in bytes.
+        bytes: u64,
+        /// What is wrong, and what is accepted.
+        reason: String,
+    },
     /// A run cannot be made so much longer or shorter.
     #[error("cannot scale workload `{name}` by {factor}: {reason}")]
     Scale {

@@ -296,6 +296,22 @@ impl Spec {
         Ok(self)
     }
 
+    /// These parameters over an area of another size.
+    pub(crate) fn with_footprint(mut self, bytes: u64) -> Result<Self, String> {
+        let size = match &mut self {
+            Self::Sequential(s) => &mut s.footprint,
+            Self::Uniform(s) => &mut s.footprint,
+            Self::Zipf(s) => &mut s.footprint,
+            Self::PointerChase(s) => &mut s.footprint,
+            Self::TouchAndFree(s) => &mut s.footprint,
+            Self::ForkAndExit(s) => &mut s.footprint,
+            Self::Churn(s) => &mut s.area,
+        };
+        *size = Footprint::try_new(bytes).map_err(|error| error.to_string())?;
+        self.check().map_err(|error| error.to_string())?;
+        Ok(self)
+    }
+
     /// First address, the field that sets the size, and bytes from the first address to the end of the last area.
     fn extent(&self) -> (Base, &'static str, u64) {
         match self {

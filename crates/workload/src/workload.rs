@@ -179,4 +179,19 @@ impl Workload {
             Err(reason) => Err(WorkloadError::Scale { name: self.name, factor, reason }),
         }
     }
+
+    /// The same workload over an area of another size (for [`Spec::Churn`]: each of its areas), in bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkloadError::Footprint`] for a size that is no whole number of pages, or too large or small for the generator.
+    pub fn with_footprint(mut self, bytes: u64) -> Result<Self, WorkloadError> {
+        match self.generator.with_footprint(bytes) {
+            Ok(spec) => {
+                self.generator = spec;
+                Ok(self)
+            }
+            Err(reason) => Err(WorkloadError::Footprint { name: self.name, bytes, reason }),
+        }
+    }
 }

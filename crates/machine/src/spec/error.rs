@@ -34,6 +34,12 @@ pub enum MachineError {
         /// What is wrong, and what is accepted.
         message: String,
     },
+    /// The mode `cycles` needs caches.
+    #[error("machine `{machine}` has no [caches], which the mode cycles needs; take another machine, or --mode counts")]
+    NoCaches {
+        /// The machine.
+        machine: String,
+    },
     /// There is no machine of this name.
     #[error("unknown machine `{name}`; known: {known}; or give the path of a machine file")]
     Unknown {
