@@ -20,6 +20,18 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("memvirt-nested", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform", "memvirt-tlb"]),
     ("memvirt-shadow", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform", "memvirt-tlb"]),
     ("memvirt-nestedvirt", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform", "memvirt-tlb"]),
+    (
+        "memvirt-alternatives",
+        &[
+            "memvirt-addr",
+            "memvirt-nested",
+            "memvirt-ops",
+            "memvirt-pagetable",
+            "memvirt-platform",
+            "memvirt-shadow",
+            "memvirt-tlb",
+        ],
+    ),
     ("memvirt-testkit", &["memvirt-addr", "memvirt-ops", "memvirt-platform", "memvirt-tlb"]),
     ("memvirt-oracle", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform"]),
     (
@@ -45,6 +57,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         "memvirt-machine",
         &[
             "memvirt-addr",
+            "memvirt-alternatives",
             "memvirt-cache",
             "memvirt-guest",
             "memvirt-nested",
@@ -61,6 +74,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         "memvirt-lab",
         &[
             "memvirt-addr",
+            "memvirt-alternatives",
             "memvirt-machine",
             "memvirt-nested",
             "memvirt-nestedvirt",

@@ -8,7 +8,7 @@ use memvirt_pagetable::{Attrs, Entry, TableMem};
 use memvirt_platform::{Host, MemoryMap};
 
 use super::nodes::Chain;
-use super::{Kind, Page, PageId, ShadowStore, Slot, Target, number};
+use super::{Kind, Page, PageId, SWITCH, ShadowStore, Slot, Target, number};
 
 impl ShadowStore {
     /// Compares all entries in host memory with the bookkeeping, and says what does not fit. Slow: for tests.
@@ -46,6 +46,7 @@ impl ShadowStore {
             found.push(format!("{used} pages, {levels} by level"));
         }
         metadata += self.audit_chains(&mut found);
+        metadata += self.switches.values().map(|chain| self.footprint.chain(chain.len)).sum::<u64>();
         if (used, leaves, metadata) != (self.used, self.leaves, self.metadata) {
             found.push(format!(
                 "counted {used} pages, {leaves:?} leaves, {metadata} bytes: {self:?}",
@@ -80,6 +81,10 @@ impl ShadowStore {
         let fits = match (entry, target) {
             (Entry::Absent, None) => !present && raw == 0,
             (Entry::Table { next, .. }, Some(Target::Link(child))) => present && self.sound_link(page, next, child),
+            (Entry::Table { next, attrs }, Some(Target::Switch(gfn))) => {
+                let backed = map.lookup(gfn).is_some_and(|backed| backed.frame == next);
+                present && backed && attrs.contains(SWITCH) && self.switches(gfn).any(|other| other == slot)
+            }
             (Entry::Leaf { frame, size, .. }, Some(Target::Leaf(gfn, mapped))) => {
                 let backed = map.lookup(gfn).is_some_and(|backed| backed.frame == frame && backed.size >= size);
                 present && size == mapped && backed

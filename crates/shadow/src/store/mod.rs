@@ -7,6 +7,7 @@
 //! - the reverse map: by guest frame and page size, the leaf entries that map it; a chain of any length gives up an entry in
 //!   O(1);
 //! - by shadow page, the entries that point to it;
+//! - by guest frame, the entries that lead hardware from the shadow into a guest table (agile paging);
 //! - how many guest tables are shadowed in each 2 MiB and 1 GiB of guest memory: no large page may cover them;
 //! - the order of allocation, for recycling the oldest under a limit, and the bytes of it all.
 //!
@@ -18,6 +19,9 @@ mod footprint;
 mod nodes;
 mod page;
 mod pages;
+mod switch;
+
+use std::collections::BTreeMap;
 
 use memvirt_addr::{Gfn, HostPhys, Hpa, Level, PageSize};
 use memvirt_pagetable::{Attrs, Entry, Format, Shadow4, TableMem};
@@ -27,6 +31,7 @@ pub use footprint::Footprint;
 pub use nodes::Target;
 use nodes::{Chain, Nodes};
 pub use page::{Kind, Page, PageId, Slot};
+pub use switch::SWITCH;
 
 /// What became of cached translations when an entry was written.
 #[must_use = "lost translations have to be flushed"]
@@ -89,6 +94,8 @@ pub struct ShadowStore {
     by_level: [u64; 6],
     /// Pages that lost their last parent, where somebody wants to know.
     orphans: Option<Vec<PageId>>,
+    /// By guest frame: the entries that lead hardware into the guest table there.
+    switches: BTreeMap<u64, Chain>,
 }
 
 impl ShadowStore {
@@ -112,6 +119,7 @@ impl ShadowStore {
             leaves: [0; 3],
             by_level: [0; 6],
             orphans: None,
+            switches: BTreeMap::new(),
         }
     }
 
@@ -313,6 +321,7 @@ impl ShadowStore {
         let mut chain = match target {
             Target::Leaf(gfn, size) => self.chain_of(gfn, size),
             Target::Link(child) => self.page(child).parents,
+            Target::Switch(gfn) => self.switches.get(&gfn.number()).copied().unwrap_or_default(),
         };
         let before = chain.len;
         let result = change(&mut self.nodes, &mut chain);
@@ -329,6 +338,8 @@ impl ShadowStore {
                     orphans.push(child);
                 }
             }
+            Target::Switch(gfn) if chain.len == 0 => _ = self.switches.remove(&gfn.number()),
+            Target::Switch(gfn) => _ = self.switches.insert(gfn.number(), chain),
         }
         result
     }
@@ -367,9 +378,9 @@ impl ShadowStore {
         change
     }
 
-    /// Removes every mapping of `gfn`, of any size.
+    /// Removes every mapping of `gfn`, of any size, and every entry that leads into the guest table there.
     pub fn drop_mappings(&mut self, host: &mut Host, gfn: Gfn, work: &mut Work) -> Change {
-        let change = self.drop_large(host, gfn, work);
+        let change = self.drop_large(host, gfn, work).or(self.drop_switches(host, gfn, work));
         change.or(self.drop_sized(host, gfn, PageSize::Size4K, work))
     }
 

@@ -32,6 +32,8 @@ pub enum Target {
     Leaf(Gfn, PageSize),
     /// A shadow page.
     Link(PageId),
+    /// The guest table in this frame itself: hardware that can goes on in it by a two-dimensional walk.
+    Switch(Gfn),
 }
 
 /// The head of a chain.

@@ -88,9 +88,19 @@ impl<R: Audited> Lab<R> {
     }
 
     pub(crate) fn with_tags(memory: Memory, vcpus: u16, tags: Tags, regime: impl FnOnce(&MemoryMap) -> R) -> Self {
-        let map = MemoryMap::new(memory.frames, memory.host_page);
-        let regime = regime(&map);
-        let host = Host::new(4 * memory.frames + 4096);
+        Self::with_host(memory, vcpus, tags, |_, map| regime(map))
+    }
+
+    /// The same for regimes that reserve host memory.
+    pub(crate) fn with_host(
+        memory: Memory,
+        vcpus: u16,
+        tags: Tags,
+        regime: impl FnOnce(&mut Host, &mut MemoryMap) -> R,
+    ) -> Self {
+        let mut map = MemoryMap::new(memory.frames, memory.host_page);
+        let mut host = Host::new(4 * memory.frames + 4096);
+        let regime = regime(&mut host, &mut map);
         let vm = (VmSpec { map, vcpus }, regime);
         let mut engine = Engine::new(host, usize::from(vcpus), &Geometry::default(), tags, vec![vm]);
         if let Some(caches) = &memory.caches {

@@ -5,7 +5,7 @@
 use memvirt_addr::{Acc, AccessKind, Gfn, Gva, PageSize, Privilege};
 use memvirt_ops::arch::{Control, Cr3, CrWrite, GfnRange, HostEvent, Invpcid, Pcid, StoreOp, Width};
 use memvirt_ops::{VcpuId, VmId};
-use memvirt_platform::{MemoryMap, Tags};
+use memvirt_platform::{Host, MemoryMap, Tags};
 use memvirt_testkit::caches::any_caches;
 use proptest::prelude::*;
 
@@ -195,7 +195,17 @@ pub(crate) fn world<R: Audited>(
     tags: Tags,
     regime: impl FnOnce(&MemoryMap) -> R,
 ) -> Lab<R> {
-    let mut lab = Lab::with_tags(memory, vcpus, tags, regime);
+    world_with_host(memory, vcpus, tags, |_, map| regime(map))
+}
+
+/// The same for regimes that reserve host memory.
+pub(crate) fn world_with_host<R: Audited>(
+    memory: Memory,
+    vcpus: u16,
+    tags: Tags,
+    regime: impl FnOnce(&mut Host, &mut MemoryMap) -> R,
+) -> Lab<R> {
+    let mut lab = Lab::with_host(memory, vcpus, tags, regime);
     lab.boot_direct_map(1);
     for table in 1..=TABLES {
         for index in 0..2 {

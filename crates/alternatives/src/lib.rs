@@ -1,0 +1,23 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+pub mod agile;
+pub mod dirty;
+pub mod flat;
+pub mod flat_table;
+mod hypervisor;
+pub mod meter;
+pub mod radix;
+pub mod record;
+pub mod stage;
+pub mod walk;
+
+pub use agile::{Agile, AgileStats, Policy, Switching};
+pub use dirty::DirtyLog;
+pub use flat::Flat;
+pub use flat_table::FlatTable;
+pub use meter::Meter;
+pub use radix::Radix;
+pub use record::{Design, NoWalk, Recorded, WalkOf, cold_walk};
+pub use stage::{HostPage, HostTables, Stage, Violation};
+pub use walk::{End, Start, TableAt};
