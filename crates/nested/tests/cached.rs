@@ -26,7 +26,7 @@ const ROOT: u16 = 1;
 const GIB: u64 = 1 << 30;
 /// Guest memory of 2 GiB lies at 2 GiB of the host; behind it the nested tables.
 const HOST_BASE: u64 = 2 * GIB;
-const NESTED_TABLES: u64 = 4 * GIB >> 12;
+const NESTED_TABLES: u64 = (4 * GIB) >> 12;
 const TABLES: u64 = 96;
 
 /// Guest-physical pages that data lies in; tables lie in the first frames.
@@ -58,7 +58,7 @@ fn step() -> impl Strategy<Value = Step> {
     let level = || prop::sample::select(Level::ALL.to_vec());
     let all = Attrs::RWX | Attrs::USER;
     let attrs =
-        prop_oneof![4 => Just(all), 1 => Just(all - Attrs::WRITE), 1 => Just(all - Attrs::EXEC | Attrs::GLOBAL)];
+        prop_oneof![4 => Just(all), 1 => Just(all - Attrs::WRITE), 1 => Just((all - Attrs::EXEC) | Attrs::GLOBAL)];
     let bit = || prop_oneof![Just(Attrs::WRITE), Just(Attrs::EXEC), Just(Attrs::USER)];
     let (guest, nested) = (|| 0..GUEST_PAGES, || 0..NESTED_PAGES);
     prop_oneof![
