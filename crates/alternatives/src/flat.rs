@@ -6,18 +6,17 @@
 
 use core::marker::PhantomData;
 
-use memvirt_addr::{GuestPhys, GuestVirt};
+use memvirt_addr::{Acc, GuestPhys, GuestVirt, HostPhys};
 use memvirt_ops::arch::{Control, HostEvent};
-use memvirt_pagetable::{Format, Guest4};
-use memvirt_platform::{Cx, Host, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes};
+use memvirt_pagetable::{Format, Guest4, PhysMem};
+use memvirt_platform::{Caches, Cx, Host, MemoryMap, Outcome, Probe, Refusal, Regime, Regs, Request, TableBytes};
 
 use crate::dirty::DirtyLog;
 use crate::flat_table::FlatTable;
 use crate::hypervisor::{self, Hypervisor};
-use crate::meter::Meter;
-use crate::stage::HostTables;
-use crate::walk::{End, Start, walk};
-use memvirt_platform::Probe;
+use crate::meter::{Job, Meter, on_cpu, shown};
+use crate::stage::{HostTables, Stage};
+use crate::walk::{End, walk_cached};
 
 /// A flat nested table under guest tables of format `G`.
 #[derive(Debug)]
@@ -46,19 +45,40 @@ impl<G: Format<In = GuestVirt, Out = GuestPhys>> Flat<G> {
         &self.hypervisor.log
     }
 
-    /// One hardware walk, shown to `probe`.
-    pub fn walk<P: Probe>(&mut self, cx: &mut Cx<'_>, request: &Request<'_>, probe: &mut P) -> End {
-        let (regs, mut meter) = (*cx.regs(), Meter::new(probe));
-        let start = Start::cr3::<G>(&regs);
-        let end = walk::<G, _, _>(&mut cx.host.mem, &self.hypervisor.stage, &regs, request.acc, start, &mut meter);
-        meter.enter(&mut cx.out.counters);
-        end
+    /// One hardware walk without walk caches, shown to `probe` and counted nowhere.
+    pub fn show<P: Probe>(&self, cx: &mut Cx<'_>, request: &Request<'_>, probe: &mut P) -> End {
+        shown(cx, request.acc, self.job(), probe)
+    }
+
+    const fn job(&self) -> Two<'_, FlatTable, G> {
+        Two { stage: &self.hypervisor.stage, guest: PhantomData }
+    }
+}
+
+/// A walk from CR3 in two dimensions.
+pub(crate) struct Two<'a, S, G> {
+    pub(crate) stage: &'a S,
+    pub(crate) guest: PhantomData<G>,
+}
+
+impl<S: Stage, G: Format<In = GuestVirt, Out = GuestPhys>> Job for Two<'_, S, G> {
+    type End = End;
+
+    #[inline]
+    fn run<P: Probe, C: Caches>(
+        self,
+        mem: &mut PhysMem<HostPhys>,
+        regs: &Regs,
+        acc: Acc,
+        meter: &mut Meter<'_, P, C>,
+    ) -> End {
+        walk_cached::<G, _, _, _>(mem, self.stage, regs, acc, meter)
     }
 }
 
 impl<G: Format<In = GuestVirt, Out = GuestPhys>> Regime for Flat<G> {
     fn miss(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
-        let end = self.walk(cx, request, &mut ());
+        let end = on_cpu(cx, request.acc, self.job());
         self.hypervisor.ended(cx, request, end)
     }
 

@@ -10,12 +10,11 @@
 use memvirt_addr::{Gfn, Gpa, Hfn, HostPhys, Hpa, Level, PageSize};
 use memvirt_nested::{SecondStage, Want};
 use memvirt_pagetable::{Attrs, Entry, Ept4, Format, PhysMem};
-use memvirt_platform::{Backed, Host, Work};
+use memvirt_platform::{Backed, Caches, Host, Probe, Work};
 use memvirt_shadow::store::Change;
 
 use crate::meter::Meter;
 use crate::stage::{HostPage, HostTables, Leaf, Stage, Violation, mark};
-use memvirt_platform::Probe;
 
 /// The entry is one of a host page of 2 MiB, of 1 GiB.
 const SIZES: [(PageSize, Attrs); 2] = [(PageSize::Size2M, Attrs::SOFT_1), (PageSize::Size1G, Attrs::SOFT_2)];
@@ -68,13 +67,13 @@ fn size_of(attrs: Attrs) -> PageSize {
 
 impl Stage for FlatTable {
     #[inline]
-    fn translate<P: Probe>(
+    fn translate<P: Probe, C: Caches>(
         &self,
         mem: &mut PhysMem<HostPhys>,
         gpa: Gpa,
         serves: Option<Level>,
         want: Want,
-        meter: &mut Meter<'_, P>,
+        meter: &mut Meter<'_, P, C>,
     ) -> Result<HostPage, Violation> {
         let stop = |had| Violation { gpa, want, had, on_data: serves.is_none(), update: 0 };
         let gfn = gpa.frame();

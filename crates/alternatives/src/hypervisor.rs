@@ -44,6 +44,7 @@ impl<S: HostTables> Hypervisor<S> {
         if cx.horizon == Horizon::NextExit {
             return Outcome::Horizon;
         }
+        stopped(cx, request, violation);
         let gfn = violation.gpa.frame();
         if !cx.map.contains(gfn) {
             return device(cx, request, violation.on_data);
@@ -103,6 +104,13 @@ impl<S: HostTables> Hypervisor<S> {
         let large = cx.map.page_size() > PageSize::Size4K;
         if large { stage.or(self.stage.clear(cx.host, work)) } else { stage }
     }
+}
+
+/// What hardware forgets at a violation.
+pub(crate) fn stopped(cx: &mut Cx<'_>, request: &Request<'_>, violation: &Violation) {
+    let root = cx.nested_root();
+    let linear = violation.on_data.then_some((cx.tag(), request.acc.gva()));
+    cx.cpu().violation(root, violation.gpa, linear);
 }
 
 /// The whole host pages that meet a range of guest frames: the first frame and how many.

@@ -6,12 +6,11 @@
 use memvirt_addr::{Gfn, Gpa, Hfn, HostPhys, Level, PageSize};
 use memvirt_nested::{SecondStage, Want};
 use memvirt_pagetable::{Attrs, Entry, Ept4, Format, MapError, Mapper, PhysMem, TableAttrs, Tree};
-use memvirt_platform::{Backed, Host, Work};
+use memvirt_platform::{Backed, Caches, Host, Partial, Probe, Work};
 use memvirt_shadow::store::Change;
 
 use crate::meter::Meter;
 use crate::stage::{HostPage, HostTables, Leaf, Stage, Violation, mark};
-use memvirt_platform::Probe;
 
 /// An EPT tree.
 #[derive(Debug)]
@@ -72,19 +71,21 @@ impl Radix {
 }
 
 impl Stage for Radix {
-    fn translate<P: Probe>(
+    fn translate<P: Probe, C: Caches>(
         &self,
         mem: &mut PhysMem<HostPhys>,
         gpa: Gpa,
         serves: Option<Level>,
         want: Want,
-        meter: &mut Meter<'_, P>,
+        meter: &mut Meter<'_, P, C>,
     ) -> Result<HostPage, Violation> {
         let stop = |had| Violation { gpa, want, had, on_data: serves.is_none(), update: 0 };
         if !Ept4::covers(gpa) {
             return Err(stop(Attrs::empty()));
         }
-        let (mut table, mut level, mut perms) = (self.root, Ept4::ROOT, Attrs::PERMISSIONS);
+        let root = Partial { table: self.root, perms: Attrs::PERMISSIONS };
+        let known = meter.known_host(gpa).map(|(level, entry)| (level.below().unwrap_or(Level::L1), entry));
+        let (mut level, Partial { mut table, mut perms }) = known.unwrap_or((Ept4::ROOT, root));
         let mut path = [None; 4];
         for step in &mut path {
             let at = table.entry(Ept4::index(gpa, level));
@@ -93,7 +94,7 @@ impl Stage for Radix {
             match Ept4::decode(raw, level) {
                 Entry::Table { next, attrs } => {
                     perms &= attrs;
-                    *step = Some(Leaf { at, raw, level });
+                    *step = Some((Leaf { at, raw, level }, Partial { table: next, perms }));
                     (table, level) = (next, level.below().unwrap_or(Level::L1));
                 }
                 Entry::Leaf { frame, size, attrs } => {
@@ -101,8 +102,9 @@ impl Stage for Radix {
                     if !perms.contains(want.perms) {
                         return Err(stop(perms));
                     }
-                    for entry in path.into_iter().flatten() {
+                    for (entry, leads_to) in path.into_iter().flatten() {
                         mark(mem, entry, false, meter);
+                        meter.keep_host(gpa, entry.level, leads_to);
                     }
                     let leaf = mark(mem, Leaf { at, raw, level }, want.write, meter);
                     let frame = frame.offset(gpa.page_offset(size) >> 12);
@@ -140,7 +142,7 @@ impl HostTables for Radix {
                 Err(MapError::HugeInTheWay { .. }) => change = change.or(self.drop_leaf(host, at, work)),
                 Err(MapError::TableInTheWay { .. }) => {
                     change = change.or(self.unmap(host, gfn.align_down(size), size.frames(), work));
-                    self.prune(host, gfn.align_down(size), size.frames(), work);
+                    change = change.or(self.prune(host, gfn.align_down(size), size.frames(), work));
                 }
                 Err(_) => return None,
             }
@@ -165,8 +167,7 @@ impl HostTables for Radix {
     fn clear(&mut self, host: &mut Host, work: &mut Work) -> Change {
         let frames = 1 << (Ept4::input_bits() - 12);
         let change = self.unmap(host, Gfn::new(0), frames, work);
-        self.prune(host, Gfn::new(0), frames, work);
-        change
+        change.or(self.prune(host, Gfn::new(0), frames, work))
     }
 
     fn bytes(&self) -> u64 {
@@ -175,12 +176,13 @@ impl HostTables for Radix {
 }
 
 impl Radix {
-    /// Frees the empty tables for these frames.
-    fn prune(&mut self, host: &mut Host, first: Gfn, frames: u64, work: &mut Work) {
+    /// Frees the empty tables for these frames. Hardware may still know where they lay.
+    fn prune(&mut self, host: &mut Host, first: Gfn, frames: u64, work: &mut Work) -> Change {
         let last = Gfn::new(first.number() + frames - 1).base();
         let (mem, pool) = host.parts();
         let freed = Mapper::<Ept4, _>::new(mem, self.root, TableAttrs::EPT).prune(first.base()..=last, pool);
         self.tables -= freed;
         work.tables_freed += freed;
+        if freed > 0 { Change::Lost } else { Change::Kept }
     }
 }

@@ -94,18 +94,18 @@ pub fn cold_walk(of: &WalkOf) -> Result<Recorded, NoWalk> {
 /// A regime whose walk can be shown.
 trait Shown: Regime {
     /// Makes one walk that is known to find the translation.
-    fn show(&mut self, cx: &mut Cx<'_>, request: &Request<'_>, seen: &mut Vec<Reference>);
+    fn record(&self, cx: &mut Cx<'_>, request: &Request<'_>, seen: &mut Vec<Reference>);
 }
 
 impl<G: Format<In = GuestVirt, Out = GuestPhys>> Shown for Flat<G> {
-    fn show(&mut self, cx: &mut Cx<'_>, request: &Request<'_>, seen: &mut Vec<Reference>) {
-        let _ = self.walk(cx, request, seen);
+    fn record(&self, cx: &mut Cx<'_>, request: &Request<'_>, seen: &mut Vec<Reference>) {
+        let _ = self.show(cx, request, seen);
     }
 }
 
 impl Shown for Agile {
-    fn show(&mut self, cx: &mut Cx<'_>, request: &Request<'_>, seen: &mut Vec<Reference>) {
-        let _ = self.walk(cx, request, seen);
+    fn record(&self, cx: &mut Cx<'_>, request: &Request<'_>, seen: &mut Vec<Reference>) {
+        let _ = self.show(cx, request, seen);
     }
 }
 
@@ -180,7 +180,7 @@ where
     let request = Request { acc, store: None, ip: Gva::ZERO, element: 0 };
     let frame = machine.settle(&request).ok_or(NoWalk::NoMemory)?;
     let mut references = Vec::new();
-    machine.with(|regime, cx| regime.show(cx, &request, &mut references));
+    machine.with(|regime, cx| regime.record(cx, &request, &mut references));
     Ok(Recorded { references, reached: frame.at(gva.as_u64()) })
 }
 

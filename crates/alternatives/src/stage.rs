@@ -14,11 +14,10 @@
 use memvirt_addr::{Gfn, Gpa, Hfn, HostPhys, Hpa, Level, PageSize};
 use memvirt_nested::{SecondStage, Want};
 use memvirt_pagetable::{Attrs, Ept4, Format, PhysMem};
-use memvirt_platform::{Backed, Host, Work};
+use memvirt_platform::{Backed, Caches, Dimension, Host, Probe, Work};
 use memvirt_shadow::store::Change;
 
 use crate::meter::Meter;
-use memvirt_platform::{Dimension, Probe};
 
 /// The host page behind a guest-physical address, as hardware found it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,13 +67,13 @@ pub trait Stage {
     /// # Errors
     ///
     /// [`Violation`] where nothing is mapped or `want` is not permitted.
-    fn translate<P: Probe>(
+    fn translate<P: Probe, C: Caches>(
         &self,
         mem: &mut PhysMem<HostPhys>,
         gpa: Gpa,
         serves: Option<Level>,
         want: Want,
-        meter: &mut Meter<'_, P>,
+        meter: &mut Meter<'_, P, C>,
     ) -> Result<HostPage, Violation>;
 }
 
@@ -105,7 +104,12 @@ pub trait HostTables: Stage {
 }
 
 /// Sets the accessed bit of a host entry, and its dirty bit for a write; returns the entry as it is then.
-pub(crate) fn mark<P: Probe>(mem: &mut PhysMem<HostPhys>, entry: Leaf, write: bool, meter: &mut Meter<'_, P>) -> Leaf {
+pub(crate) fn mark<P: Probe, C: Caches>(
+    mem: &mut PhysMem<HostPhys>,
+    entry: Leaf,
+    write: bool,
+    meter: &mut Meter<'_, P, C>,
+) -> Leaf {
     let Leaf { at, raw, level } = entry;
     let bits = Ept4::RAW_ACCESSED | if write { Ept4::RAW_DIRTY } else { 0 };
     if raw & bits != bits {

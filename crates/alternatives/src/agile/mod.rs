@@ -19,6 +19,7 @@ mod walk;
 
 use memvirt_addr::PageSize;
 use memvirt_addr::{Gfn, Level, PfCode};
+use memvirt_ops::VcpuId;
 use memvirt_ops::arch::{Control, GuestFault, HostEvent, VcpuSet};
 use memvirt_pagetable::{Attrs, Entry, Guest4, Path, TableMem, Walked as Ended};
 use memvirt_platform::{
@@ -30,11 +31,11 @@ pub use policy::{Policy, Switching};
 
 use policy::Activity;
 use tables::{Making, Tables};
-use walk::{Root, Walked};
+use walk::{Hardware, Root, Walked};
 
 use crate::dirty::DirtyLog;
-use crate::hypervisor::{self, device, flush_if};
-use crate::meter::Meter;
+use crate::hypervisor::{self, device, flush_if, stopped};
+use crate::meter::{on_cpu, shown};
 use crate::radix::Radix;
 use crate::stage::{HostTables, Violation};
 use crate::walk::End;
@@ -101,20 +102,14 @@ impl Agile {
         self.activity.nested()
     }
 
-    /// One hardware walk, shown to `probe`.
-    fn hardware<P: Probe>(&self, cx: &mut Cx<'_>, request: &Request<'_>, probe: &mut P) -> Walked {
-        let (regs, top, mut meter) = (*cx.regs(), self.tables.top(cx.me), Meter::new(probe));
-        let walked = walk::hardware(&mut cx.host.mem, &self.tables.nested, top, &regs, request.acc, &mut meter);
-        let exits = matches!(walked, Walked::Missing | Walked::Nested(End::Violation(_)));
-        if !(exits && cx.horizon == Horizon::NextExit) {
-            meter.enter(&mut cx.out.counters);
-        }
-        walked
+    /// One hardware walk without walk caches, shown to `probe` and counted nowhere; true where it found the translation.
+    pub fn show<P: Probe>(&self, cx: &mut Cx<'_>, request: &Request<'_>, probe: &mut P) -> bool {
+        let walked = shown(cx, request.acc, self.hardware(cx.me), probe);
+        matches!(walked, Walked::Shadow(_) | Walked::Nested(End::Mapped(_)))
     }
 
-    /// One hardware walk whose references `probe` sees; true where it found the translation.
-    pub fn walk<P: Probe>(&self, cx: &mut Cx<'_>, request: &Request<'_>, probe: &mut P) -> bool {
-        matches!(self.hardware(cx, request, probe), Walked::Shadow(_) | Walked::Nested(End::Mapped(_)))
+    fn hardware(&self, v: VcpuId) -> Hardware<'_> {
+        Hardware { stage: &self.tables.nested, top: self.tables.top(v) }
     }
 
     fn making(&self, write: bool) -> Making {
@@ -326,6 +321,7 @@ impl Agile {
 
     /// The nested tables stopped the part of a walk that goes through the guest's.
     fn violated(&mut self, cx: &mut Cx<'_>, request: &Request<'_>, violation: &Violation) -> Outcome {
+        stopped(cx, request, violation);
         let gfn = violation.gpa.frame();
         if !cx.map.contains(gfn) {
             return device(cx, request, violation.on_data);
@@ -409,7 +405,7 @@ impl Regime for Agile {
         if self.activity.missed() {
             self.interval_over(cx);
         }
-        let walked = self.hardware(cx, request, &mut ());
+        let walked = on_cpu(cx, request.acc, self.hardware(cx.me));
         let may_exit = cx.horizon != Horizon::NextExit;
         match walked {
             Walked::Shadow(outcome) => outcome,
