@@ -162,6 +162,8 @@ words! {
         Floor = "floor",
         /// The next whole number above, in base units.
         Ceil = "ceil",
+        /// The natural logarithm of the gamma function: lgamma(n + 1) = log(n!).
+        Lgamma = "lgamma",
     }
 }
 

@@ -32,7 +32,29 @@ macro_rules! embed {
 }
 
 /// All of them, in the order of their names.
-pub(crate) static ALL: &[Builtin] = embed![];
+pub(crate) static ALL: &[Builtin] = embed![
+    "break-even",
+    "footprint-dense",
+    "footprint-nested",
+    "footprint-shadow",
+    "footprint-sparse",
+    "lit-alam",
+    "lit-basu",
+    "lit-mosmodel",
+    "lit-pham",
+    "lit-yaniv",
+    "scaling-lock",
+    "scaling-usl",
+    "time-parts",
+    "traps-invlpg-only",
+    "traps-kvm",
+    "traps-lazy-fill",
+    "traps-nested",
+    "traps-vtlb",
+    "traps-write-protect",
+    "walk-cold",
+    "walk-warm",
+];
 
 pub(crate) fn find(name: &str) -> Result<&'static Builtin, ModelError> {
     ALL.iter().find(|builtin| builtin.name == name).ok_or_else(|| ModelError::Unknown {

@@ -129,8 +129,14 @@ fn call(names: &impl Names, function: Function, arguments: &[Expr]) -> Checked<U
             let unit = quantity(names, &arguments[0])?;
             unit.to_power(0.5).ok_or_else(|| (arguments[0].at, Problem::Exponent { base: unit.to_string() }))
         }
-        Function::Log | Function::Log2 | Function::Log10 | Function::Log1p | Function::Exp | Function::Expm1 => {
-            plain(names, &arguments[0], "the argument of a logarithm or exponential")?;
+        Function::Log
+        | Function::Log2
+        | Function::Log10
+        | Function::Log1p
+        | Function::Exp
+        | Function::Expm1
+        | Function::Lgamma => {
+            plain(names, &arguments[0], "the argument of a logarithm, an exponential or lgamma")?;
             Ok(Unit::one())
         }
     }

@@ -168,6 +168,7 @@ impl Scope<'_> {
             Function::Abs => x.abs(),
             Function::Floor => x.floor(),
             Function::Ceil => x.ceil(),
+            Function::Lgamma => libm::lgamma(x),
         })
     }
 

@@ -121,6 +121,7 @@ fn call(function: Function, arguments: &[Expr]) -> String {
         Function::Log1p => format!("\\ln\\left(1 + {list}\\right)"),
         Function::Exp => format!("\\exp\\left({list}\\right)"),
         Function::Expm1 => format!("\\exp\\left({list}\\right) - 1"),
+        Function::Lgamma => format!("\\ln\\Gamma\\left({list}\\right)"),
         Function::Min => format!("\\min\\left({list}\\right)"),
         Function::Max => format!("\\max\\left({list}\\right)"),
     }
