@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use memvirt_addr::{Hfn, PageSize};
 use memvirt_nested::{AdBits, Nested};
+use memvirt_nestedvirt::{Arrangement, Config, EptOnEpt, ShadowOnEpt};
 use memvirt_oracle::{Checked, FaultRule, Tally};
 use memvirt_pagetable::{Ept4, Npt4, PhysMem, ScatteredAllocator};
 use memvirt_platform::{
@@ -74,6 +75,15 @@ regimes! {
     NestedEpt = "nested", "Intel EPT: hardware walks both dimensions; only EPT violations exit";
     /// Nested paging with AMD's NPT.
     NestedNpt = "nested:npt", "AMD NPT: the same with NPT's permission rules; CR4 accesses exit too (SVM)";
+    /// The guest is an L2 whose tables L1 shadows, under L0's EPT.
+    NestedVirtShadow = "nested-virt:shadow-on-ept",
+        "nested virtualization: L1 shadows the guest's tables, hardware walks the shadow under L0's EPT; exits pass through L0";
+    /// The guest is an L2 whose EPT of L1 is merged with L0's.
+    NestedVirtEpt = "nested-virt:ept-on-ept",
+        "nested virtualization: L1 keeps an EPT, which L0 merges with its own; L1's stores to it exit";
+    /// The guest is an L2 that L1 shadows and reaches without L0.
+    NestedVirtPvm = "nested-virt:pvm",
+        "nested virtualization as PVM does it: L1 shadows the guest's tables, a switcher changes between both without L0";
 }
 
 impl RegimeKind {
@@ -265,6 +275,16 @@ pub(crate) fn build(
         }
         RegimeKind::NestedNpt => {
             let regime = Nested::<Npt4>::new(&mut host, AdBits::On, Vendor::Svm)?;
+            place.engine(host, map, regime)
+        }
+        RegimeKind::NestedVirtShadow | RegimeKind::NestedVirtPvm => {
+            let pvm = kind == RegimeKind::NestedVirtPvm;
+            let arrangement = if pvm { Arrangement::Pvm } else { Arrangement::ShadowOnEpt };
+            let regime = ShadowOnEpt::<4>::new(&mut host, &map, arrangement, Config::KVM)?;
+            place.engine(host, map, regime)
+        }
+        RegimeKind::NestedVirtEpt => {
+            let regime = EptOnEpt::<4>::new(&mut host, &map, Config::KVM)?;
             place.engine(host, map, regime)
         }
     };

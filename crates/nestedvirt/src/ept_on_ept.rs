@@ -322,8 +322,9 @@ impl<const N: u8> EptOnEpt<N> {
     }
 }
 
-impl<const N: u8> Regime for EptOnEpt<N> {
-    fn miss(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
+impl<const N: u8> EptOnEpt<N> {
+    /// One hardware walk and what comes of it.
+    fn walked(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
         let Some(root02) = self.entered(cx) else { return Outcome::OutOfMemory };
         let (regs, acc) = (*cx.regs(), request.acc);
         let root = regs.cr3.root.frame();
@@ -349,6 +350,14 @@ impl<const N: u8> Regime for EptOnEpt<N> {
             }
         }
     }
+}
+
+impl<const N: u8> Regime for EptOnEpt<N> {
+    fn miss(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
+        let outcome = self.walked(cx, request);
+        self.stack.world.publish(&mut cx.out.counters);
+        outcome
+    }
 
     fn control(&mut self, cx: &mut Cx<'_>, control: &Control) -> Result<(), Refusal> {
         let (reason, exits) = exits_of(control, false);
@@ -358,6 +367,7 @@ impl<const N: u8> Regime for EptOnEpt<N> {
             cx.exit(reason, Work::default(), None, VcpuSet::EMPTY);
         }
         cx.execute(control);
+        self.stack.world.publish(&mut cx.out.counters);
         Ok(())
     }
 
@@ -384,6 +394,7 @@ impl<const N: u8> Regime for EptOnEpt<N> {
             | HostEvent::ShadowPageLimit(..) => {}
         }
         cx.out.counters.work += work;
+        self.stack.world.publish(&mut cx.out.counters);
     }
 
     fn table_bytes(&self) -> TableBytes {
@@ -423,6 +434,7 @@ impl<const N: u8> Nesting for EptOnEpt<N> {
         }
         self.stack.world.switch(Who::L2, Cause::Interrupt, "entry");
         cx.out.counters.work += work;
+        self.stack.world.publish(&mut cx.out.counters);
     }
 
     fn prefault_guest(&mut self, cx: &mut Cx<'_>, range: GfnRange) -> bool {

@@ -365,8 +365,9 @@ fn translate<const N: u8>(regs: &Regs, path: &Path<Guest<N>>, request: &Request<
     }
 }
 
-impl<const N: u8> Regime for ShadowOnEpt<N> {
-    fn miss(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
+impl<const N: u8> ShadowOnEpt<N> {
+    /// One hardware walk and what comes of it.
+    fn walked(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
         let regs = Regs { write_protect: true, ..*cx.regs() };
         let nested = self.stack.l0.ept01();
         let walk = self.root(cx).and_then(|root| self.spt.frame(root)).map(|root| {
@@ -398,6 +399,14 @@ impl<const N: u8> Regime for ShadowOnEpt<N> {
         self.stack.leave(Cause::PageFault, &format!("page fault of L2's {who} at {gva:?}: SPT12 does not permit it"));
         self.fault(cx, request).unwrap_or(Outcome::OutOfMemory)
     }
+}
+
+impl<const N: u8> Regime for ShadowOnEpt<N> {
+    fn miss(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
+        let outcome = self.walked(cx, request);
+        self.stack.world.publish(&mut cx.out.counters);
+        outcome
+    }
 
     fn control(&mut self, cx: &mut Cx<'_>, control: &Control) -> Result<(), Refusal> {
         let (reason, mut exits) = exits_of(control, true);
@@ -417,6 +426,7 @@ impl<const N: u8> Regime for ShadowOnEpt<N> {
         if exits == 0 {
             cx.execute(control);
         }
+        self.stack.world.publish(&mut cx.out.counters);
         Ok(())
     }
 
@@ -444,6 +454,7 @@ impl<const N: u8> Regime for ShadowOnEpt<N> {
             | HostEvent::ShadowPageLimit(..) => {}
         }
         cx.out.counters.work += work;
+        self.stack.world.publish(&mut cx.out.counters);
     }
 
     fn table_bytes(&self) -> TableBytes {
@@ -477,6 +488,7 @@ impl<const N: u8> Nesting for ShadowOnEpt<N> {
         }
         self.stack.world.switch(Who::L2, Cause::Interrupt, "entry");
         cx.out.counters.work += work;
+        self.stack.world.publish(&mut cx.out.counters);
     }
 
     fn prefault_guest(&mut self, cx: &mut Cx<'_>, range: GfnRange) -> bool {

@@ -7,6 +7,8 @@
 
 use core::fmt;
 
+use memvirt_platform::Counters;
+
 /// Who runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Who {
@@ -150,13 +152,15 @@ pub struct World {
     running: Who,
     /// The sums.
     pub counts: Counts,
+    /// World switches and L0 exits that no ledger knows of yet.
+    unpublished: (u64, u64),
     steps: Option<Vec<Step>>,
 }
 
 impl Default for World {
     /// L2 runs, nothing was counted, steps are not kept.
     fn default() -> Self {
-        Self { running: Who::L2, counts: Counts::default(), steps: None }
+        Self { running: Who::L2, counts: Counts::default(), unpublished: (0, 0), steps: None }
     }
 }
 
@@ -191,13 +195,23 @@ impl World {
             return;
         }
         self.counts.switches[from as usize][to as usize] += 1;
+        self.unpublished.0 += 1;
         if to == Who::L0 {
+            self.unpublished.1 += 1;
             self.counts.exits[cause as usize] += 1;
         }
         self.running = to;
         if let Some(steps) = &mut self.steps {
             steps.push(Step { who: from, kind: StepKind::Switch { to, cause }, what: what.to_owned() });
         }
+    }
+
+    /// Enters in a ledger's sums what came since the last time.
+    #[inline]
+    pub(crate) fn publish(&mut self, counters: &mut Counters) {
+        let (switches, exits) = core::mem::take(&mut self.unpublished);
+        counters.world_switches += switches;
+        counters.l0_exits += exits;
     }
 
     /// Whoever runs does something. The words are made only where somebody reads along.

@@ -26,7 +26,8 @@ const DIRECT: u64 = 4;
 const WAY: [u64; 2] = [10, 15];
 /// The first frame for data.
 const DATA: u64 = 100;
-const PAGES: u64 = 128;
+/// Pages that the processes use below each link.
+const PAGES: u64 = 6;
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -53,12 +54,12 @@ enum Op {
         table: usize,
     },
     Touch {
-        page: u64,
+        page: Gva,
         write: bool,
     },
     /// The kernel stores a value to a process' page and the process' alias shows it.
     Value {
-        page: u64,
+        page: Gva,
         value: u64,
     },
     Switch {
@@ -88,22 +89,27 @@ fn frames() -> impl Strategy<Value = u64> {
     prop_oneof![12 => DATA..DATA + 40, 1 => 1..30u64]
 }
 
+/// Addresses of the processes, as offsets.
+fn pages() -> impl Strategy<Value = Gva> {
+    (0..2u64, 0..PAGES).prop_map(|(slot, page)| Gva::new((slot << 21) + (page << 12)))
+}
+
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let flags = prop_oneof![3 => Just(0x67u64), 1 => Just(0x27), 1 => Just(0x07), 1 => Just(0x25), 1 => Just(0), 1 => Just(0x63)];
     let link = prop_oneof![1 => Just(Link::Nothing), 4 => (0..3usize).prop_map(Link::Table), 1 => (0..4u64).prop_map(Link::Large)];
     let control = prop_oneof![
-        (0..PAGES).prop_map(|page| Control::Invlpg(Gva::new(page << 12))),
+        pages().prop_map(Control::Invlpg),
         Just(Control::Cr(CrWrite::TogglePge)),
         Just(Control::Trap(Trap::Cpuid)),
         Just(Control::ReadCr3),
     ];
     let op = prop_oneof![
-        6 => (0..3usize, 0..64u64, frames(), flags).prop_map(|(table, index, frame, flags)| Op::Leaf { table, index, frame, flags }),
+        6 => (0..3usize, 0..PAGES, frames(), flags).prop_map(|(table, index, frame, flags)| Op::Leaf { table, index, frame, flags }),
         3 => (0..2usize, 0..2u64, link).prop_map(|(root, slot, to)| Op::Link { root, slot, to }),
-        2 => (0..3usize, 0..64u64).prop_map(|(table, index)| Op::Protect { table, index }),
+        2 => (0..3usize, 0..PAGES).prop_map(|(table, index)| Op::Protect { table, index }),
         1 => (0..3usize).prop_map(|table| Op::Clear { table }),
-        16 => (0..PAGES, any::<bool>()).prop_map(|(page, write)| Op::Touch { page, write }),
-        3 => (0..PAGES, any::<u64>()).prop_map(|(page, value)| Op::Value { page, value }),
+        16 => (pages(), any::<bool>()).prop_map(|(page, write)| Op::Touch { page, write }),
+        3 => (pages(), any::<u64>()).prop_map(|(page, value)| Op::Value { page, value }),
         2 => (0..2usize).prop_map(|root| Op::Switch { root }),
         1 => control.prop_map(Op::Control),
         2 => (0..150u64, 1..40u64, any::<bool>()).prop_map(|(frame, frames, discard)| Op::TakeL1 { frame, frames, discard }),
@@ -144,6 +150,17 @@ impl<P: Platform, const N: u8> Lab<P, N> {
             let leaf = if N == 2 { DIRECT } else { DIRECT + u64::from(N) - 2 };
             lab.poke(leaf, index, index << 12 | 0x63);
         }
+        for root in 0..2 {
+            for slot in 0..2u8 {
+                let at = Self::link_at(root, slot.into());
+                lab.poke(at.frame().number(), (at.as_u64() & 0xfff) / 8, LEAVES[root + usize::from(slot)] << 12 | 0x27);
+            }
+        }
+        for (i, table) in (0..).zip(LEAVES) {
+            for index in 0..PAGES {
+                lab.poke(table, index, (DATA + i * PAGES + index) << 12 | if index % 2 == 0 { 0x67 } else { 0x07 });
+            }
+        }
         lab.control(Control::Cr3(Cr3::flushing(Gfn::new(ROOTS[0]).base())));
         lab
     }
@@ -174,8 +191,8 @@ impl<P: Platform, const N: u8> Lab<P, N> {
         }
     }
 
-    fn page(page: u64) -> Gva {
-        Gva::new(8 * region(N) + (page / 64) * PageSize::Size2M.bytes() + (page % 64) * 4096)
+    fn page(page: Gva) -> Gva {
+        page.wrapping_add(8 * region(N))
     }
 
     fn control(&mut self, control: Control) {
@@ -241,6 +258,10 @@ impl<P: Platform, const N: u8> Lab<P, N> {
                 self.store(Gfn::new(LEAVES[table]).base(), StoreOp::RepStos { value: 0, count: 512 })
             }
             Op::Switch { root } => self.root = root,
+            Op::Control(Control::Invlpg(page)) => {
+                self.control(Control::Invlpg(Self::page(page)));
+                return true;
+            }
             Op::Control(control) => {
                 self.control(control);
                 return true;
@@ -269,7 +290,7 @@ impl<R: Regime + Nesting + Audit, const N: u8> Lab<Engine<R>, N> {
         regime.l0().frame_of(frame).filter(|_| regime.l0().is_resident(frame))
     }
 
-    fn check_touch(&mut self, page: u64, write: bool) -> Result<(), TestCaseError> {
+    fn check_touch(&mut self, page: Gva, write: bool) -> Result<(), TestCaseError> {
         let gva = Self::page(page);
         let before = self.walk(gva);
         let allowed =
@@ -314,7 +335,12 @@ impl<R: Regime + Nesting + Audit, const N: u8> Lab<Engine<R>, N> {
                 let given: Vec<L1fn> = self.platform.regime(VM).l0().given().map(|(frame, _)| frame).collect();
                 let taken: Vec<L1fn> = given.into_iter().cycle().skip(nth % 97).take(frames).collect();
                 self.platform.intervene(V, &mut self.out, |regime, cx| regime.take_from_l1(cx, &taken));
-                prop_assert!(taken.iter().all(|frame| !self.platform.regime(VM).l0().is_resident(*frame)));
+                let regime = self.platform.regime(VM);
+                for frame in taken {
+                    prop_assert!(!regime.l0().is_resident(frame));
+                    let backing = regime.l1().guest_of(frame).and_then(|gfn| self.platform.backing(VM, gfn));
+                    prop_assert_eq!(backing, None, "L0 took {:?}", frame);
+                }
             }
             Op::Slots => self.platform.host(&HostEvent::SlotChange(VM), &mut self.out),
             _ => {}
@@ -330,9 +356,45 @@ impl<R: Regime + Nesting + Audit, const N: u8> Lab<Engine<R>, N> {
                 prop_assert!(wrong.is_empty(), "after {:?}: {:?}", op, wrong);
                 let world = self.platform.regime(VM).world();
                 prop_assert_eq!(world.running(), memvirt_nestedvirt::Who::L2);
+                let sums = (world.counts.world_switches(), world.counts.l0_exits());
+                prop_assert_eq!((self.out.counters.world_switches, self.out.counters.l0_exits), sums);
             }
         }
         Ok(())
+    }
+}
+
+/// Two machines of L1 on one host, each with an L2: three owners each, and no frame that any two of them share.
+#[test]
+fn two_nests_share_no_frame() {
+    let mut host = Host::new(1 << 14);
+    let map = || MemoryMap::new(FRAMES, PageSize::Size4K);
+    let mut nest = || (VmSpec { map: map(), vcpus: 1 }, EptOnEpt::<4>::new(&mut host, &map(), Config::KVM).unwrap());
+    let nests = vec![nest(), nest()];
+    let mut engine = Engine::new(host, 1, &Geometry::default(), Tags::On, nests);
+    let mut out = Ledger::sums();
+    for vm in [0, 1] {
+        for table in 1..4u64 {
+            engine.poke(VmId(vm), Gpa::new(table << 12), (table + 1) << 12 | 0x27);
+        }
+        for page in 0..64 {
+            engine.poke(VmId(vm), Gfn::new(4).at(page * 8), (page + 8) << 12 | 0x67);
+        }
+        engine.event(VcpuId(vm), &Control::Cr3(Cr3::flushing(Gpa::new(0x1000))).into(), &mut out).unwrap();
+    }
+    for page in 0..64 {
+        for vm in [0, 1] {
+            let run = [Acc::user(Gva::new(page << 12), AccessKind::Write)];
+            assert_eq!(engine.accesses(VcpuId(vm), &run, Horizon::Open, &mut out), (1, Stop::Done));
+        }
+    }
+    let owners = |vm| engine.regime(VmId(vm)).owners(engine.machine());
+    let all: Vec<Hfn> = owners(0).into_iter().chain(owners(1)).map(|(frame, _)| frame).collect();
+    let distinct: std::collections::BTreeSet<Hfn> = all.iter().copied().collect();
+    assert_eq!(distinct.len(), all.len());
+    assert_eq!(all.len() as u64, engine.machine().allocated(), "and every frame in use has an owner");
+    for owner in ["L0", "L1", "L2"] {
+        assert!(owners(1).iter().any(|(_, whose)| *whose == owner), "{owner}");
     }
 }
 

@@ -57,6 +57,10 @@ pub struct Counters {
     pub exits: [u64; ExitReason::COUNT],
     /// What the hypervisor did at all exits together.
     pub work: Work,
+    /// Changes of who runs, where hypervisors are nested: [`Counters::exits`] then counts how often the innermost guest stopped.
+    pub world_switches: u64,
+    /// How often the outermost hypervisor was entered, by whomever, where hypervisors are nested.
+    pub l0_exits: u64,
 }
 
 impl Counters {
