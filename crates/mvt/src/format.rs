@@ -16,6 +16,12 @@ const FIXED: usize = 8 + 2 + 1 + 1 + 4 + 4;
 /// Notes are for people; no more of them than this is read.
 const MAX_NOTES: usize = 64 << 10;
 
+/// Whether a file that begins with these bytes is an `.mvt` trace, of any version.
+#[must_use]
+pub fn is_mvt(first: &[u8]) -> bool {
+    first.starts_with(&MAGIC)
+}
+
 /// What is kept of an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Density {

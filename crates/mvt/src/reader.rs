@@ -33,7 +33,7 @@ struct Shared<R> {
     header: Header,
     blocks: Vec<BlockInfo>,
     damage: Option<Damage>,
-    read: AtomicU64,
+    read: Arc<AtomicU64>,
 }
 
 impl Mvt<File> {
@@ -72,7 +72,7 @@ impl<R: Read + Seek> Mvt<R> {
                 (blocks, Some(damage))
             }
         };
-        let shared = Shared { name, input: Mutex::new(input), size, header, blocks, damage, read: AtomicU64::new(0) };
+        let shared = Shared { name, input: Mutex::new(input), size, header, blocks, damage, read: Arc::default() };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -106,10 +106,10 @@ impl<R: Read + Seek> Mvt<R> {
         self.shared.size
     }
 
-    /// Bytes of the blocks that were read so far, by all streams together.
+    /// Bytes of the blocks that were read so far, by all streams together; for a look from another thread.
     #[must_use]
-    pub fn bytes_read(&self) -> u64 {
-        self.shared.read.load(Ordering::Relaxed)
+    pub fn bytes_read(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.shared.read)
     }
 
     /// The processes that have blocks, in order of their numbers.

@@ -27,7 +27,6 @@ pub(crate) const OPENAT: u32 = 257;
 pub(crate) const EXECVEAT: u32 = 322;
 pub(crate) const CLONE3: u32 = 435;
 
-pub(crate) const CLONE_VM: u64 = 0x100;
 pub(crate) const CLONE_VFORK: u64 = 0x4000;
 pub(crate) const CLONE_THREAD: u64 = 0x1_0000;
 

@@ -38,6 +38,18 @@ pub enum TraceError {
         /// How many whole lines were read before.
         line: u64,
     },
+    /// A trace of memvirt's own cannot be read, or not further.
+    #[error(transparent)]
+    Mvt(#[from] memvirt_mvt::MvtError),
+    /// Lines are asked for, and there are pages only.
+    #[error(
+        "trace {name} keeps the pages of addresses only (density `pages`), and their lines are needed here; convert the \
+         recording itself with `--density lines`"
+    )]
+    TooCoarse {
+        /// The name of the trace.
+        name: String,
+    },
     /// The input is something else than a lackey log.
     #[error(
         "{name} is not a Valgrind lackey log: {found}; record one with \

@@ -74,6 +74,11 @@ impl Progress {
         Self { read: Arc::default(), total }
     }
 
+    /// The progress of somebody else's counter.
+    pub(crate) fn of(read: Arc<AtomicU64>, total: u64) -> Self {
+        Self { read, total: Some(total) }
+    }
+
     /// Bytes read from the input so far, before decompression.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -123,6 +128,12 @@ enum State<R: Read> {
 impl<R: Read> Input<R> {
     pub(crate) fn new(inner: R, progress: Progress) -> Self {
         Self { state: State::Unopened(inner), progress }
+    }
+
+    /// Bytes that are taken as they are.
+    pub(crate) fn plain(inner: R) -> Self {
+        let counted = Counted { inner, progress: Progress::default() };
+        Self { state: State::Plain(Cursor::new(Vec::new()).chain(counted)), progress: Progress::default() }
     }
 
     pub(crate) fn progress(&self) -> Progress {

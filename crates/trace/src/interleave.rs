@@ -45,6 +45,9 @@ pub trait Family {
     /// Processes whose fork is in no stream, the first process among them.
     fn roots(&self) -> Vec<ProcessId>;
 
+    /// How many processes there are.
+    fn processes(&self) -> u64;
+
     /// Opens the stream of a process, when it is to run for the first time.
     ///
     /// # Errors
@@ -65,6 +68,8 @@ pub struct Repairs {
     pub waits: u64,
     /// Forks of a process that was there already: they are plain system calls.
     pub forks: u64,
+    /// Processes whose parent never forks them: what they did is left out.
+    pub lost: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +100,9 @@ struct Task<S> {
     reaped: bool,
     stream: Option<S>,
 }
+
+/// Who looks at the batches of single processes.
+pub type Tap<'a> = &'a mut dyn FnMut(ProcessId, &Batch);
 
 /// One stream out of many.
 pub struct Interleaver<F: Family> {
@@ -139,6 +147,19 @@ impl<F: Family> Interleaver<F> {
     #[must_use]
     pub fn repairs(&self) -> Repairs {
         self.repairs
+    }
+
+    /// As [`Source::next_batch`]; `tap` sees each batch as its process' stream gives it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Source::next_batch`].
+    pub fn next_batch_tapped(&mut self, batch: &mut Batch, tap: Tap<'_>) -> Result<bool, F::Error> {
+        batch.clear();
+        if !self.started {
+            self.start();
+        }
+        self.fill(batch, tap)
     }
 
     fn start(&mut self) {
@@ -217,7 +238,7 @@ impl<F: Family> Interleaver<F> {
     }
 
     /// One step of the process in front of the queue; `false` where it gave nothing.
-    fn step(&mut self, process: ProcessId, batch: &mut Batch) -> Result<bool, F::Error> {
+    fn step(&mut self, process: ProcessId, batch: &mut Batch, tap: Tap<'_>) -> Result<bool, F::Error> {
         if let Some(State::Returns { child }) = self.state(process) {
             self.set_state(process, State::Ready);
             batch.then = Some(Op::Wait { child });
@@ -232,6 +253,7 @@ impl<F: Family> Interleaver<F> {
             self.stop(process);
             return Ok(false);
         }
+        tap(process, batch);
         self.left = self.left.saturating_sub(batch.instructions.max(1));
         if let Some(op) = batch.then.take() {
             batch.then = self.operation(process, op);
@@ -351,7 +373,7 @@ impl<F: Family> Interleaver<F> {
         false
     }
 
-    fn fill(&mut self, batch: &mut Batch) -> Result<bool, F::Error> {
+    fn fill(&mut self, batch: &mut Batch, tap: Tap<'_>) -> Result<bool, F::Error> {
         loop {
             if let Some(op) = self.pending.pop_front() {
                 match op {
@@ -367,6 +389,7 @@ impl<F: Family> Interleaver<F> {
                 if self.unlock() {
                     continue;
                 }
+                self.repairs.lost = self.family.processes().saturating_sub(self.tasks.len() as u64);
                 return Ok(false);
             };
             if self.current != Some(process) {
@@ -374,7 +397,7 @@ impl<F: Family> Interleaver<F> {
                 continue;
             }
             batch.clear();
-            if self.step(process, batch)? {
+            if self.step(process, batch, tap)? {
                 if matches!(batch.then, Some(Op::Exit)) {
                     self.current = None;
                 }
@@ -388,12 +411,7 @@ impl<F: Family> Source for Interleaver<F> {
     type Error = F::Error;
 
     fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, F::Error> {
-        batch.clear();
-        if !self.started {
-            self.start();
-        }
-        let more = self.fill(batch)?;
-        Ok(more)
+        self.next_batch_tapped(batch, &mut |_, _| {})
     }
 }
 
@@ -422,6 +440,9 @@ mod tests {
         type Error = Infallible;
         fn roots(&self) -> Vec<ProcessId> {
             self.1.iter().map(|id| ProcessId(*id)).collect()
+        }
+        fn processes(&self) -> u64 {
+            0
         }
         fn stream(&mut self, process: ProcessId) -> Result<Lines, Infallible> {
             Ok(Lines(self.0.remove(&process.0).unwrap_or_default().into_iter()))

@@ -1,15 +1,21 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod bundle;
 mod calls;
+mod convert;
 mod error;
 mod info;
 mod input;
 mod interleave;
 pub mod lackey;
+mod mvt;
+mod recording;
 
+pub use convert::{Converted, convert};
 pub use error::{Malformed, TraceError};
 pub use info::{AddressRange, Footprint, TraceInfo};
 pub use input::{Compression, Progress};
-pub use interleave::{Family, Interleaver, Repairs, Turns};
+pub use interleave::{Family, Interleaver, Repairs, Tap, Turns};
 pub use lackey::{LackeyReader, MemoryCalls, Tally, open};
+pub use recording::{Format, ROOTS_NOTE, Reading, Recording};

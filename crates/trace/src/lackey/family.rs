@@ -43,6 +43,11 @@ impl Kin {
         }
     }
 
+    /// Calls of which nothing is known.
+    pub(crate) fn calls(&self) -> Calls {
+        Calls::of_child(self.clone(), Files::default())
+    }
+
     /// The calls of a process at its beginning, with what it took over at its fork.
     pub(crate) fn calls_of(&self, child: ProcessId) -> Calls {
         let shared = self.shared.as_ref();

@@ -10,6 +10,7 @@ mod buffer;
 mod calls;
 mod family;
 mod line;
+pub(crate) mod logs;
 mod reader;
 mod split;
 mod tally;
@@ -20,6 +21,7 @@ use std::path::Path;
 #[cfg(doc)]
 use memvirt_ops::process::Source;
 
+pub(crate) use access::Kind;
 pub use reader::{LackeyReader, MemoryCalls};
 pub use tally::Tally;
 

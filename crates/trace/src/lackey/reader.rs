@@ -66,7 +66,7 @@ impl<R: Read> LackeyReader<R> {
         Self::with_progress(input, name.into(), Progress::default())
     }
 
-    pub(super) fn with_progress(input: R, name: String, progress: Progress) -> Self {
+    pub(crate) fn with_progress(input: R, name: String, progress: Progress) -> Self {
         Self {
             name,
             lines: Lines::new(Input::new(input, progress)),

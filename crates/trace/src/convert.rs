@@ -1,0 +1,90 @@
+//! Recordings as traces of memvirt's own.
+
+use std::io::Write;
+
+use memvirt_mvt::{Density, Header, MvtError, Writer, Written};
+use memvirt_ops::process::Batch;
+
+use crate::error::TraceError;
+use crate::mvt::ROOTS;
+use crate::recording::Recording;
+
+/// What a conversion came to.
+#[derive(Debug)]
+pub struct Converted {
+    /// What was written.
+    pub written: Written,
+    /// Why the recording ended early, where it did. What stands before is in the file.
+    pub broken_off: Option<TraceError>,
+}
+
+/// Writes a whole recording as an `.mvt` trace. `progress` is called after each batch.
+///
+/// Each process is written as its stream gives it, so that whoever reads the file may choose another order than this reading
+/// had; operations that change memory areas are in it whatever the reading does with them.
+///
+/// # Errors
+///
+/// [`TraceError::TooCoarse`] where lines are asked for and the recording keeps pages only; [`TraceError::Mvt`] where the file
+/// cannot be written; others where nothing at all can be read.
+pub fn convert<W: Write>(
+    mut recording: Recording,
+    output: W,
+    name: &str,
+    density: Density,
+    progress: &mut dyn FnMut(&Recording),
+) -> Result<(Converted, W), TraceError> {
+    if density == Density::Lines && recording.density() == Density::Pages {
+        return Err(TraceError::TooCoarse { name: recording.name().to_owned() });
+    }
+    let mut batch = Batch::default();
+    // The first batch settles what the header says: which program it is.
+    let mut held = Vec::new();
+    let mut more =
+        recording.next_batch_tapped(&mut batch, &mut |process, batch| held.push((process, batch.clone())))?;
+    let mut writer = Writer::new(output, name, header(&recording, density))?;
+    for (process, batch) in held {
+        writer.batch(process, &batch)?;
+    }
+    let mut broken_off = None;
+    let mut failed: Option<MvtError> = None;
+    while more {
+        let mut tap = |process, batch: &Batch| {
+            if failed.is_none() {
+                failed = writer.batch(process, batch).err();
+            }
+        };
+        more = match recording.next_batch_tapped(&mut batch, &mut tap) {
+            Ok(more) => more,
+            Err(error) => {
+                broken_off = Some(error);
+                false
+            }
+        };
+        if let Some(error) = failed.take() {
+            return Err(error.into());
+        }
+        progress(&recording);
+    }
+    let (written, output) = writer.finish()?;
+    Ok((Converted { written, broken_off }, output))
+}
+
+fn header(recording: &Recording, density: Density) -> Header {
+    let (order, roots) = recording.order();
+    let tally = recording.tally();
+    let mut notes = match recording.header() {
+        Some(header) => header.notes.clone(),
+        None => vec![("format".to_owned(), recording.format().name().to_owned())],
+    };
+    let mut note = |name: &str, value: Option<String>| {
+        if let Some(value) = value.filter(|value| !value.is_empty())
+            && !notes.iter().any(|(other, _)| other == name)
+        {
+            notes.push((name.to_owned(), value));
+        }
+    };
+    note("program", tally.command);
+    note(ROOTS, Some(roots));
+    Header { density, order, notes }
+}

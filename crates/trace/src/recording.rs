@@ -1,0 +1,341 @@
+//! Any recording, whatever its format: [`Recording`].
+//!
+//! What a file is stands in its bytes, never in its name. A directory or an archive is the set of logs in it, or, where it
+//! holds none, the one recording in it that says most.
+
+use std::fs::File;
+use std::path::Path;
+
+use memvirt_mvt::{Density, Header, Mvt, Order};
+use memvirt_ops::process::{Batch, ProcessId, Source};
+
+use crate::bundle::{Bundle, MemberReader, head_of, tar};
+use crate::calls::as_plain_call;
+use crate::error::TraceError;
+use crate::input::{Compression, Progress};
+use crate::interleave::{Family, Interleaver, Repairs, Tap, Turns};
+use crate::lackey::logs::LogSet;
+use crate::lackey::{LackeyReader, MemoryCalls, Tally};
+use crate::mvt::{MvtFamily, MvtStream, ROOTS};
+
+/// What a recording was made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum Format {
+    /// Valgrind lackey, one process.
+    Lackey,
+    /// Valgrind lackey, a log for each process.
+    LackeySet,
+    /// `strace -f`.
+    Strace,
+    /// `perf script`.
+    Perf,
+    /// ChampSim's records of instructions.
+    ChampSim,
+}
+
+impl Format {
+    const ALL: [Self; 5] = [Self::Lackey, Self::LackeySet, Self::Strace, Self::Perf, Self::ChampSim];
+
+    /// The name in results.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lackey => "lackey",
+            Self::LackeySet => "lackey-set",
+            Self::Strace => "strace",
+            Self::Perf => "perf",
+            Self::ChampSim => "champsim",
+        }
+    }
+
+    /// The name for people.
+    #[must_use]
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Lackey => "Valgrind lackey log",
+            Self::LackeySet => "Valgrind lackey logs of several processes",
+            Self::Strace => "strace text",
+            Self::Perf => "perf script text",
+            Self::ChampSim => "ChampSim trace",
+        }
+    }
+
+    /// What becomes of calls that change memory areas where nobody says: a log of one process says nothing of the areas that
+    /// the program had before, so its calls are not carried out; all others are there for their page-table events.
+    const fn calls_by_default(self) -> MemoryCalls {
+        match self {
+            Self::Lackey => MemoryCalls::Ignore,
+            _ => MemoryCalls::Apply,
+        }
+    }
+}
+
+/// How a recording is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// What becomes of calls that change memory areas; `None`: carried out, unless it is a single lackey log.
+    pub memory_calls: Option<MemoryCalls>,
+    /// How the processes of a recording without an order take turns.
+    pub turns: Turns,
+}
+
+enum Streams {
+    Log(Box<LackeyReader<MemberReader>>),
+    Logs(Box<Interleaver<LogSet>>),
+    Mvt(Box<Interleaver<MvtFamily>>),
+    Ordered { family: Box<MvtFamily>, stream: Box<MvtStream> },
+}
+
+/// A recording being read.
+pub struct Recording {
+    name: String,
+    format: Format,
+    compression: Compression,
+    memory_calls: MemoryCalls,
+    streams: Streams,
+    /// The header of a trace of memvirt's own.
+    header: Option<Header>,
+    /// Counts of what was delivered.
+    counted: Tally,
+}
+
+impl Recording {
+    /// Opens a file or directory.
+    ///
+    /// # Errors
+    ///
+    /// [`TraceError::Open`] where it cannot be opened, others where it is no recording.
+    pub fn open(path: impl AsRef<Path>, reading: Reading) -> Result<Self, TraceError> {
+        let path = path.as_ref();
+        let failed = |source| TraceError::Open { path: path.to_owned(), source };
+        if path.metadata().map_err(failed)?.is_dir() {
+            return Self::of_bundle(Bundle::directory(path)?, reading);
+        }
+        let file = File::open(path).map_err(failed)?;
+        let regular = file.metadata().map_err(failed)?.is_file();
+        if !regular {
+            // A pipe gives its first bytes only once; lackey logs are what is piped.
+            return Ok(Self::log(MemberReader::File(file), path.display().to_string(), None, reading));
+        }
+        let (head, compression) = head_of(file);
+        if memvirt_mvt::is_mvt(&head) {
+            return Self::of_mvt(Mvt::open(path)?, reading);
+        }
+        if tar::is_header(&head) {
+            return Self::of_bundle(Bundle::archive(path, compression)?, reading);
+        }
+        let file = File::open(path).map_err(failed)?;
+        let bytes = file.metadata().map_err(failed)?.len();
+        Ok(Self::of_file(&head, MemberReader::File(file), path.display().to_string(), bytes, compression, reading))
+    }
+
+    fn of_file(
+        _head: &[u8],
+        input: MemberReader,
+        name: String,
+        bytes: u64,
+        compression: Compression,
+        reading: Reading,
+    ) -> Self {
+        Self { compression, ..Self::log(input, name, Some(bytes), reading) }
+    }
+
+    fn log(input: MemberReader, name: String, bytes: Option<u64>, reading: Reading) -> Self {
+        let reader = LackeyReader::with_progress(input, name.clone(), Progress::new(bytes));
+        Self::new(name, Format::Lackey, Compression::Plain, Streams::Log(Box::new(reader)), reading)
+    }
+
+    fn new(name: String, format: Format, compression: Compression, streams: Streams, reading: Reading) -> Self {
+        let memory_calls = reading.memory_calls.unwrap_or(format.calls_by_default());
+        Self { name, format, compression, memory_calls, streams, header: None, counted: Tally::default() }
+    }
+
+    fn of_bundle(bundle: Bundle, reading: Reading) -> Result<Self, TraceError> {
+        let (name, compression) = (bundle.name.clone(), bundle.compression);
+        let found = format!("none of its {} files is a recording", bundle.members.len());
+        let not_a_log = TraceError::NotALog { name: name.clone(), found };
+        let logs = LogSet::new(bundle).ok_or(not_a_log)?;
+        let streams = Streams::Logs(Box::new(Interleaver::new(logs, reading.turns)));
+        Ok(Self::new(name, Format::LackeySet, compression, streams, reading))
+    }
+
+    fn of_mvt(mvt: Mvt<File>, reading: Reading) -> Result<Self, TraceError> {
+        let header = mvt.header().clone();
+        let noted = header.note("format").unwrap_or_default();
+        let format = Format::ALL.into_iter().find(|format| format.name() == noted).unwrap_or(Format::LackeySet);
+        let name = mvt.name().to_owned();
+        let family = MvtFamily { mvt };
+        let streams = match header.order {
+            Order::Free => Streams::Mvt(Box::new(Interleaver::new(family, reading.turns))),
+            Order::Recorded => Streams::Ordered { stream: Box::new(family.first()), family: Box::new(family) },
+        };
+        Ok(Self { header: Some(header), ..Self::new(name, format, Compression::Plain, streams, reading) })
+    }
+
+    /// The name given when it was opened.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it was made with.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The header, where it is a trace of memvirt's own.
+    #[must_use]
+    pub fn header(&self) -> Option<&Header> {
+        self.header.as_ref()
+    }
+
+    /// How it is compressed.
+    #[must_use]
+    pub fn compression(&self) -> Compression {
+        match &self.streams {
+            Streams::Log(reader) if self.compression == Compression::Plain => reader.compression(),
+            _ => self.compression,
+        }
+    }
+
+    /// What becomes of calls that change memory areas.
+    #[must_use]
+    pub fn memory_calls(&self) -> MemoryCalls {
+        self.memory_calls
+    }
+
+    /// The same recording with other turns or treatment of calls is another one; this one carries calls out, for copies.
+    #[must_use]
+    pub fn carrying_out_calls(self) -> Self {
+        Self { memory_calls: MemoryCalls::Apply, ..self }
+    }
+
+    /// What is kept of addresses.
+    #[must_use]
+    pub fn density(&self) -> Density {
+        self.header.as_ref().map_or(Density::Lines, |header| header.density)
+    }
+
+    /// What was read so far, lines and remarks included where the format has them.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        let mut tally = self.counted.clone();
+        let read = match &self.streams {
+            Streams::Log(reader) => reader.tally().clone(),
+            Streams::Logs(logs) => logs.family().tally(),
+            Streams::Mvt(_) | Streams::Ordered { .. } => return self.noted(tally),
+        };
+        (tally.forks, tally.execs, tally.exits, tally.handoffs) = (0, 0, 0, 0);
+        tally = Tally { syscalls: std::collections::BTreeMap::new(), ..Tally::default() };
+        tally.add(&read);
+        tally
+    }
+
+    /// The counts of a trace of memvirt's own, with the program's name from its notes.
+    fn noted(&self, mut tally: Tally) -> Tally {
+        let header = self.header.as_ref();
+        tally.command = header.and_then(|header| header.note("program")).map(str::to_owned);
+        tally
+    }
+
+    /// How far the input has been read.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        match &self.streams {
+            Streams::Log(reader) => reader.progress(),
+            Streams::Logs(logs) => logs.family().progress(),
+            Streams::Mvt(mvt) => mvt_progress(&mvt.family().mvt),
+            Streams::Ordered { family, .. } => mvt_progress(&family.mvt),
+        }
+    }
+
+    /// What had to be decided to put processes in order.
+    #[must_use]
+    pub fn repairs(&self) -> Repairs {
+        match &self.streams {
+            Streams::Logs(logs) => logs.repairs(),
+            Streams::Mvt(mvt) => mvt.repairs(),
+            Streams::Log(_) | Streams::Ordered { .. } => Repairs::default(),
+        }
+    }
+
+    /// Files of a bundle that are no part of the recording, and why a bundle ends early, where it does.
+    #[must_use]
+    pub fn left_out(&self) -> (Vec<String>, Option<String>) {
+        match &self.streams {
+            Streams::Logs(logs) => (logs.family().others(), logs.family().bundle().cut.clone()),
+            _ => (Vec::new(), None),
+        }
+    }
+
+    /// The order that a copy of it has, and the processes that nobody forks.
+    #[must_use]
+    pub fn order(&self) -> (Order, String) {
+        let roots = match &self.streams {
+            Streams::Logs(logs) => logs.family().roots(),
+            Streams::Mvt(mvt) => mvt.family().roots(),
+            Streams::Log(_) | Streams::Ordered { .. } => return (Order::Recorded, String::new()),
+        };
+        (Order::Free, roots.iter().map(|root| root.0.to_string()).collect::<Vec<_>>().join(","))
+    }
+
+    /// As [`Source::next_batch`]; `tap` sees each batch as its process gives it, before processes take turns.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Source::next_batch`].
+    pub fn next_batch_tapped(&mut self, batch: &mut Batch, tap: Tap<'_>) -> Result<bool, TraceError> {
+        batch.clear();
+        let more = match &mut self.streams {
+            Streams::Logs(logs) => logs.next_batch_tapped(batch, tap)?,
+            Streams::Mvt(mvt) => mvt.next_batch_tapped(batch, tap)?,
+            Streams::Log(reader) => tapped(reader.next_batch(batch)?, batch, tap),
+            Streams::Ordered { stream, .. } => tapped(stream.next_batch(batch)?, batch, tap),
+        };
+        if self.header.is_some() {
+            self.count(batch);
+        }
+        if self.memory_calls == MemoryCalls::Ignore {
+            batch.then = batch.then.map(as_plain_call);
+        }
+        Ok(more)
+    }
+
+    fn count(&mut self, batch: &Batch) {
+        for access in &batch.run {
+            self.counted.access(match access.kind() {
+                memvirt_addr::AccessKind::Fetch => crate::lackey::Kind::Fetch,
+                memvirt_addr::AccessKind::Read => crate::lackey::Kind::Load,
+                memvirt_addr::AccessKind::Write => crate::lackey::Kind::Store,
+            });
+        }
+        if let Some(op) = &batch.then {
+            self.counted.operation(op);
+        }
+    }
+}
+
+/// The name of the note that names the processes nobody forks.
+pub const ROOTS_NOTE: &str = ROOTS;
+
+fn tapped(more: bool, batch: &Batch, tap: Tap<'_>) -> bool {
+    if more {
+        tap(ProcessId::FIRST, batch);
+    }
+    more
+}
+
+fn mvt_progress(mvt: &Mvt<File>) -> Progress {
+    Progress::of(mvt.bytes_read(), mvt.bytes())
+}
+
+impl Source for Recording {
+    type Error = TraceError;
+
+    fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, TraceError> {
+        self.next_batch_tapped(batch, &mut |_, _| {})
+    }
+}
