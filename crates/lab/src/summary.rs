@@ -1,5 +1,6 @@
 //! The table for people: one column per regime, rows in groups. The command prints it, the report shows it.
 
+use memvirt_machine::result::WalkCacheCounts;
 use memvirt_machine::{Mode, Outcome, RunResult};
 use memvirt_platform::ExitReason;
 
@@ -34,6 +35,7 @@ const NONE: &str = "-";
 pub fn summary(comparison: &Comparison) -> Vec<Group> {
     let of = Columns(&comparison.results);
     let mut groups = vec![of.guest(), of.tlb(), of.walks(), of.exits(), of.tables(), of.cycles(comparison)];
+    groups.extend(of.walk_caches());
     groups.extend(of.served());
     groups.extend(of.stale());
     groups.insert(0, of.outcomes());
@@ -100,6 +102,7 @@ impl Columns<'_> {
         let mut rows = vec![
             self.row("walks", |r| count(r.walks)),
             self.row("references per walk", |r| format!("{:.2}", r.refs_per_walk())),
+            self.row("references of the longest walk", |r| count(r.walk_refs.longest)),
         ];
         let kinds: [Kind; 3] = [
             ("references to guest tables", |r| r.walk_refs.guest),
@@ -109,7 +112,34 @@ impl Columns<'_> {
         rows.extend(kinds.iter().filter(|(_, n)| self.any(n)).map(|(label, n)| self.row(*label, |r| count(n(r)))));
         rows.push(self.total("references", |r| count(r.walk_refs.total)));
         rows.push(self.row("accessed and dirty bits set", |r| count(r.ad_updates)));
+        if self.any(|r| r.ad_updates_nested) {
+            rows.push(self.row("of these in nested tables", |r| count(r.ad_updates_nested)));
+        }
         Group { title: "Page walks by hardware", rows }
+    }
+
+    /// The hit rates of the walk caches, where they were modelled.
+    fn walk_caches(&self) -> Option<Group> {
+        let kinds: [(&str, fn(&WalkCacheCounts) -> [u64; 2]); 9] = [
+            ("guest dimension: PDE", |c| [c.guest.pde_hits, c.guest.lookups()]),
+            ("guest dimension: PDPTE", |c| [c.guest.pdpte_hits, c.guest.lookups()]),
+            ("guest dimension: PML4E", |c| [c.guest.pml4e_hits, c.guest.lookups()]),
+            ("guest dimension: PML5E", |c| [c.guest.pml5e_hits, c.guest.lookups()]),
+            ("host dimension: PDE", |c| [c.host.pde_hits, c.host.lookups()]),
+            ("host dimension: PDPTE", |c| [c.host.pdpte_hits, c.host.lookups()]),
+            ("host dimension: PML4E", |c| [c.host.pml4e_hits, c.host.lookups()]),
+            ("host dimension: PML5E", |c| [c.host.pml5e_hits, c.host.lookups()]),
+            ("nested TLB", |c| [c.nested_tlb.hits, c.nested_tlb.hits + c.nested_tlb.misses]),
+        ];
+        let used = kinds.into_iter().filter(|(_, of)| self.any(|r| r.walk_caches.as_ref().map_or(0, |c| of(c)[0])));
+        let rows = used.map(|(label, of)| {
+            self.row(label, move |r| {
+                let [hits, lookups] = r.walk_caches.as_ref().map_or([0; 2], of);
+                format!("{} ({})", count(hits), share(hits, lookups))
+            })
+        });
+        let title = "Hits in walk caches (share of lookups)";
+        self.0.iter().any(|r| r.walk_caches.is_some()).then(|| Group { title, rows: rows.collect() })
     }
 
     fn exits(&self) -> Group {

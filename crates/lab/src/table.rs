@@ -7,7 +7,7 @@ use crate::comparison::Comparison;
 use crate::error::LabError;
 
 /// The order of a result's parts. What a result holds beside them stands at the end, by name.
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 18] = [
     "regime",
     "outcome",
     "switches",
@@ -17,6 +17,8 @@ const ORDER: [&str; 16] = [
     "walks",
     "walk_refs",
     "ad_updates",
+    "ad_updates_nested",
+    "walk_caches",
     "exits",
     "guest_page_faults",
     "table_bytes",

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use memvirt_addr::PageSize;
-use memvirt_platform::{Counters, ExitReason, TableBytes};
+use memvirt_platform::{Counters, ExitReason, Invalidation, MmuCounts, TableBytes};
+use memvirt_tlb::{NestedStats, WalkStats};
 use serde::{Serialize, Serializer};
 
 use crate::measure::{Measure, Mode};
@@ -37,6 +38,83 @@ pub struct RefCounts {
     pub host: u64,
     /// All.
     pub total: u64,
+    /// Those of the longest walk. A walk that has used a cache and ends in a fault is made once more, and both count.
+    pub longest: u64,
+}
+
+/// What the paging-structure caches of one dimension did, by the level of the entry that a walk found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct DimensionCounts {
+    /// Walks that began below a PDE.
+    pub pde_hits: u64,
+    /// Below a PDPTE.
+    pub pdpte_hits: u64,
+    /// Below a PML4E.
+    pub pml4e_hits: u64,
+    /// Below a PML5E.
+    pub pml5e_hits: u64,
+    /// Walks that began at the root.
+    pub misses: u64,
+    /// Entries lost to newer ones.
+    pub evictions: u64,
+    /// Entries lost to invalidations.
+    pub flushed: u64,
+}
+
+impl DimensionCounts {
+    /// Lookups.
+    #[must_use]
+    pub const fn lookups(&self) -> u64 {
+        self.pde_hits + self.pdpte_hits + self.pml4e_hits + self.pml5e_hits + self.misses
+    }
+}
+
+impl From<WalkStats> for DimensionCounts {
+    fn from(stats: WalkStats) -> Self {
+        let [pde_hits, pdpte_hits, pml4e_hits, pml5e_hits] = stats.hits;
+        let WalkStats { misses, evictions, flushed_entries: flushed, .. } = stats;
+        Self { pde_hits, pdpte_hits, pml4e_hits, pml5e_hits, misses, evictions, flushed }
+    }
+}
+
+/// What the nested TLB did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct NestedTlbCounts {
+    /// Guest-physical addresses translated without a walk.
+    pub hits: u64,
+    /// Others. Both are 0 where the machine has no nested TLB.
+    pub misses: u64,
+    /// Pages lost to newer ones.
+    pub evictions: u64,
+    /// Pages lost to invalidations.
+    pub flushed: u64,
+}
+
+/// What the walk caches did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WalkCacheCounts {
+    /// Over guest-virtual addresses: of the guest's tables, or of shadow tables.
+    pub guest: DimensionCounts,
+    /// Over guest-physical addresses: of the nested tables. Each walk looks once for each guest-physical address that it
+    /// translates.
+    pub host: DimensionCounts,
+    /// Of guest-physical pages.
+    pub nested_tlb: NestedTlbCounts,
+    /// Invalidations by kind.
+    pub invalidations: BTreeMap<&'static str, u64>,
+}
+
+impl From<MmuCounts> for WalkCacheCounts {
+    fn from(counts: MmuCounts) -> Self {
+        let NestedStats { hits, misses, evictions, flushed_entries: flushed, .. } = counts.nested;
+        let invalidations = Invalidation::ALL.into_iter().map(|kind| (kind.key(), counts.invalidations[kind as usize]));
+        Self {
+            guest: counts.guest.into(),
+            host: counts.host.into(),
+            nested_tlb: NestedTlbCounts { hits, misses, evictions, flushed },
+            invalidations: invalidations.collect(),
+        }
+    }
 }
 
 /// Bytes of tables by kind, at the end of the run.
@@ -131,6 +209,11 @@ pub struct RunResult {
     pub walk_refs: RefCounts,
     /// Accessed and dirty bits that hardware set.
     pub ad_updates: u64,
+    /// Those of them in nested tables.
+    pub ad_updates_nested: u64,
+    /// What the walk caches did, where they were modelled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub walk_caches: Option<WalkCacheCounts>,
     /// TLB invalidations wider than a page.
     pub tlb_flushes: u64,
     /// VM exits by reason, and `total`.
