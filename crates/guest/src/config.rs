@@ -59,6 +59,38 @@ pub enum LazySwitch {
     On,
 }
 
+/// Where page tables lie in the guest's memory. It decides which entries of the nested tables share lines and tables with those
+/// of the pages that they map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TableFrames {
+    /// Where the next free frame is: a leaf table next to the pages that it maps.
+    Mixed,
+    /// In 2 MiB blocks that hold nothing else, as Linux groups frames by mobility.
+    Grouped,
+}
+
+impl std::str::FromStr for TableFrames {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "mixed" => Ok(Self::Mixed),
+            "grouped" => Ok(Self::Grouped),
+            _ => Err(format!("unknown place of tables `{s}`; known: mixed, grouped")),
+        }
+    }
+}
+
+impl std::fmt::Display for TableFrames {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Mixed => "mixed",
+            Self::Grouped => "grouped",
+        })
+    }
+}
+
 /// Switches of the guest. The defaults are stated with each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct GuestConfig {
@@ -98,6 +130,8 @@ pub struct GuestConfig {
     pub aging_pages: u64,
     /// Instructions between device interrupts, 0 for none; default 0.
     pub interrupt_instructions: u64,
+    /// Where page tables lie; default: among the pages of data.
+    pub table_frames: TableFrames,
 }
 
 impl Default for GuestConfig {
@@ -119,13 +153,14 @@ impl Default for GuestConfig {
             collapse_scan_pages: 0,
             aging_pages: 0,
             interrupt_instructions: 0,
+            table_frames: TableFrames::Mixed,
         }
     }
 }
 
 impl GuestConfig {
     /// Linux as distributions build it: 16 pages around a file fault, a page cache that keeps, flushes of whole spans, lazy
-    /// switches. Isolation, PCIDs and large pages stay off: whether a machine has them is a question of its own.
+    /// switches, page tables in blocks of their own. Isolation, PCIDs and large pages stay off: whether a machine has them is a question of its own.
     #[must_use]
     pub fn linux() -> Self {
         Self {
@@ -133,6 +168,7 @@ impl GuestConfig {
             page_cache: PageCache::Kept,
             flush_range: FlushRange::Span,
             lazy_switch: LazySwitch::On,
+            table_frames: TableFrames::Grouped,
             ..Self::default()
         }
     }

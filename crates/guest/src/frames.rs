@@ -1,7 +1,11 @@
 //! The guest's page allocator: who uses each guest frame, and how many mappings show it.
 
+use std::collections::BTreeSet;
+
 use memvirt_addr::{Gfn, GuestPhys, PageSize};
 use memvirt_pagetable::{FrameAllocator, FramePool};
+
+use super::TableFrames;
 
 /// The guest's frames. As a [`FrameAllocator`] it hands out frames for page tables.
 #[derive(Debug)]
@@ -14,13 +18,50 @@ pub(crate) struct Frames {
     tables: u64,
     data: u64,
     peak_data: u64,
+    /// Blocks for tables alone, where the guest groups its frames.
+    blocks: Option<TableBlocks>,
+}
+
+/// 2 MiB blocks that hold page tables alone.
+///
+/// Linux groups pages by mobility: page tables cannot be moved and come from page blocks of their own, programs' pages can and
+/// come from others, so that large pages can be made whole (`mm/page_alloc.c`, `MIGRATE_UNMOVABLE`; a block is 2 MiB on x86-64).
+#[derive(Debug, Default)]
+struct TableBlocks {
+    /// Frames of the blocks that hold no table now; the last one is taken next.
+    free: Vec<Gfn>,
+    /// The first frames of all blocks. They are never given back, as a kernel seldom can.
+    claimed: BTreeSet<u64>,
+}
+
+impl TableBlocks {
+    const BLOCK: PageSize = PageSize::Size2M;
+
+    /// A frame for a table; `None` where no whole block is left to claim.
+    fn allocate(&mut self, pool: &mut FramePool<GuestPhys>) -> Option<Gfn> {
+        if self.free.is_empty() {
+            let block = pool.allocate(Self::BLOCK)?;
+            self.claimed.insert(block.number());
+            self.free.extend((0..Self::BLOCK.frames()).rev().map(|i| block.offset(i)));
+        }
+        self.free.pop()
+    }
+
+    /// Takes back a frame of one of the blocks; whether it is.
+    fn free(&mut self, frame: Gfn) -> bool {
+        let mine = self.claimed.contains(&frame.align_down(Self::BLOCK).number());
+        if mine {
+            self.free.push(frame);
+        }
+        mine
+    }
 }
 
 const WAS_TABLE: u32 = 1 << 31;
 
 impl Frames {
     /// All frames of a memory of `frames` frames from `start` on.
-    pub(crate) fn new(start: Gfn, frames: u64) -> Self {
+    pub(crate) fn new(start: Gfn, frames: u64, tables: TableFrames) -> Self {
         Self {
             pool: FramePool::new(start, frames - start.number()),
             end: frames,
@@ -28,6 +69,7 @@ impl Frames {
             tables: 0,
             data: 0,
             peak_data: 0,
+            blocks: (tables == TableFrames::Grouped).then(TableBlocks::default),
         }
     }
 
@@ -116,15 +158,24 @@ impl Frames {
 
 impl FrameAllocator<GuestPhys> for Frames {
     fn allocate(&mut self, size: PageSize) -> Option<Gfn> {
-        let frame = self.pool.allocate(size)?;
+        let grouped = match &mut self.blocks {
+            Some(blocks) if size == PageSize::Size4K => blocks.allocate(&mut self.pool),
+            _ => None,
+        };
+        let frame = match grouped {
+            Some(frame) => frame,
+            None => self.pool.allocate(size)?,
+        };
         self.tables += size.frames();
         Some(frame)
     }
 
     fn free(&mut self, frame: Gfn, size: PageSize) {
         self.uses[frame.as_index()] = WAS_TABLE;
-        self.pool.free(frame, size);
         self.tables -= size.frames();
+        if !self.blocks.as_mut().is_some_and(|blocks| blocks.free(frame)) {
+            self.pool.free(frame, size);
+        }
     }
 
     fn allocated(&self) -> u64 {

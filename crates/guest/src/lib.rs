@@ -31,7 +31,7 @@ use memvirt_ops::process::{Batch, Op, ProcessId};
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_platform::{Horizon, Ledger, Platform, Stop};
 
-pub use config::{FlushRange, GuestConfig, Invlpg, LazySwitch, PageCache, Undeclared};
+pub use config::{FlushRange, GuestConfig, Invlpg, LazySwitch, PageCache, TableFrames, Undeclared};
 use file::FileView;
 use frames::Frames;
 use memory::Hands;
