@@ -4,6 +4,10 @@ use std::fmt;
 
 use serde::Serialize;
 
+use memvirt_ops::process::Op;
+
+use crate::program::{self, Action, Program};
+use crate::script::{Fork, Loop, Script, Step, Workers};
 use crate::spec::{Churn, ForkAndExit, Spec};
 use crate::units::Weight;
 
@@ -70,8 +74,12 @@ pub struct Facts {
     pub munmaps: Figure,
     /// Changes of permissions.
     pub mprotects: Figure,
-    /// Children forked; as many exit.
+    /// Children forked.
     pub forks: u64,
+    /// Programs executed.
+    pub execs: u64,
+    /// System calls without effect on memory, those that move data included.
+    pub calls: u64,
     /// Switches from one process to another.
     pub switches: u64,
 }
@@ -91,6 +99,7 @@ impl Facts {
             }
             Spec::ForkAndExit(s) => Self::fork(s, spec.kind()),
             Spec::Churn(s) => Self::churn(s, spec.kind()),
+            Spec::Script(s) => return Self::script(s, spec.kind()),
         };
         Self { instructions: facts.accesses.times(u64::from(spec.instructions_per_access().get())), ..facts }
     }
@@ -107,6 +116,8 @@ impl Facts {
             munmaps: NONE,
             mprotects: NONE,
             forks: 0,
+            execs: 0,
+            calls: 0,
             switches: 0,
         }
     }
@@ -115,6 +126,27 @@ impl Facts {
         let forks = s.forks.get();
         let accesses = s.footprint.pages() + forks * (s.child_pages() + s.parent_pages());
         Self { forks, switches: 2 * forks, ..Self::steady(kind, s.footprint.bytes(), accesses) }
+    }
+
+    fn script(s: &Script, kind: &'static str) -> Self {
+        let mut sums = Sums::default();
+        sums.steps(&s.setup, 1);
+        sums.steps(&s.body, s.iterations.get());
+        let per_access = u64::from(s.instructions_per_access.get());
+        let exact = Figure::Exact;
+        Self {
+            kind,
+            footprint_bytes: s.areas.values().map(|area| area.size.bytes()).sum(),
+            accesses: exact(sums.accesses),
+            instructions: exact(sums.accesses.saturating_mul(per_access).saturating_add(sums.instructions)),
+            mmaps: exact(sums.mmaps),
+            munmaps: exact(sums.munmaps),
+            mprotects: exact(sums.mprotects),
+            forks: sums.forks,
+            execs: sums.execs,
+            calls: sums.calls,
+            switches: sums.switches,
+        }
     }
 
     fn churn(s: &Churn, kind: &'static str) -> Self {
@@ -129,6 +161,76 @@ impl Facts {
             munmaps: drawn(s.mix.munmap),
             mprotects: drawn(s.mix.mprotect),
             ..Self::steady(kind, areas * s.area.bytes(), 0)
+        }
+    }
+}
+
+/// What steps add up to. Turns to a worker that runs already are counted as switches too.
+#[derive(Default)]
+struct Sums {
+    accesses: u64,
+    instructions: u64,
+    mmaps: u64,
+    munmaps: u64,
+    mprotects: u64,
+    forks: u64,
+    execs: u64,
+    calls: u64,
+    switches: u64,
+}
+
+impl Sums {
+    fn steps(&mut self, steps: &[Step], times: u64) {
+        for step in steps {
+            self.step(step, times);
+        }
+    }
+
+    fn step(&mut self, step: &Step, times: u64) {
+        match step {
+            Step::Map(_) => self.mmaps += times,
+            Step::Unmap(_) => self.munmaps += times,
+            Step::Protect(_) => self.mprotects += times,
+            Step::Touch(touch) => self.accesses += touch.count.get() * times,
+            Step::Call(call) => self.calls += call.times.get() * times,
+            Step::Copy(_) => self.calls += times,
+            Step::Compute(instructions) => {
+                self.instructions = self.instructions.saturating_add(instructions.get().saturating_mul(times));
+            }
+            Step::Run(name) => program::find(name).into_iter().for_each(|program| self.program(program, times)),
+            Step::Fork(Fork { child, parent }) => {
+                self.forks += times;
+                self.switches += 2 * times;
+                self.steps(parent, times);
+                self.steps(child, times);
+            }
+            Step::Vfork(body) => {
+                self.forks += times;
+                self.switches += 2 * times;
+                self.steps(body, times);
+            }
+            Step::Workers(Workers { count, body }) => {
+                self.forks += count.get() * times;
+                self.switches += 2 * count.get() * times;
+                self.steps(body, count.get() * times);
+            }
+            Step::Loop(Loop { times: rounds, body }) => self.steps(body, rounds.get() * times),
+            Step::Turn(_) | Step::First => self.switches += times,
+            Step::Discard(_) | Step::Trap(_) | Step::Interrupt(_) => {}
+        }
+    }
+
+    fn program(&mut self, program: &Program, times: u64) {
+        for action in program.actions() {
+            match action {
+                Action::Touch(..) => self.accesses += times,
+                Action::Do(Op::Load { .. }) => self.execs += times,
+                Action::Do(Op::Mmap { .. } | Op::MapFile { .. }) => self.mmaps += times,
+                Action::Do(Op::Munmap { .. }) => self.munmaps += times,
+                Action::Do(Op::Mprotect { .. }) => self.mprotects += times,
+                Action::Do(Op::Syscall { .. } | Op::Copy { .. }) => self.calls += times,
+                Action::Do(_) => {}
+            }
         }
     }
 }

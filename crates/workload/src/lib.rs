@@ -8,6 +8,8 @@ mod field;
 mod generator;
 mod guest;
 mod parse;
+mod program;
+pub mod script;
 pub mod spec;
 mod text;
 pub mod units;

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::facts::Facts;
+use crate::script::Script;
 use crate::units::{Areas, Base, Count, Exponent, Footprint, InstructionsPerAccess, Share, Stride, Weight};
 
 /// Walks through an area in equal steps and begins again at its end.
@@ -178,7 +179,7 @@ pub struct Churn {
 }
 
 /// The parameters of a generator of any kind.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "each variant is documented at the struct that it holds")]
 pub enum Spec {
@@ -189,6 +190,7 @@ pub enum Spec {
     TouchAndFree(TouchAndFree),
     ForkAndExit(ForkAndExit),
     Churn(Churn),
+    Script(Script),
 }
 
 /// Fields that contradict each other.
@@ -203,8 +205,8 @@ pub struct SpecError {
 
 impl Spec {
     /// The names of all kinds, as `kind = "..."` in files.
-    pub const KINDS: [&'static str; 7] =
-        ["sequential", "uniform", "zipf", "pointer-chase", "touch-and-free", "fork-and-exit", "churn"];
+    pub const KINDS: [&'static str; 8] =
+        ["sequential", "uniform", "zipf", "pointer-chase", "touch-and-free", "fork-and-exit", "churn", "script"];
 
     /// Most pages of a [`Zipf`] area.
     pub const MAX_ZIPF_PAGES: u64 = 1 << 24;
@@ -228,6 +230,7 @@ impl Spec {
             Self::TouchAndFree(_) => Self::KINDS[4],
             Self::ForkAndExit(_) => Self::KINDS[5],
             Self::Churn(_) => Self::KINDS[6],
+            Self::Script(_) => Self::KINDS[7],
         }
     }
 
@@ -257,6 +260,7 @@ impl Spec {
             Self::TouchAndFree(s) => total("iterations", s.footprint.pages().checked_mul(s.iterations.get())),
             Self::ForkAndExit(s) => s.check(),
             Self::Churn(s) => s.check(),
+            Self::Script(s) => s.check(),
         }
     }
 
@@ -271,6 +275,7 @@ impl Spec {
             Self::TouchAndFree(s) => s.instructions_per_access,
             Self::ForkAndExit(s) => s.instructions_per_access,
             Self::Churn(s) => s.instructions_per_access,
+            Self::Script(s) => s.instructions_per_access,
         }
     }
 
@@ -290,6 +295,7 @@ impl Spec {
             Self::TouchAndFree(s) => &mut s.iterations,
             Self::ForkAndExit(s) => &mut s.forks,
             Self::Churn(s) => &mut s.operations,
+            Self::Script(s) => &mut s.iterations,
         };
         *length = length.scaled(factor)?;
         self.check().map_err(|error| error.to_string())?;
@@ -306,6 +312,10 @@ impl Spec {
             Self::TouchAndFree(s) => &mut s.footprint,
             Self::ForkAndExit(s) => &mut s.footprint,
             Self::Churn(s) => &mut s.area,
+            Self::Script(s) => match s.areas.values_mut().max_by_key(|area| area.size.bytes()) {
+                Some(area) => &mut area.size,
+                None => return Err("the script has no area".to_owned()),
+            },
         };
         *size = Footprint::try_new(bytes).map_err(|error| error.to_string())?;
         self.check().map_err(|error| error.to_string())?;
@@ -322,6 +332,7 @@ impl Spec {
             Self::TouchAndFree(s) => (s.base, "footprint", s.footprint.bytes()),
             Self::ForkAndExit(s) => (s.base, "footprint", s.footprint.bytes()),
             Self::Churn(s) => (s.base, "areas", s.pitch().saturating_mul(u64::from(s.areas.get()))),
+            Self::Script(s) => (s.base, "areas", s.span()),
         }
     }
 }

@@ -1,13 +1,15 @@
 //! The generators: [`Generator`] turns a checked [`Spec`] and a seed into a stream of batches.
 //!
 //! Four kinds access one area in a steady pattern (`steady`, with `walk`, `zipf` and `chase`); three change page tables
-//! (`touch`, `fork`, `churn`). The kind is dispatched once per batch; below that everything is monomorphic. All
+//! (`touch`, `fork`, `churn`); a `script`, with `reach`, does what its file says step by step. The kind is dispatched once per batch; below that everything is monomorphic. All
 //! randomness comes from one ChaCha8 stream, so the same seed gives the same bytes on every machine.
 
 mod chase;
 mod churn;
 mod draw;
 mod fork;
+mod reach;
+mod script;
 mod steady;
 mod touch;
 mod walk;
@@ -47,6 +49,7 @@ enum Kind {
     TouchAndFree(touch::TouchAndFree),
     ForkAndExit(fork::ForkAndExit),
     Churn(churn::Churn),
+    Script(script::Run),
 }
 
 impl Generator {
@@ -84,6 +87,7 @@ impl Generator {
             Spec::TouchAndFree(s) => Kind::TouchAndFree(touch::TouchAndFree::new(*s, rng)),
             Spec::ForkAndExit(s) => Kind::ForkAndExit(fork::ForkAndExit::new(*s, rng)),
             Spec::Churn(s) => Kind::Churn(churn::Churn::new(*s, rng)),
+            Spec::Script(s) => Kind::Script(script::Run::new(s, rng)),
         })
     }
 }
@@ -101,6 +105,7 @@ impl Source for Generator {
             Kind::TouchAndFree(g) => g.fill(batch),
             Kind::ForkAndExit(g) => g.fill(batch),
             Kind::Churn(g) => g.fill(batch),
+            Kind::Script(g) => g.fill(batch),
         }
         Ok(!batch.is_empty())
     }

@@ -21,6 +21,10 @@ pub(crate) struct Tally {
     pub(crate) forks: u64,
     pub(crate) exits: u64,
     pub(crate) switches: u64,
+    pub(crate) execs: u64,
+    pub(crate) calls: u64,
+    /// Accesses that no area permits.
+    pub(crate) refused: u64,
     /// Stores of the process that the stream starts with.
     pub(crate) stores_of_first: u64,
 }
@@ -70,7 +74,7 @@ impl Model {
                 AccessKind::Write => prot.write,
                 AccessKind::Fetch => prot.execute,
             };
-            assert!(permitted, "{acc:?} in an area that permits {prot:?}");
+            self.tally.refused += u64::from(!permitted);
             self.tally.stores += u64::from(acc.is_write());
             self.tally.stores_of_first += u64::from(acc.is_write() && current == 0);
         }
@@ -98,6 +102,7 @@ impl Model {
                 let (start, end) = bounds(range);
                 cut(self.areas(), start, end);
                 self.areas().insert(start, (end, prot));
+                self.tally.mmaps += 1;
             }
             Op::Munmap { range } => {
                 let (start, end) = bounds(range);
@@ -131,7 +136,10 @@ impl Model {
                 self.tally.switches += 1;
             }
             Op::Exec => self.areas().clear(),
-            Op::Load { image } => self.load(&image),
+            Op::Load { image } => {
+                self.load(&image);
+                self.tally.execs += 1;
+            }
             Op::Brk { end } => self.brk(end.as_u64()),
             Op::Discard { range } => {
                 let (start, end) = bounds(range);
@@ -148,8 +156,10 @@ impl Model {
                 let address = range.start.as_u64();
                 let (_, &(end, _)) = self.areas().range(..=address).next_back().expect("a copy below all areas");
                 assert!(address + range.bytes <= end, "{range:?} lies in no area");
+                self.tally.calls += 1;
             }
-            Op::Syscall { .. } | Op::Interrupt | Op::Trap { .. } | Op::Wait { .. } | Op::Handoff { .. } => {
+            Op::Syscall { .. } => self.tally.calls += 1,
+            Op::Interrupt | Op::Trap { .. } | Op::Wait { .. } | Op::Handoff { .. } => {
                 assert!(self.current.is_some(), "{op:?} of nobody");
             }
         }
