@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, value_parser};
 use memvirt_addr::PageSize;
 use memvirt_lab::{MEMORY_BYTES, Overrides};
-use memvirt_machine::{FrameOrder, MachineSpec, Measure, Mode, RegimeKind};
+use memvirt_machine::{FrameOrder, MachineSpec, Measure, Mode, RegimeKind, TableFrames};
 use memvirt_replay::Under;
 use memvirt_shadow::kvm::Kernel;
 
@@ -304,6 +304,10 @@ pub(crate) struct SwitchArgs {
     /// In which order the host hands out its frames: contiguous or scattered [default: contiguous]
     #[arg(long, value_name = "ORDER")]
     host_frames: Option<FrameOrder>,
+    /// Where the guest's page tables lie: mixed with its data, or grouped in blocks of their own, as Linux does
+    /// [default: mixed]
+    #[arg(long, value_name = "mixed|grouped")]
+    table_frames: Option<TableFrames>,
     /// Guest instructions between timer ticks, 0 for none [default: 10000000]
     #[arg(long, value_name = "INSTRUCTIONS", value_parser = tick)]
     tick: Option<u64>,
@@ -331,6 +335,7 @@ impl SwitchArgs {
             ept_ad: self.ept_ad.map(OnOff::is_on),
             walk_caches: self.walk_caches.map(OnOff::is_on),
             host_frames: self.host_frames,
+            table_frames: self.table_frames,
         }
     }
 
@@ -348,6 +353,7 @@ impl SwitchArgs {
             ("--ept-ad", self.ept_ad.map(on)),
             ("--walk-caches", self.walk_caches.map(on)),
             ("--host-frames", self.host_frames.map(|order| order.to_string())),
+            ("--table-frames", self.table_frames.map(|tables| tables.to_string())),
             ("--tick", self.tick.map(|n| n.to_string())),
             ("--flush-ceiling", self.flush_ceiling.map(|n| n.to_string())),
             ("--memory", self.memory.map(|n| n.to_string())),

@@ -1,7 +1,7 @@
 //! Switches of a run: defaults, what the workload's file asks for, what the user asks for; the later beats the earlier.
 
 use memvirt_addr::PageSize;
-use memvirt_machine::{FrameOrder, GuestConfig, HostConfig, Invlpg, Mode, Undeclared};
+use memvirt_machine::{FrameOrder, GuestConfig, HostConfig, Invlpg, Mode, TableFrames, Undeclared};
 use memvirt_workload::Like;
 
 use crate::input::Input;
@@ -33,6 +33,8 @@ pub struct Overrides {
     pub walk_caches: Option<bool>,
     /// In which order the host hands out frames.
     pub host_frames: Option<FrameOrder>,
+    /// Where the guest's page tables lie.
+    pub table_frames: Option<TableFrames>,
 }
 
 /// The least and the most guest memory that can be asked for, in bytes: 64 MiB and 2 TiB.
@@ -54,6 +56,7 @@ impl Overrides {
         set(&mut guest.direct_map_page, self.direct_map_page.or(asked.direct_map_page));
         set(&mut guest.tick_instructions, self.tick_instructions.or(asked.tick_instructions));
         set(&mut guest.flush_ceiling, self.flush_ceiling);
+        set(&mut guest.table_frames, self.table_frames);
         set(&mut guest.fault_around_pages, asked.fault_around_pages);
         set(&mut guest.collapse_scan_pages, asked.collapse_scan_pages);
         set(&mut guest.aging_pages, asked.aging_pages);

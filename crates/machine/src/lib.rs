@@ -9,7 +9,7 @@ pub mod run;
 pub mod spec;
 
 pub use measure::{Measure, Mode};
-pub use memvirt_guest::{Guest, GuestConfig, GuestStats, Halted, Invlpg, Undeclared};
+pub use memvirt_guest::{Guest, GuestConfig, GuestStats, Halted, Invlpg, TableFrames, Undeclared};
 pub use price::{Cycles, Part, ServedReferences, price};
 pub use regime::{FrameOrder, HostConfig, RegimeKind};
 pub use result::{Outcome, RunResult};
