@@ -10,6 +10,8 @@
 pub mod ast;
 mod builtin;
 mod check;
+#[cfg(feature = "serde")]
+mod describe;
 mod error;
 mod eval;
 mod latex;
@@ -21,6 +23,8 @@ mod unit;
 mod words;
 
 pub use builtin::Builtin;
+#[cfg(feature = "serde")]
+pub use describe::{DescribedFormula, DescribedInput, DescribedParam, DescribedUnit, Description};
 pub use error::{EvalError, ModelError, Problem};
 pub use eval::{MAX_STEPS, MAX_TERMS};
 pub use lexer::MAX_FILE_BYTES;

@@ -1,6 +1,6 @@
 //! A model as text: what it says in one canonical form, which reads back as the same model.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use super::ast::{Expr, Factor, Kind, Sign};
 use super::model::{Model, Prior, Range, Value, ValueKind};
@@ -139,13 +139,20 @@ fn bounds(range: Range) -> String {
     if range == Range::ALL { String::new() } else { format!(" in {range}") }
 }
 
-fn prior(prior: Prior) -> String {
-    match prior {
-        Prior::Uniform => String::new(),
-        Prior::Fixed => " prior fixed".to_owned(),
-        Prior::Normal { mean, sd } => format!(" prior normal({mean}, {sd})"),
-        Prior::LogNormal { median, factor } => format!(" prior lognormal({median}, {factor})"),
+/// As a file writes it: `fixed`, `normal(3, 0.5)`.
+impl fmt::Display for Prior {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uniform => f.write_str("uniform"),
+            Self::Fixed => f.write_str("fixed"),
+            Self::Normal { mean, sd } => write!(f, "normal({mean}, {sd})"),
+            Self::LogNormal { median, factor } => write!(f, "lognormal({median}, {factor})"),
+        }
     }
+}
+
+fn prior(prior: Prior) -> String {
+    if prior == Prior::Uniform { String::new() } else { format!(" prior {prior}") }
 }
 
 fn trailing(doc: &str) -> String {
