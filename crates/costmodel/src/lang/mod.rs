@@ -1,8 +1,8 @@
 //! The model language: files that name inputs with units, parameters with bounds and priors, and formulas.
 //!
-//! A file goes through [`lexer`] (nom; text to words), [`parser`] (words to statements, one pass, no backtracking), which
-//! resolves names and has [`check`] work out every unit, and ends as a [`Model`]: it can be evaluated ([`eval`]) and rendered
-//! ([`text`], [`latex`]). The language itself is explained in `docs/models.md`.
+//! A file goes through `lexer` (nom; text to words), `parser` (words to statements, one pass, no backtracking), which
+//! resolves names and has `check` work out every unit, and ends as a [`Model`]: it can be evaluated (`eval`) and rendered
+//! (`text`, `latex`). The language itself is explained in `docs/models.md`.
 //!
 //! Whatever the bytes of a file, reading it ends in time proportional to its length, on a bounded stack, with a model or with one
 //! error that names line and column.
