@@ -4,10 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 
 use memvirt_addr::{Hfn, PageSize};
+use memvirt_alternatives::{Agile, Flat, Policy, Switching};
 use memvirt_nested::{AdBits, Nested};
 use memvirt_nestedvirt::{Arrangement, Config, EptOnEpt, ShadowOnEpt};
 use memvirt_oracle::{Checked, FaultRule, Tally};
-use memvirt_pagetable::{Ept4, Npt4, PhysMem, ScatteredAllocator};
+use memvirt_pagetable::{Ept4, Guest4, Npt4, PhysMem, ScatteredAllocator};
 use memvirt_platform::{
     Engine, Host, MemoryMap, MmuGeometry, Native, Platform, Regime, Tags, TimingSpec, Vendor, VmSpec,
 };
@@ -84,6 +85,20 @@ regimes! {
     /// The guest is an L2 that L1 shadows and reaches without L0.
     NestedVirtPvm = "nested-virt:pvm",
         "nested virtualization as PVM does it: L1 shadows the guest's tables, a switcher changes between both without L0";
+    /// A flat nested table.
+    Flat = "flat", "flat nested table (ISCA 2012): guest tables over one linear table of the host; 9 references cold";
+    /// Agile paging that follows the guest's stores.
+    Agile = "agile", "agile paging (ISCA 2016): shadow tables, nested from where the guest changes its tables";
+    /// Agile paging, all shadow.
+    Agile0 = "agile:0", "agile paging with no level nested: 4 references cold";
+    /// Agile paging with leaf tables nested.
+    Agile1 = "agile:1", "agile paging with leaf tables nested: 8 references cold";
+    /// Agile paging with two levels nested.
+    Agile2 = "agile:2", "agile paging with the lowest two levels nested: 12 references cold";
+    /// Agile paging with three levels nested.
+    Agile3 = "agile:3", "agile paging with the lowest three levels nested: 16 references cold";
+    /// Agile paging with all levels nested.
+    Agile4 = "agile:4", "agile paging with all levels nested, the root named by its host frame: 20 references cold";
 }
 
 impl RegimeKind {
@@ -95,6 +110,18 @@ impl RegimeKind {
 }
 
 impl RegimeKind {
+    /// What agile paging nests.
+    const fn switching(self) -> Switching {
+        match self {
+            Self::Agile0 => Switching::Levels(0),
+            Self::Agile1 => Switching::Levels(1),
+            Self::Agile2 => Switching::Levels(2),
+            Self::Agile3 => Switching::Levels(3),
+            Self::Agile4 => Switching::Levels(4),
+            _ => Switching::Activity(Policy::DEFAULT),
+        }
+    }
+
     /// Which page faults end the life of a cached translation: KVM lets some live that hardware would drop.
     const fn fault_rule(self) -> FaultRule {
         match self {
@@ -285,6 +312,19 @@ pub(crate) fn build(
         }
         RegimeKind::NestedVirtEpt => {
             let regime = EptOnEpt::<4>::new(&mut host, &map, Config::KVM)?;
+            place.engine(host, map, regime)
+        }
+        RegimeKind::Flat => {
+            let regime = Flat::<Guest4>::new(&mut host, &map)?;
+            place.engine(host, map, regime)
+        }
+        RegimeKind::Agile
+        | RegimeKind::Agile0
+        | RegimeKind::Agile1
+        | RegimeKind::Agile2
+        | RegimeKind::Agile3
+        | RegimeKind::Agile4 => {
+            let regime = Agile::new(&mut host, &map, kind.switching())?;
             place.engine(host, map, regime)
         }
     };

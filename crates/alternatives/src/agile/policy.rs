@@ -30,9 +30,14 @@ pub struct Policy {
     pub interval: u64,
 }
 
+impl Policy {
+    /// Two stores, 4096 misses.
+    pub const DEFAULT: Self = Self { threshold: 2, interval: 4096 };
+}
+
 impl Default for Policy {
     fn default() -> Self {
-        Self { threshold: 2, interval: 4096 }
+        Self::DEFAULT
     }
 }
 
