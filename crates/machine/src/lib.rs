@@ -12,6 +12,6 @@ pub use measure::{Measure, Mode};
 pub use memvirt_guest::{Guest, GuestConfig, GuestStats, Halted, Invlpg, TableFrames, Undeclared};
 pub use price::{Cycles, Part, ServedReferences, price};
 pub use regime::{FrameOrder, HostConfig, RegimeKind};
-pub use result::{Outcome, RunResult};
+pub use result::{NestedVirtCounts, Outcome, RunResult};
 pub use run::{Finished, Setup, run};
 pub use spec::{MachineError, MachineSpec};

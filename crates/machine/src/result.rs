@@ -188,6 +188,23 @@ pub enum Outcome {
     Livelock,
 }
 
+/// What nested hypervisors cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct NestedVirtCounts {
+    /// Changes of who runs: the guest, its hypervisor, or the hypervisor of the machine.
+    pub world_switches: u64,
+    /// Entries into the hypervisor of the machine, by whomever.
+    pub l0_exits: u64,
+}
+
+impl NestedVirtCounts {
+    /// `None` where no hypervisors are nested.
+    pub(crate) fn of(counters: &Counters) -> Option<Self> {
+        let Counters { world_switches, l0_exits, .. } = *counters;
+        (world_switches > 0).then_some(Self { world_switches, l0_exits })
+    }
+}
+
 /// What one run counted.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RunResult {
@@ -226,6 +243,9 @@ pub struct RunResult {
     pub stale: Stale,
     /// The account.
     pub cycles: Cycles,
+    /// Where hypervisors are nested: what their exits come to; `exits` counts how often the innermost guest stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nested_virt: Option<NestedVirtCounts>,
     /// What the hypervisor's handlers did.
     pub work: memvirt_platform::Work,
     /// What the guest did; equal under every regime.

@@ -7,7 +7,7 @@ use memvirt_platform::{Ledger, Platform, TimingSpec};
 use crate::measure::{Measure, Mode};
 use crate::price::price;
 use crate::regime::{Bench, Hardware, HostConfig, RegimeKind, build};
-use crate::result::{Outcome, RefCounts, RunResult, Stale, Switches, TableCounts, TlbCounts, exits};
+use crate::result::{NestedVirtCounts, Outcome, RefCounts, RunResult, Stale, Switches, TableCounts, TlbCounts, exits};
 use crate::spec::{MachineError, MachineSpec};
 use memvirt_guest::{Guest, GuestConfig, GuestStats, Halted};
 
@@ -190,6 +190,7 @@ impl Recorder {
             table_bytes: TableCounts::new(guest_tables, below, self.peak),
             stale,
             cycles: price(&setup.machine, &counters, &guest, self.ledger.served.as_deref()),
+            nested_virt: NestedVirtCounts::of(&counters),
             work: counters.work,
             guest,
         };
