@@ -50,6 +50,18 @@ pub enum TraceError {
         /// The name of the trace.
         name: String,
     },
+    /// The input is something else than its name or first lines promise.
+    #[error("{name} is no {format} text: {found}; make one with `{made_by}`")]
+    NotARecording {
+        /// The name of the trace.
+        name: String,
+        /// The format that it was read as.
+        format: &'static str,
+        /// The command that makes such a file.
+        made_by: &'static str,
+        /// What was found.
+        found: String,
+    },
     /// The input is something else than a lackey log.
     #[error(
         "{name} is not a Valgrind lackey log: {found}; record one with \

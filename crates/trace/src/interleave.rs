@@ -453,8 +453,11 @@ mod tests {
         (1, Some(op))
     }
 
+    /// A process and its batches: instructions, and what follows them.
+    type Played<'a> = (u32, &'a [(u64, Option<Op>)]);
+
     /// What happens, as `process:operation` words; instructions as numbers.
-    fn played(streams: &[(u32, &[(u64, Option<Op>)])], roots: &[u32], turns: Turns) -> (String, Repairs) {
+    fn played(streams: &[Played<'_>], roots: &[u32], turns: Turns) -> (String, Repairs) {
         let script = streams.iter().map(|(id, lines)| (*id, lines.to_vec())).collect();
         let mut all = Interleaver::new(Script(script, roots.to_vec()), turns);
         let (mut batch, mut words, mut current) = (Batch::default(), Vec::new(), 0);

@@ -3,6 +3,7 @@
 
 mod bundle;
 mod calls;
+mod champsim;
 mod convert;
 mod error;
 mod info;
@@ -11,6 +12,7 @@ mod interleave;
 pub mod lackey;
 mod mvt;
 mod recording;
+mod text;
 
 pub use convert::{Converted, convert};
 pub use error::{Malformed, TraceError};

@@ -9,14 +9,18 @@ use std::path::Path;
 use memvirt_mvt::{Density, Header, Mvt, Order};
 use memvirt_ops::process::{Batch, ProcessId, Source};
 
-use crate::bundle::{Bundle, MemberReader, head_of, tar};
+use crate::bundle::{Bundle, Member, MemberReader, head_of, tar};
 use crate::calls::as_plain_call;
+use crate::champsim::{self, ChampSimReader};
 use crate::error::TraceError;
 use crate::input::{Compression, Progress};
 use crate::interleave::{Family, Interleaver, Repairs, Tap, Turns};
-use crate::lackey::logs::LogSet;
-use crate::lackey::{LackeyReader, MemoryCalls, Tally};
+use crate::lackey::logs::{self, LogSet};
+use crate::lackey::{self, LackeyReader, MemoryCalls, Tally};
 use crate::mvt::{MvtFamily, MvtStream, ROOTS};
+use crate::text::TextReader;
+use crate::text::perf::{self, Perf};
+use crate::text::strace::{self, Strace};
 
 /// What a recording was made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +90,38 @@ enum Streams {
     Logs(Box<Interleaver<LogSet>>),
     Mvt(Box<Interleaver<MvtFamily>>),
     Ordered { family: Box<MvtFamily>, stream: Box<MvtStream> },
+    Strace(Box<TextReader<MemberReader, Strace>>),
+    Perf(Box<TextReader<MemberReader, Perf>>),
+    ChampSim(Box<ChampSimReader<MemberReader>>),
 }
+
+/// What a file is by its first bytes, as far as they decide it: anything else is read as a lackey log, which says itself
+/// what is wrong.
+fn sniff(head: &[u8]) -> Format {
+    if champsim::is_trace(head) {
+        return Format::ChampSim;
+    }
+    let lines = || head.split(|b| *b == b'\n').map(<[u8]>::trim_ascii_end).filter(|line| !line.is_empty());
+    let (mut strace, mut perf, mut lackey) = (0, 0, 0);
+    for line in lines().take(LINES_LOOKED_AT) {
+        if lackey::is_line(line) {
+            lackey += 1;
+        } else if perf::is_line(line) {
+            perf += 1;
+        } else if strace::is_line(line) {
+            strace += 1;
+        }
+    }
+    match (strace, perf) {
+        _ if lackey > strace && lackey > perf => Format::Lackey,
+        (0, 0) => Format::Lackey,
+        (strace, perf) if perf >= strace => Format::Perf,
+        _ => Format::Strace,
+    }
+}
+
+/// Lines that are looked at to tell what a file is.
+const LINES_LOOKED_AT: usize = 200;
 
 /// A recording being read.
 pub struct Recording {
@@ -132,14 +167,26 @@ impl Recording {
     }
 
     fn of_file(
-        _head: &[u8],
+        head: &[u8],
         input: MemberReader,
         name: String,
         bytes: u64,
         compression: Compression,
         reading: Reading,
     ) -> Self {
-        Self { compression, ..Self::log(input, name, Some(bytes), reading) }
+        let (format, progress) = (sniff(head), Progress::new(Some(bytes)));
+        let streams = match format {
+            Format::Strace => {
+                let reader = TextReader::new(input, name.clone(), progress, Strace::default());
+                Streams::Strace(Box::new(reader))
+            }
+            Format::Perf => Streams::Perf(Box::new(TextReader::new(input, name.clone(), progress, Perf::default()))),
+            Format::ChampSim => Streams::ChampSim(Box::new(ChampSimReader::new(input, name.clone(), progress))),
+            Format::Lackey | Format::LackeySet => {
+                return Self { compression, ..Self::log(input, name, Some(bytes), reading) };
+            }
+        };
+        Self::new(name, format, compression, streams, reading)
     }
 
     fn log(input: MemberReader, name: String, bytes: Option<u64>, reading: Reading) -> Self {
@@ -154,11 +201,31 @@ impl Recording {
 
     fn of_bundle(bundle: Bundle, reading: Reading) -> Result<Self, TraceError> {
         let (name, compression) = (bundle.name.clone(), bundle.compression);
-        let found = format!("none of its {} files is a recording", bundle.members.len());
-        let not_a_log = TraceError::NotALog { name: name.clone(), found };
-        let logs = LogSet::new(bundle).ok_or(not_a_log)?;
-        let streams = Streams::Logs(Box::new(Interleaver::new(logs, reading.turns)));
-        Ok(Self::new(name, Format::LackeySet, compression, streams, reading))
+        if bundle.members.iter().any(|member| logs::head(&member.head).is_some())
+            && let Some(logs) = LogSet::new(bundle.clone())
+        {
+            let streams = Streams::Logs(Box::new(Interleaver::new(logs, reading.turns)));
+            return Ok(Self::new(name, Format::LackeySet, compression, streams, reading));
+        }
+        // Several recordings of one program: the one that says most, and of those the longest.
+        let worth = |member: &Member| match sniff(&member.head) {
+            Format::Perf => 3,
+            Format::ChampSim => 2,
+            Format::Strace => 1,
+            Format::Lackey => u8::from(member.head.split(|b| *b == b'\n').any(lackey::is_line)),
+            Format::LackeySet => 0,
+        };
+        let best = bundle.members.iter().max_by_key(|member| (worth(member), member.bytes));
+        let Some(member) = best.filter(|member| worth(member) > 0) else {
+            let found = match (&bundle.cut, bundle.members.len()) {
+                (Some(cut), _) => cut.clone(),
+                (None, count) => format!("none of the {count} files in it is a recording"),
+            };
+            return Err(TraceError::NotALog { name, found });
+        };
+        let input = bundle.open(member)?;
+        let (name, bytes) = (bundle.member_name(member), member.bytes);
+        Ok(Self::of_file(&member.head, input, name, bytes, compression, reading))
     }
 
     fn of_mvt(mvt: Mvt<File>, reading: Reading) -> Result<Self, TraceError> {
@@ -196,7 +263,11 @@ impl Recording {
     #[must_use]
     pub fn compression(&self) -> Compression {
         match &self.streams {
-            Streams::Log(reader) if self.compression == Compression::Plain => reader.compression(),
+            _ if self.compression != Compression::Plain => self.compression,
+            Streams::Log(reader) => reader.compression(),
+            Streams::Strace(reader) => reader.compression(),
+            Streams::Perf(reader) => reader.compression(),
+            Streams::ChampSim(reader) => reader.compression(),
             _ => self.compression,
         }
     }
@@ -207,31 +278,29 @@ impl Recording {
         self.memory_calls
     }
 
-    /// The same recording with other turns or treatment of calls is another one; this one carries calls out, for copies.
-    #[must_use]
-    pub fn carrying_out_calls(self) -> Self {
-        Self { memory_calls: MemoryCalls::Apply, ..self }
-    }
-
     /// What is kept of addresses.
     #[must_use]
     pub fn density(&self) -> Density {
         self.header.as_ref().map_or(Density::Lines, |header| header.density)
     }
 
+    /// Whether the 64-byte lines of addresses are kept.
+    #[must_use]
+    pub fn has_lines(&self) -> bool {
+        self.density() == Density::Lines
+    }
+
     /// What was read so far, lines and remarks included where the format has them.
     #[must_use]
     pub fn tally(&self) -> Tally {
-        let mut tally = self.counted.clone();
-        let read = match &self.streams {
+        match &self.streams {
             Streams::Log(reader) => reader.tally().clone(),
             Streams::Logs(logs) => logs.family().tally(),
-            Streams::Mvt(_) | Streams::Ordered { .. } => return self.noted(tally),
-        };
-        (tally.forks, tally.execs, tally.exits, tally.handoffs) = (0, 0, 0, 0);
-        tally = Tally { syscalls: std::collections::BTreeMap::new(), ..Tally::default() };
-        tally.add(&read);
-        tally
+            Streams::Strace(reader) => reader.tally(),
+            Streams::Perf(reader) => reader.tally(),
+            Streams::ChampSim(reader) => reader.tally().clone(),
+            Streams::Mvt(_) | Streams::Ordered { .. } => self.noted(self.counted.clone()),
+        }
     }
 
     /// The counts of a trace of memvirt's own, with the program's name from its notes.
@@ -247,6 +316,9 @@ impl Recording {
         match &self.streams {
             Streams::Log(reader) => reader.progress(),
             Streams::Logs(logs) => logs.family().progress(),
+            Streams::Strace(reader) => reader.progress(),
+            Streams::Perf(reader) => reader.progress(),
+            Streams::ChampSim(reader) => reader.progress(),
             Streams::Mvt(mvt) => mvt_progress(&mvt.family().mvt),
             Streams::Ordered { family, .. } => mvt_progress(&family.mvt),
         }
@@ -258,7 +330,9 @@ impl Recording {
         match &self.streams {
             Streams::Logs(logs) => logs.repairs(),
             Streams::Mvt(mvt) => mvt.repairs(),
-            Streams::Log(_) | Streams::Ordered { .. } => Repairs::default(),
+            Streams::Strace(reader) => Repairs { orphans: reader.orphans(), ..Repairs::default() },
+            Streams::Perf(reader) => Repairs { orphans: reader.orphans(), ..Repairs::default() },
+            _ => Repairs::default(),
         }
     }
 
@@ -277,7 +351,7 @@ impl Recording {
         let roots = match &self.streams {
             Streams::Logs(logs) => logs.family().roots(),
             Streams::Mvt(mvt) => mvt.family().roots(),
-            Streams::Log(_) | Streams::Ordered { .. } => return (Order::Recorded, String::new()),
+            _ => return (Order::Recorded, String::new()),
         };
         (Order::Free, roots.iter().map(|root| root.0.to_string()).collect::<Vec<_>>().join(","))
     }
@@ -294,6 +368,9 @@ impl Recording {
             Streams::Mvt(mvt) => mvt.next_batch_tapped(batch, tap)?,
             Streams::Log(reader) => tapped(reader.next_batch(batch)?, batch, tap),
             Streams::Ordered { stream, .. } => tapped(stream.next_batch(batch)?, batch, tap),
+            Streams::Strace(reader) => tapped(reader.next_batch(batch)?, batch, tap),
+            Streams::Perf(reader) => tapped(reader.next_batch(batch)?, batch, tap),
+            Streams::ChampSim(reader) => tapped(reader.next_batch(batch)?, batch, tap),
         };
         if self.header.is_some() {
             self.count(batch);

@@ -51,9 +51,7 @@ fn text(field: &[u8]) -> String {
 /// The `path` of a pax header: records of the form `LENGTH path=NAME\n`.
 fn pax_path(records: &[u8]) -> Option<String> {
     let records = String::from_utf8_lossy(records);
-    let path =
-        records.lines().filter_map(|line| line.split_once(' ')?.1.strip_prefix("path=").map(str::to_owned)).next();
-    path
+    records.lines().find_map(|line| line.split_once(' ')?.1.strip_prefix("path=").map(str::to_owned))
 }
 
 struct Position<R> {

@@ -6,7 +6,7 @@
 //! and logs recorded with it.
 
 mod access;
-mod buffer;
+pub(crate) mod buffer;
 mod calls;
 mod family;
 mod line;
@@ -43,4 +43,9 @@ pub fn open(path: impl AsRef<Path>) -> Result<LackeyReader<File>, TraceError> {
     }
     let total = metadata.is_file().then_some(metadata.len());
     Ok(LackeyReader::with_progress(file, path.display().to_string(), Progress::new(total)))
+}
+
+/// Whether a line is one of a log.
+pub(crate) fn is_line(text: &[u8]) -> bool {
+    line::line(text).is_ok_and(|(_, line)| line != line::Line::Blank)
 }

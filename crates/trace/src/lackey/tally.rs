@@ -37,6 +37,8 @@ pub struct Tally {
     pub exits: u64,
     /// Times that another thread of a process went on.
     pub handoffs: u64,
+    /// Flushes of TLBs that the recorded kernel made, by its reasons; for comparison, nothing is done with them.
+    pub flushes: BTreeMap<String, u64>,
     /// System calls by name.
     pub syscalls: BTreeMap<String, u64>,
     /// Lines that are Valgrind's own.
@@ -104,6 +106,9 @@ impl Tally {
         for (name, count) in &other.syscalls {
             *self.syscalls.entry(name.clone()).or_default() += count;
         }
+        for (reason, count) in &other.flushes {
+            *self.flushes.entry(reason.clone()).or_default() += count;
+        }
         self.first_malformed = self.first_malformed.take().or_else(|| other.first_malformed.clone());
         self.command = self.command.take().or_else(|| other.command.clone());
         for pid in &other.pids {
@@ -121,17 +126,11 @@ impl Tally {
     }
 
     pub(crate) fn syscall(&mut self, name: &[u8]) {
-        // Names of real calls are few and short; others must not fill the memory.
-        const MAX_NAME_BYTES: usize = 40;
-        const MAX_NAMES: usize = 512;
-        let name = String::from_utf8_lossy(name.get(..MAX_NAME_BYTES).unwrap_or(name));
-        if let Some(count) = self.syscalls.get_mut(name.as_ref()) {
-            *count += 1;
-        } else if self.syscalls.len() < MAX_NAMES {
-            self.syscalls.insert(name.into_owned(), 1);
-        } else {
-            *self.syscalls.entry("(other names)".into()).or_default() += 1;
-        }
+        count(&mut self.syscalls, name);
+    }
+
+    pub(crate) fn flush(&mut self, reason: &[u8]) {
+        count(&mut self.flushes, reason);
     }
 
     pub(crate) fn pid(&mut self, pid: u32) {
@@ -161,5 +160,19 @@ impl Tally {
             let (line, expected) = (self.lines + 1, expected.to_owned());
             self.first_malformed = Some(Malformed { file: file.to_owned(), line, expected, found: excerpt(found) });
         }
+    }
+}
+
+/// Counts a name. Those of real calls and reasons are few and short; others must not fill the memory.
+fn count(names: &mut BTreeMap<String, u64>, name: &[u8]) {
+    const MAX_NAME_BYTES: usize = 40;
+    const MAX_NAMES: usize = 512;
+    let name = String::from_utf8_lossy(name.get(..MAX_NAME_BYTES).unwrap_or(name));
+    if let Some(count) = names.get_mut(name.as_ref()) {
+        *count += 1;
+    } else if names.len() < MAX_NAMES {
+        names.insert(name.into_owned(), 1);
+    } else {
+        *names.entry("(other names)".into()).or_default() += 1;
     }
 }

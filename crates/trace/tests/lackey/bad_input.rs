@@ -2,7 +2,7 @@
 
 use crate::common::{pieces, run};
 use memvirt_addr::Gva;
-use memvirt_ops::process::{Batch, Op, Range};
+use memvirt_ops::process::{Batch, Op};
 use memvirt_trace::TraceError;
 
 /// A run of the reader over well-formed lines around `line`: the expectation it names, or `None` where the line is fine.
