@@ -7,7 +7,7 @@
 use core::marker::PhantomData;
 
 use memvirt_addr::{Acc, GuestPhys, GuestVirt, HostPhys};
-use memvirt_ops::arch::{Control, HostEvent};
+use memvirt_ops::arch::{Control, GfnRange, HostEvent};
 use memvirt_pagetable::{Format, Guest4, PhysMem};
 use memvirt_platform::{Caches, Cx, Host, MemoryMap, Outcome, Probe, Refusal, Regime, Regs, Request, TableBytes};
 
@@ -89,6 +89,10 @@ impl<G: Format<In = GuestVirt, Out = GuestPhys>> Regime for Flat<G> {
 
     fn host(&mut self, cx: &mut Cx<'_>, event: &HostEvent) {
         self.hypervisor.host(cx, event);
+    }
+
+    fn populate(&mut self, cx: &mut Cx<'_>, range: GfnRange) {
+        self.hypervisor.map_ahead(cx, range);
     }
 
     fn table_bytes(&self) -> TableBytes {

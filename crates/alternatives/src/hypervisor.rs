@@ -66,6 +66,24 @@ impl<S: HostTables> Hypervisor<S> {
         self.stage.map(cx.host, gfn, Backed { size, ..backed }, write || !self.log.is_on(), work)
     }
 
+    /// Maps what is there behind a range, as violations by stores would one page after the other.
+    pub(crate) fn map_ahead(&mut self, cx: &mut Cx<'_>, range: GfnRange) {
+        let mut work = Work::default();
+        let (first, frames) = whole_pages(cx, range);
+        let step = if self.log.is_on() { PageSize::Size4K } else { cx.map.page_size() };
+        let mut change = Change::Kept;
+        let mut gfn = first;
+        while gfn.number() < first.number() + frames {
+            if cx.map.lookup(gfn).is_some() {
+                let Some(one) = self.map(cx, gfn, true, &mut work) else { break };
+                change = change.or(one);
+            }
+            gfn = gfn.offset(step.frames());
+        }
+        flush_if(cx, change, &mut work);
+        cx.out.counters.work += work;
+    }
+
     /// What the host does by itself.
     pub(crate) fn host(&mut self, cx: &mut Cx<'_>, event: &HostEvent) {
         let mut work = Work::default();
