@@ -21,6 +21,7 @@ mod fetch;
 mod footprint;
 mod get;
 mod gpte;
+mod hardware;
 mod host_events;
 mod invlpg;
 mod leaf;

@@ -1,17 +1,15 @@
-//! The two walks: hardware's over shadow tables, and KVM's own over the guest's tables.
+//! KVM's own walk over the guest's tables; hardware's over shadow tables is in `hardware`.
 //!
-//! Hardware reads at most four shadow entries and sets A and D in the leaf. The software walk decides whether a fault is the
-//! guest's; where it is not, it sets A on every level and D for a store, directly in guest memory. Source: spec A4, A5;
-//! Intel SDM volume 3, section 4.5; `walk_addr_generic` and `update_accessed_dirty_bits` in `arch/x86/kvm/mmu/paging_tmpl.h`.
+//! It decides whether a fault is the guest's; where it is not, it sets A on every level and D for a store, directly in guest
+//! memory. Source: spec A4, A5; `walk_addr_generic` and `update_accessed_dirty_bits` in `arch/x86/kvm/mmu/paging_tmpl.h`.
 
-use memvirt_addr::{Acc, AccessKind, Gfn, Gva, Hpa, Level, PageSize, PfCode, Privilege};
-use memvirt_pagetable::{Attrs, Entry, Format, Guest4};
-use memvirt_platform::{Backed, Cx, Regs, tlb_entry};
+use memvirt_addr::{Acc, AccessKind, Gfn, Gva, Level, PfCode, Privilege};
+use memvirt_pagetable::{Entry, Format, Guest4};
+use memvirt_platform::{Cx, Regs};
 
 use super::Kvm;
 use super::gpte::Gpte;
 use super::role::Access;
-use super::spte::Spte;
 
 /// What an access does, as an error code says it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,43 +59,6 @@ pub(crate) struct Walker {
 }
 
 impl Kvm {
-    /// Hardware's walk: the translation that the TLB gets, or the error code of the fault.
-    pub(crate) fn hardware_walk(&self, cx: &mut Cx<'_>, acc: Acc) -> Result<memvirt_tlb::Entry, PfCode> {
-        cx.out.counters.walks += 1;
-        let root = self.vcpu(cx).root;
-        if !root.is_valid() {
-            return Err(PfCode::of(acc, false));
-        }
-        let mut table = self.pages[root.page].table;
-        let mut granted = u64::MAX;
-        for level in Level::ALL[..4].iter().rev() {
-            let at = table.entry(acc.gva().index(*level));
-            let entry = Spte(cx.host.mem.read(at));
-            cx.out.counters.refs.shadow += 1;
-            if entry.0 & Spte::P == 0 {
-                return Err(PfCode::of(acc, false));
-            }
-            if entry.0 & Spte::RESERVED != 0 {
-                return Err(PfCode::of(acc, true).with_reserved());
-            }
-            granted &= entry.0 ^ Spte::NX;
-            if !entry.is_leaf(level.number()) {
-                table = entry.frame();
-                continue;
-            }
-            let perms = attrs(granted);
-            // The host keeps CR0.WP set whatever the guest does.
-            if !(Regs { write_protect: true, ..*cx.regs() }).permits(perms, acc) {
-                return Err(PfCode::of(acc, true));
-            }
-            let entry = set_bits(cx, at, entry, acc.is_write());
-            let size = level.page_size().unwrap_or(PageSize::Size4K);
-            let backed = Backed { frame: entry.frame(), size };
-            return Ok(tlb_entry(acc, backed, size, perms, entry.0 & Spte::D != 0));
-        }
-        unreachable!("an entry of level 1 is a leaf")
-    }
-
     /// KVM's walk of the guest's tables; sets A and D where it succeeds.
     ///
     /// # Errors
@@ -174,25 +135,4 @@ impl Kvm {
         }
         true
     }
-}
-
-/// The permissions that a walk has gathered; bit 63 is inverted, so that it gathers like the others.
-fn attrs(granted: u64) -> Attrs {
-    let mut perms = Attrs::READ;
-    for (bit, attr) in [(Spte::W, Attrs::WRITE), (Spte::U, Attrs::USER), (Spte::NX, Attrs::EXEC)] {
-        if granted & bit != 0 {
-            perms |= attr;
-        }
-    }
-    perms
-}
-
-/// Sets A, and D for a store, as hardware does: one locked update where any is missing.
-fn set_bits(cx: &mut Cx<'_>, at: Hpa, entry: Spte, write: bool) -> Spte {
-    let new = entry.with(Spte::A | if write { Spte::D } else { 0 });
-    if new != entry {
-        cx.out.counters.ad_updates += 1;
-        cx.host.mem.write(at, new.0);
-    }
-    new
 }
