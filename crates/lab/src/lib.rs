@@ -11,6 +11,7 @@ pub mod switches;
 mod table;
 pub mod text;
 pub mod walk;
+pub mod walk_latency;
 
 pub use comparison::{Benefit, Comparison};
 pub use error::LabError;
@@ -18,5 +19,6 @@ pub use experiment::{Done, Experiment, Progress};
 pub use input::{Described, Input, TraceSummary};
 pub use summary::{Group, Row, summary};
 pub use switches::{MEMORY_BYTES, Overrides};
+pub use walk_latency::WalkLatency;
 pub mod report;
 pub use report::write_report;

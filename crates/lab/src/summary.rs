@@ -6,6 +6,7 @@ use memvirt_platform::ExitReason;
 
 use crate::comparison::Comparison;
 use crate::text::{bytes, count, fraction, share};
+use crate::walk_latency::WalkLatency;
 
 /// Rows that belong together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +38,7 @@ pub fn summary(comparison: &Comparison) -> Vec<Group> {
     let mut groups = vec![of.guest(), of.tlb(), of.walks(), of.exits(), of.tables(), of.cycles(comparison)];
     groups.extend(of.walk_caches());
     groups.extend(of.served());
+    groups.extend(of.walk_latency());
     groups.extend(of.stale());
     groups.insert(0, of.outcomes());
     groups.retain(|group| !group.rows.is_empty());
@@ -199,6 +201,25 @@ impl Columns<'_> {
         };
         let rows: Vec<_> = names.iter().map(|name| self.row(*name, |r| cell(r, name))).collect();
         (!rows.is_empty()).then_some(Group { title: "Cycles by what served the reference (and how many)", rows })
+    }
+
+    /// What walks in two dimensions spend their time on, in the mode `cycles` only.
+    fn walk_latency(&self) -> Option<Group> {
+        let first = self.0.iter().find_map(WalkLatency::of)?;
+        let cell = |r: &RunResult, show: &dyn Fn(&WalkLatency) -> String| {
+            WalkLatency::of(r).map_or(NONE.to_owned(), |latency| show(&latency))
+        };
+        let percent = |share: f64| format!("{:.1} %", share * 100.0);
+        let mut rows = vec![
+            self.row("cycles per walk", |r| cell(r, &|l| format!("{:.1}", l.per_walk()))),
+            self.row("share of the last host walk", |r| cell(r, &|l| percent(l.share(l.last_host_walk)))),
+            self.row("share of its leaf alone", |r| cell(r, &|l| percent(l.share(l.last_host_leaf)))),
+        ];
+        rows.extend(first.designs().enumerate().map(|(i, (name, _))| {
+            let nth = |l: &WalkLatency| l.designs().nth(i).map_or(NONE.to_owned(), |(_, s)| format!("{s:.3}"));
+            self.row(format!("times faster: {name}"), |r| cell(r, &nth))
+        }));
+        Some(Group { title: "Walks in two dimensions, and with the same latencies", rows })
     }
 
     /// Shown only where the oracle watched.
