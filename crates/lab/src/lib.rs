@@ -6,6 +6,8 @@ mod error;
 pub mod exits;
 pub mod experiment;
 pub mod input;
+pub mod published;
+pub mod nested_virt;
 pub mod summary;
 pub mod switches;
 mod table;

@@ -5,8 +5,8 @@ use memvirt_machine::{Mode, Outcome, RunResult};
 use memvirt_platform::ExitReason;
 
 use crate::comparison::Comparison;
-use crate::text::{bytes, count, fraction, share};
 use crate::walk_latency::WalkLatency;
+use crate::text::{bytes, count, fraction, share};
 
 /// Rows that belong together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,6 +153,11 @@ impl Columns<'_> {
                 format!("{:.1}", fraction(r.total_exits(), r.guest.instructions) * 1e6)
             }));
         }
+        let nested: [Kind; 2] = [
+            ("world switches", |r| r.nested_virt.map_or(0, |nested| nested.world_switches)),
+            ("entries into L0", |r| r.nested_virt.map_or(0, |nested| nested.l0_exits)),
+        ];
+        rows.extend(nested.iter().filter(|(_, n)| self.any(n)).map(|(label, n)| self.row(*label, |r| count(n(r)))));
         Group { title: "VM exits", rows }
     }
 
