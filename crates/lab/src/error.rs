@@ -16,6 +16,12 @@ pub enum LabError {
     /// The machine cannot be built.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// A workload cannot be used.
+    #[error(transparent)]
+    Workload(#[from] memvirt_workload::WorkloadError),
+    /// The parameters of a workload contradict each other.
+    #[error("workload: {0}")]
+    Parameters(#[from] memvirt_workload::SpecError),
     /// No regime was asked for.
     #[error("no regime to run; name at least one, as in `native,shadow:write-protect,nested`")]
     NoRegime,
