@@ -1,6 +1,7 @@
 //! Every built-in workload under every regime: nothing broken, the same guest everywhere, counts that follow from mechanism.
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
+use memvirt_lab::{Input, Overrides};
 use memvirt_machine::{GuestConfig, Outcome, RegimeKind, RunResult};
 use memvirt_tests::result_of;
 use memvirt_workload::Workload;
@@ -11,6 +12,11 @@ fn run(name: &str, regime: RegimeKind, guest: GuestConfig, check: bool) -> RunRe
     let events = workload.facts().accesses.value();
     let workload = if events > 15_000 { workload.scaled(15_000.0 / events as f64).unwrap() } else { workload };
     result_of(regime, guest, check, &mut workload.generator(7))
+}
+
+/// The guest that a workload's file asks for.
+fn guest_of(name: &str) -> GuestConfig {
+    Overrides::default().guest(&Input::Workload(Box::new(Workload::find(name).unwrap())))
 }
 
 fn every_regime_agrees(name: &str, guest: GuestConfig) {
@@ -33,7 +39,7 @@ fn every_regime_agrees(name: &str, guest: GuestConfig) {
 fn every_workload_runs_alike_under_every_regime() {
     for workload in Workload::builtin() {
         if workload.name != "gups" {
-            every_regime_agrees(workload.name, GuestConfig::default());
+            every_regime_agrees(workload.name, guest_of(workload.name));
         }
     }
 }

@@ -1,0 +1,46 @@
+//! Published measurements beside their predictions. `cargo test -p memvirt-tests --test published -- --nocapture` prints them.
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
+use memvirt_lab::published::{Row, Use, pvm};
+
+fn print(rows: &[Row]) {
+    println!(
+        "{:7} {:20} {:>9} {:>9} {:>9} {:>6} {:>6} {:>7}  {:>7} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7} {:>6}",
+        "id", "what", "EPT us", "shadow", "predicted", "ratio", "pred.", "diff %", "entries", "CR3", "faults", "stores",
+        "hidden", "trapped", "exits", "EPT"
+    );
+    for row in rows {
+        let e = &row.events;
+        println!(
+            "{:7} {:20} {:9.2} {:9.2} {:9.2} {:6.2} {:6.2} {:7.1}  {:7.2} {:7.2} {:7.2} {:7.1} {:7.2} {:7.2} {:7.2} {:6.2}  {:?} {}",
+            row.id,
+            row.what,
+            row.nested_us,
+            row.shadow_us,
+            row.predicted_us,
+            row.ratio(),
+            row.predicted_ratio(),
+            row.difference_percent(),
+            e.kernel_entries,
+            e.cr3_loads,
+            e.faults,
+            e.table_stores,
+            e.hidden_faults,
+            e.table_writes,
+            e.exits,
+            e.exits_nested,
+            row.check,
+            if row.holds() { "holds" } else { "differs" }
+        );
+    }
+}
+
+#[test]
+fn pvm_rows() {
+    let rows = pvm().unwrap();
+    print(&rows);
+    let find = |id: &str| rows.iter().find(|row| row.id == id).unwrap();
+    assert!(find("P1 off").holds(), "without isolation a system call costs the same everywhere");
+    assert!((find("P1 on").events.cr3_loads - 2.0).abs() < 1e-9, "two CR3 loads a call");
+    assert!(rows.iter().all(|row| row.check != Use::Order || row.holds()), "shadow paging is slower in each of these rows");
+}
