@@ -2,22 +2,28 @@
 #![forbid(unsafe_code)]
 
 pub mod agile;
+pub mod direct;
 pub mod dirty;
+pub mod escape;
 pub mod flat;
 pub mod flat_table;
 mod hypervisor;
 pub mod meter;
 pub mod radix;
 pub mod record;
+pub mod segment;
 pub mod stage;
 pub mod walk;
 
 pub use agile::{Agile, AgileStats, Policy, Switching};
+pub use direct::{DirectSegment, GuestSegment, Mode};
 pub use dirty::DirtyLog;
+pub use escape::EscapeFilter;
 pub use flat::Flat;
 pub use flat_table::FlatTable;
 pub use meter::Meter;
 pub use radix::Radix;
 pub use record::{Design, NoWalk, Recorded, WalkOf, cold_walk};
+pub use segment::Segment;
 pub use stage::{HostPage, HostTables, Stage, Violation};
 pub use walk::{End, Start, TableAt};

@@ -12,6 +12,7 @@ use memvirt_platform::{
 use memvirt_tlb::Geometry;
 
 use crate::agile::{Agile, Switching};
+use crate::direct::{DirectSegment, GuestSegment, Mode};
 use crate::flat::Flat;
 
 /// Whose walk.
@@ -21,6 +22,12 @@ pub enum Design {
     Flat,
     /// Agile paging with this many levels nested, 0 to 4.
     Agile(u8),
+    /// A direct segment of the host.
+    VmmDirect,
+    /// A direct segment of the guest, which covers the page walked for.
+    GuestDirect,
+    /// Both.
+    DualDirect,
 }
 
 /// A walk to be made.
@@ -86,9 +93,27 @@ pub fn cold_walk(of: &WalkOf) -> Result<Recorded, NoWalk> {
         (Design::Agile(lowest), 4) => {
             record::<Guest4, _>(of, |host, map| Agile::new(host, map, Switching::Levels(lowest)))
         }
-        (Design::Agile(_), 5) => Err(NoWalk::FourLevelsOnly),
+        (Design::VmmDirect, 4) => record::<Guest4, _>(of, |host, map| DirectSegment::new(host, map, Mode::Vmm)),
+        (Design::GuestDirect, 4) => {
+            record::<Guest4, _>(of, |host, map| DirectSegment::new(host, map, Mode::Guest(segment(of))))
+        }
+        (Design::DualDirect, 4) => {
+            record::<Guest4, _>(of, |host, map| DirectSegment::new(host, map, Mode::Dual(segment(of))))
+        }
+        (Design::Agile(_) | Design::VmmDirect | Design::GuestDirect | Design::DualDirect, 5) => {
+            Err(NoWalk::FourLevelsOnly)
+        }
         _ => Err(NoWalk::NotCanonical),
     }
+}
+
+/// The guest's segment: the page of the address, where [`guest_tables`] puts it.
+fn segment(of: &WalkOf) -> GuestSegment {
+    let (base, pages) = (of.address.align_down(of.guest_page), of.guest_page.frames());
+    let mut pool = pool();
+    // The root comes first, the page second.
+    let to = pool.allocate(PageSize::Size4K).and_then(|_| pool.allocate(of.guest_page)).unwrap_or(FIRST);
+    GuestSegment { base, pages, to, perms: Attrs::PERMISSIONS }
 }
 
 /// A regime whose walk can be shown.
@@ -98,6 +123,12 @@ trait Shown: Regime {
 }
 
 impl<G: Format<In = GuestVirt, Out = GuestPhys>> Shown for Flat<G> {
+    fn record(&self, cx: &mut Cx<'_>, request: &Request<'_>, seen: &mut Vec<Reference>) {
+        let _ = self.show(cx, request, seen);
+    }
+}
+
+impl Shown for DirectSegment {
     fn record(&self, cx: &mut Cx<'_>, request: &Request<'_>, seen: &mut Vec<Reference>) {
         let _ = self.show(cx, request, seen);
     }
@@ -115,6 +146,11 @@ const FRAMES: u64 = (4 << 30) >> 12;
 const FIRST: Gfn = Gfn::new((16 << 20) >> 12);
 /// How often an access may start again: once for each table and its neighbours.
 const MOST_EXITS: u32 = 64;
+
+/// The guest's frames.
+fn pool() -> FramePool<GuestPhys> {
+    FramePool::new(FIRST, FRAMES - FIRST.number())
+}
 
 struct Machine<R> {
     host: Host,
@@ -189,7 +225,7 @@ fn guest_tables<G>(of: &WalkOf, mem: &mut GuestMem<'_>) -> Option<Gfn>
 where
     G: Format<In = GuestVirt, Out = GuestPhys>,
 {
-    let mut pool = FramePool::new(FIRST, FRAMES - FIRST.number());
+    let mut pool = pool();
     let tables = TableAttrs::USER.with(Attrs::ACCESSED);
     let mut mapper = Mapper::<G, _>::create(mem, &mut pool, tables)?;
     let data = pool.allocate(of.guest_page)?;

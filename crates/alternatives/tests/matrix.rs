@@ -118,6 +118,29 @@ fn agile_paging_with_large_pages() {
 }
 
 #[test]
+fn a_segment_of_the_host_leaves_the_guests_references_alone() {
+    let small = PageSize::Size4K;
+    assert_eq!(order(Design::VmmDirect, 4, small, small), [(Guest, 4), (Guest, 3), (Guest, 2), (Guest, 1)]);
+    for host_page in SIZES {
+        assert_eq!(SIZES.map(|guest_page| count(Design::VmmDirect, 4, guest_page, host_page)), [4, 3, 2]);
+    }
+}
+
+#[test]
+fn a_segment_of_the_guest_leaves_one_host_walk() {
+    let small = PageSize::Size4K;
+    assert_eq!(order(Design::GuestDirect, 4, small, small), [(Host, 4), (Host, 3), (Host, 2), (Host, 1)]);
+    assert_eq!(SIZES.map(|host_page| count(Design::GuestDirect, 4, small, host_page)), [4, 3, 2]);
+}
+
+#[test]
+fn segments_in_both_dimensions_make_no_reference_at_all() {
+    for guest_page in SIZES {
+        assert_eq!(count(Design::DualDirect, 4, guest_page, PageSize::Size4K), 0);
+    }
+}
+
+#[test]
 fn what_is_not_modelled_is_refused() {
     let page = PageSize::Size4K;
     assert_eq!(cold_walk(&walk_of(Design::Agile(1), 5, page, page)), Err(NoWalk::FourLevelsOnly));

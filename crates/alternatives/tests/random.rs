@@ -5,7 +5,9 @@
 
 mod support;
 
-use memvirt_alternatives::{Agile, Flat, Policy, Switching};
+use memvirt_addr::{Gfn, Gva};
+use memvirt_alternatives::{Agile, DirectSegment, Flat, GuestSegment, Mode, Policy, Switching};
+use memvirt_pagetable::Attrs;
 use memvirt_platform::{Host, MemoryMap, Tags};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -40,6 +42,21 @@ fn always_sound<R: Audited>(regime: impl Fn(&mut Host, &mut MemoryMap) -> R) {
 #[test]
 fn a_flat_nested_table_is_sound() {
     always_sound(|host, map| Flat::new(host, map).unwrap());
+}
+
+/// The kernel's direct map, which the random guest never changes.
+const KERNEL: GuestSegment = GuestSegment {
+    base: Gva::new(support::lab::DIRECT_MAP),
+    pages: 2048,
+    to: Gfn::new(0),
+    perms: Attrs::READ.union(Attrs::WRITE),
+};
+
+#[test]
+fn direct_segments_are_sound() {
+    for mode in [Mode::Vmm, Mode::Guest(KERNEL), Mode::Dual(KERNEL)] {
+        always_sound(|host, map| DirectSegment::new(host, map, mode).unwrap());
+    }
 }
 
 fn agile(switching: Switching) -> impl Fn(&mut Host, &mut MemoryMap) -> Agile {

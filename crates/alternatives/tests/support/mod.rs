@@ -4,7 +4,7 @@
 pub(crate) mod lab;
 
 use lab::Audited;
-use memvirt_alternatives::{Agile, Flat};
+use memvirt_alternatives::{Agile, DirectSegment, Flat};
 use memvirt_platform::{Host, MemoryMap};
 
 impl Audited for Agile {
@@ -14,6 +14,12 @@ impl Audited for Agile {
 }
 
 impl Audited for Flat {
+    fn audit(&self, _: &Host, _: &MemoryMap) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+impl Audited for DirectSegment {
     fn audit(&self, _: &Host, _: &MemoryMap) -> Vec<String> {
         Vec::new()
     }
