@@ -14,7 +14,7 @@ use memvirt_platform::{Caches, Cx, Host, MemoryMap, Outcome, Probe, Refusal, Reg
 use crate::dirty::DirtyLog;
 use crate::flat_table::FlatTable;
 use crate::hypervisor::{self, Hypervisor};
-use crate::meter::{Job, Meter, on_cpu, shown};
+use crate::meter::{DataReference, Job, Meter, on_cpu, shown};
 use crate::stage::{HostTables, Stage};
 use crate::walk::{End, walk_cached};
 
@@ -22,6 +22,7 @@ use crate::walk::{End, walk_cached};
 #[derive(Debug)]
 pub struct Flat<G = Guest4> {
     hypervisor: Hypervisor<FlatTable>,
+    data: DataReference,
     guest: PhantomData<G>,
 }
 
@@ -30,7 +31,14 @@ impl<G: Format<In = GuestVirt, Out = GuestPhys>> Flat<G> {
     /// for it.
     pub fn new(host: &mut Host, map: &MemoryMap) -> Option<Self> {
         let stage = FlatTable::new(host, map.frames())?;
-        Some(Self { hypervisor: Hypervisor::new(stage), guest: PhantomData })
+        Some(Self { hypervisor: Hypervisor::new(stage), data: DataReference::Counted, guest: PhantomData })
+    }
+
+    /// The same, with the data's own translation in the count or not.
+    #[must_use]
+    pub const fn with_data_reference(mut self, data: DataReference) -> Self {
+        self.data = data;
+        self
     }
 
     /// The table.
@@ -51,18 +59,23 @@ impl<G: Format<In = GuestVirt, Out = GuestPhys>> Flat<G> {
     }
 
     const fn job(&self) -> Two<'_, FlatTable, G> {
-        Two { stage: &self.hypervisor.stage, guest: PhantomData }
+        Two { stage: &self.hypervisor.stage, data: self.data, guest: PhantomData }
     }
 }
 
 /// A walk from CR3 in two dimensions.
 pub(crate) struct Two<'a, S, G> {
     pub(crate) stage: &'a S,
+    pub(crate) data: DataReference,
     pub(crate) guest: PhantomData<G>,
 }
 
 impl<S: Stage, G: Format<In = GuestVirt, Out = GuestPhys>> Job for Two<'_, S, G> {
     type End = End;
+
+    fn data(&self) -> DataReference {
+        self.data
+    }
 
     #[inline]
     fn run<P: Probe, C: Caches>(

@@ -6,6 +6,17 @@ use memvirt_pagetable::{Attrs, PhysMem};
 use memvirt_platform::{CacheHit, Caches, Counters, Cx, Dimension, Partial, Probe, Reference, Regs, Update, WalkRefs};
 use memvirt_tlb::{NestedEntry, Perms};
 
+/// Whether the host walk for the data's own address is in the count. The literature reports some designs with it and some
+/// without. The walk is made either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum DataReference {
+    /// It is; the default.
+    #[default]
+    Counted,
+    /// It is not, and a probe does not see it.
+    Omitted,
+}
+
 /// Counts a walk, shows it to a probe `P`, and keeps what may be kept in the caches `C`.
 #[derive(Debug)]
 pub struct Meter<'p, P, C = ()> {
@@ -14,6 +25,9 @@ pub struct Meter<'p, P, C = ()> {
     /// Whether the walk looks into the caches, and whether it has found anything there.
     looks: bool,
     found: bool,
+    /// Whether anything was read.
+    walked: bool,
+    data: DataReference,
     /// The references so far.
     pub refs: WalkRefs,
     /// The locked updates so far.
@@ -39,12 +53,27 @@ impl<'p, P: Probe, C: Caches> Meter<'p, P, C> {
     #[must_use]
     pub fn with_caches(probe: &'p mut P, caches: C) -> Self {
         let refs = WalkRefs::default();
-        Self { probe, caches, looks: C::ANY, found: false, refs, ad_updates: 0, ad_updates_host: 0 }
+        let (looks, data) = (C::ANY, DataReference::Counted);
+        Self { probe, caches, looks, found: false, walked: false, data, refs, ad_updates: 0, ad_updates_host: 0 }
+    }
+
+    /// The same, counting the data's own translation or not.
+    #[must_use]
+    pub const fn with_data(mut self, data: DataReference) -> Self {
+        self.data = data;
+        self
     }
 
     /// One reference.
     #[inline]
     pub fn reference(&mut self, reference: &Reference) {
+        self.walked = true;
+        if reference.dimension == Dimension::Host
+            && reference.guest_level.is_none()
+            && self.data == DataReference::Omitted
+        {
+            return;
+        }
         match reference.dimension {
             Dimension::Guest => self.refs.guest += 1,
             Dimension::Shadow => self.refs.shadow += 1,
@@ -67,9 +96,11 @@ impl<'p, P: Probe, C: Caches> Meter<'p, P, C> {
         self.probe.update(&Update { dimension, level, entry_at, set });
     }
 
-    /// Enters one hardware walk in the ledger's sums.
+    /// Enters one hardware walk in the ledger's sums; a translation by registers alone was none.
     pub fn enter(&self, counters: &mut Counters) {
-        counters.add_walk(self.refs, self.ad_updates, self.ad_updates_host);
+        if self.walked {
+            counters.add_walk(self.refs, self.ad_updates, self.ad_updates_host);
+        }
     }
 
     /// The deepest table on the way to `gva` that is known.
@@ -148,6 +179,11 @@ pub(crate) trait Job {
     /// How it ends.
     type End;
 
+    /// Whether the data's own translation counts.
+    fn data(&self) -> DataReference {
+        DataReference::Counted
+    }
+
     /// Makes it.
     fn run<P: Probe, C: Caches>(
         self,
@@ -166,7 +202,7 @@ pub(crate) fn on_cpu<J: Job>(cx: &mut Cx<'_>, acc: Acc, job: J) -> J::End {
     match cx.cpus[vcpu.cpu].mmu.as_deref_mut() {
         None => {
             let mut nobody = ();
-            let mut meter = Meter::new(&mut nobody);
+            let mut meter = Meter::new(&mut nobody).with_data(job.data());
             let end = job.run(mem, regs, acc, &mut meter);
             meter.enter(&mut cx.out.counters);
             end
@@ -174,7 +210,7 @@ pub(crate) fn on_cpu<J: Job>(cx: &mut Cx<'_>, acc: Acc, job: J) -> J::End {
         Some(mmu) => {
             core::hint::cold_path();
             let (caches, listener) = mmu.walk(vcpu.tag(), cx.vm.0);
-            let mut meter = Meter::with_caches(listener, caches);
+            let mut meter = Meter::with_caches(listener, caches).with_data(job.data());
             let end = job.run(mem, regs, acc, &mut meter);
             meter.enter(&mut cx.out.counters);
             end
@@ -184,6 +220,6 @@ pub(crate) fn on_cpu<J: Job>(cx: &mut Cx<'_>, acc: Acc, job: J) -> J::End {
 
 /// Makes a walk without caches, shown to `probe`, and counts it nowhere.
 pub(crate) fn shown<J: Job, P: Probe>(cx: &mut Cx<'_>, acc: Acc, job: J, probe: &mut P) -> J::End {
-    let regs = *cx.regs();
-    job.run(&mut cx.host.mem, &regs, acc, &mut Meter::new(probe))
+    let (regs, data) = (*cx.regs(), job.data());
+    job.run(&mut cx.host.mem, &regs, acc, &mut Meter::new(probe).with_data(data))
 }

@@ -1,11 +1,13 @@
 //! One cold walk of a proposal, reference by reference: real tables are built in simulated memory, the hypervisor fills what it
 //! has to, and the walk that then finds everything is recorded. For whoever draws walks or counts their references.
 
-use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, GuestPhys, GuestVirt, Gva, Hfn, Hpa, PageSize};
+use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, GuestPhys, GuestVirt, Gva, Hfn, Hpa, Level, PageSize};
 use memvirt_ops::VcpuId;
 use memvirt_ops::VmId;
-use memvirt_ops::arch::{Control, Cr3};
-use memvirt_pagetable::{Attrs, Format, FrameAllocator, FramePool, Guest4, LongMode, Mapper, TableAttrs, walk};
+use memvirt_ops::arch::{Control, Cr3, GfnRange};
+use memvirt_pagetable::{
+    Attrs, Format, FrameAllocator, FramePool, Guest4, LeafArena, LongMode, Mapper, TableAttrs, walk,
+};
 use memvirt_platform::{
     Cpu, Cx, GuestMem, Horizon, Host, Ledger, MemoryMap, Outcome, Reference, Regime, Regs, Request, Tags, Vcpu,
 };
@@ -14,6 +16,7 @@ use memvirt_tlb::Geometry;
 use crate::agile::{Agile, Switching};
 use crate::direct::{DirectSegment, GuestSegment, Mode};
 use crate::flat::Flat;
+use crate::register::RegisterWalk;
 
 /// Whose walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,6 +31,8 @@ pub enum Design {
     GuestDirect,
     /// Both.
     DualDirect,
+    /// Registers that name leaf tables, loaded.
+    Register,
 }
 
 /// A walk to be made.
@@ -100,9 +105,8 @@ pub fn cold_walk(of: &WalkOf) -> Result<Recorded, NoWalk> {
         (Design::DualDirect, 4) => {
             record::<Guest4, _>(of, |host, map| DirectSegment::new(host, map, Mode::Dual(segment(of))))
         }
-        (Design::Agile(_) | Design::VmmDirect | Design::GuestDirect | Design::DualDirect, 5) => {
-            Err(NoWalk::FourLevelsOnly)
-        }
+        (Design::Register, 4) => record::<Guest4, _>(of, |host, map| RegisterWalk::new(host, map, ARENA)),
+        (_, 5) => Err(NoWalk::FourLevelsOnly),
         _ => Err(NoWalk::NotCanonical),
     }
 }
@@ -110,7 +114,7 @@ pub fn cold_walk(of: &WalkOf) -> Result<Recorded, NoWalk> {
 /// The guest's segment: the page of the address, where [`guest_tables`] puts it.
 fn segment(of: &WalkOf) -> GuestSegment {
     let (base, pages) = (of.address.align_down(of.guest_page), of.guest_page.frames());
-    let mut pool = pool();
+    let mut pool = pool(of.design);
     // The root comes first, the page second.
     let to = pool.allocate(PageSize::Size4K).and_then(|_| pool.allocate(of.guest_page)).unwrap_or(FIRST);
     GuestSegment { base, pages, to, perms: Attrs::PERMISSIONS }
@@ -119,23 +123,29 @@ fn segment(of: &WalkOf) -> GuestSegment {
 /// A regime whose walk can be shown.
 trait Shown: Regime {
     /// Makes one walk that is known to find the translation.
-    fn record(&self, cx: &mut Cx<'_>, request: &Request<'_>, seen: &mut Vec<Reference>);
+    fn record(&mut self, cx: &mut Cx<'_>, request: &Request<'_>, seen: &mut Vec<Reference>);
 }
 
 impl<G: Format<In = GuestVirt, Out = GuestPhys>> Shown for Flat<G> {
-    fn record(&self, cx: &mut Cx<'_>, request: &Request<'_>, seen: &mut Vec<Reference>) {
+    fn record(&mut self, cx: &mut Cx<'_>, request: &Request<'_>, seen: &mut Vec<Reference>) {
         let _ = self.show(cx, request, seen);
     }
 }
 
 impl Shown for DirectSegment {
-    fn record(&self, cx: &mut Cx<'_>, request: &Request<'_>, seen: &mut Vec<Reference>) {
+    fn record(&mut self, cx: &mut Cx<'_>, request: &Request<'_>, seen: &mut Vec<Reference>) {
+        let _ = self.show(cx, request, seen);
+    }
+}
+
+impl Shown for RegisterWalk {
+    fn record(&mut self, cx: &mut Cx<'_>, request: &Request<'_>, seen: &mut Vec<Reference>) {
         let _ = self.show(cx, request, seen);
     }
 }
 
 impl Shown for Agile {
-    fn record(&self, cx: &mut Cx<'_>, request: &Request<'_>, seen: &mut Vec<Reference>) {
+    fn record(&mut self, cx: &mut Cx<'_>, request: &Request<'_>, seen: &mut Vec<Reference>) {
         let _ = self.show(cx, request, seen);
     }
 }
@@ -147,9 +157,41 @@ const FIRST: Gfn = Gfn::new((16 << 20) >> 12);
 /// How often an access may start again: once for each table and its neighbours.
 const MOST_EXITS: u32 = 64;
 
+/// Where the guest keeps leaf tables: one block below the rest.
+const ARENA: GfnRange = GfnRange { start: Gfn::new(512), frames: 512 };
+
 /// The guest's frames.
-fn pool() -> FramePool<GuestPhys> {
-    FramePool::new(FIRST, FRAMES - FIRST.number())
+#[derive(Debug)]
+struct Pool {
+    frames: FramePool<GuestPhys>,
+    arena: LeafArena<GuestPhys>,
+}
+
+impl FrameAllocator<GuestPhys> for Pool {
+    fn allocate(&mut self, size: PageSize) -> Option<Gfn> {
+        self.frames.allocate(size)
+    }
+
+    fn allocate_table(&mut self, level: Level, parent: Gfn, index: usize) -> Option<Gfn> {
+        let leaf = (level == Level::L1).then(|| self.arena.leaf_table(parent, index)).flatten();
+        leaf.or_else(|| self.frames.allocate(PageSize::Size4K))
+    }
+
+    fn free(&mut self, frame: Gfn, size: PageSize) {
+        if !self.arena.freed(frame) {
+            self.frames.free(frame, size);
+        }
+    }
+
+    fn allocated(&self) -> u64 {
+        self.frames.allocated()
+    }
+}
+
+fn pool(design: Design) -> Pool {
+    let frames = FramePool::new(FIRST, FRAMES - FIRST.number());
+    let arena = if design == Design::Register { ARENA.frames } else { 0 };
+    Pool { frames, arena: LeafArena::new(ARENA.start, arena) }
 }
 
 struct Machine<R> {
@@ -225,7 +267,7 @@ fn guest_tables<G>(of: &WalkOf, mem: &mut GuestMem<'_>) -> Option<Gfn>
 where
     G: Format<In = GuestVirt, Out = GuestPhys>,
 {
-    let mut pool = pool();
+    let mut pool = pool(of.design);
     let tables = TableAttrs::USER.with(Attrs::ACCESSED);
     let mut mapper = Mapper::<G, _>::create(mem, &mut pool, tables)?;
     let data = pool.allocate(of.guest_page)?;

@@ -106,7 +106,27 @@ where
     P: Probe,
     C: Caches,
 {
-    Walker { mem, stage, meter }.descend::<G>(regs, acc, from).unwrap_or_else(|end| end)
+    walk_to::<G, _, _, _>(mem, stage, regs, acc, from, meter).0
+}
+
+/// The same; also says which guest table was read last.
+pub(crate) fn walk_to<G, S, P, C>(
+    mem: &mut PhysMem<HostPhys>,
+    stage: &S,
+    regs: &Regs,
+    acc: Acc,
+    from: Start,
+    meter: &mut Meter<'_, P, C>,
+) -> (End, Start)
+where
+    G: Format<In = GuestVirt, Out = GuestPhys>,
+    S: Stage,
+    P: Probe,
+    C: Caches,
+{
+    let mut walker = Walker { mem, stage, meter, last: from };
+    let end = walker.descend::<G>(regs, acc, from).unwrap_or_else(|end| end);
+    (end, walker.last)
 }
 
 /// Walks guest tables of format `G` from the root in CR3, or from where the caches know the way; a fault is confirmed
@@ -124,11 +144,29 @@ where
     P: Probe,
     C: Caches,
 {
+    walk_cached_to::<G, _, _, _>(mem, stage, regs, acc, meter).0
+}
+
+/// The same; also says which guest table was read last.
+pub(crate) fn walk_cached_to<G, S, P, C>(
+    mem: &mut PhysMem<HostPhys>,
+    stage: &S,
+    regs: &Regs,
+    acc: Acc,
+    meter: &mut Meter<'_, P, C>,
+) -> (End, Start)
+where
+    G: Format<In = GuestVirt, Out = GuestPhys>,
+    S: Stage,
+    P: Probe,
+    C: Caches,
+{
     loop {
         let known = meter.known(acc.gva(), false).map(|(level, entry)| Start::below(level, &entry));
-        let end = walk::<G, _, _, _>(mem, stage, regs, acc, known.unwrap_or_else(|| Start::cr3::<G>(regs)), meter);
+        let from = known.unwrap_or_else(|| Start::cr3::<G>(regs));
+        let (end, last) = walk_to::<G, _, _, _>(mem, stage, regs, acc, from, meter);
         if !end.is_fault() || !meter.again(acc.gva(), end.stopped_at()) {
-            return end;
+            return (end, last);
         }
     }
 }
@@ -137,6 +175,8 @@ struct Walker<'a, 'p, S, P, C> {
     mem: &'a mut PhysMem<HostPhys>,
     stage: &'a S,
     meter: &'a mut Meter<'p, P, C>,
+    /// The table that was read last.
+    last: Start,
 }
 
 impl<S: Stage, P: Probe, C: Caches> Walker<'_, '_, S, P, C> {
@@ -146,6 +186,7 @@ impl<S: Stage, P: Probe, C: Caches> Walker<'_, '_, S, P, C> {
     {
         let Start { mut table, mut level, mut perms } = from;
         loop {
+            self.last = Start { table, level, perms };
             let read = self.read::<G>(table, acc, level)?;
             match read.entry {
                 Entry::Table { next, attrs } => {

@@ -141,6 +141,17 @@ fn segments_in_both_dimensions_make_no_reference_at_all() {
 }
 
 #[test]
+fn registers_that_name_leaf_tables_leave_3_references() {
+    let small = PageSize::Size4K;
+    assert_eq!(order(Design::Register, 4, small, small), [(Host, 1), (Guest, 1), (Host, 1)]);
+    let large = order(Design::Register, 4, PageSize::Size2M, PageSize::Size2M);
+    assert_eq!(large, [(Host, 1), (Guest, 2), (Host, 1)], "the register names the table of level 2");
+    for host_page in SIZES {
+        assert_eq!(SIZES.map(|guest_page| count(Design::Register, 4, guest_page, host_page)), [3, 3, 3]);
+    }
+}
+
+#[test]
 fn what_is_not_modelled_is_refused() {
     let page = PageSize::Size4K;
     assert_eq!(cold_walk(&walk_of(Design::Agile(1), 5, page, page)), Err(NoWalk::FourLevelsOnly));

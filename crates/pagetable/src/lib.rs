@@ -17,7 +17,7 @@ pub mod walk;
 pub use eptp::{EptAd, EptLevels, EptMemoryType, Eptp, EptpError};
 pub use error::{LookupError, MapError, SplitError};
 pub use format::{Attrs, Entry, Ept, Ept4, Format, Guest4, LongMode, Npt4, Pae, Shadow4};
-pub use frames::{BuddyAllocator, FrameAllocator, FramePool, ScatteredAllocator};
+pub use frames::{BuddyAllocator, FrameAllocator, FramePool, LeafArena, ScatteredAllocator};
 pub use free::Teardown;
 pub use map::{Mapper, TableAttrs};
 pub use mem::{PhysMem, TableMem};

@@ -187,7 +187,7 @@ impl<'m, F: Format, M: TableMem<F::Out>> Mapper<'m, F, M> {
         if needed > 0 && !self.links(from.level, until) {
             return Err(MapError::BadAttrs { attrs });
         }
-        let frames = take(needed, alloc).ok_or(MapError::OutOfFrames { needed })?;
+        let frames = take(&from, at, needed, alloc).ok_or(MapError::OutOfFrames { needed })?;
         let (mut entry_at, mut raw, mut level) = (from.entry_at, from.raw, from.level);
         for next in frames.into_iter().flatten() {
             self.mem.clear(next);
@@ -274,7 +274,7 @@ impl<'m, F: Format, M: TableMem<F::Out>> Mapper<'m, F, M> {
         if needed > 0 && !self.links(step.level, to.level()) {
             return Err(SplitError::BadAttrs { attrs: self.tables.0 });
         }
-        let tables = take(needed, alloc).ok_or(SplitError::OutOfFrames { needed })?;
+        let tables = take(&step, at, needed, alloc).ok_or(SplitError::OutOfFrames { needed })?;
         let mut frame = found.frame;
         for table in tables.into_iter().flatten() {
             let Some(small) = step.level.below().and_then(Level::page_size) else { break };
@@ -338,20 +338,25 @@ fn unnamed<F: Format>(step: &Step<F>) -> u64 {
     step.raw & !F::encode(step.entry, step.level)
 }
 
-/// `count` frames for tables, or none at all.
-fn take<F: memvirt_addr::Space>(
+/// `count` frames for the tables below the entry of `from` on the way to `at`, or none at all.
+fn take<F: Format>(
+    from: &Step<F>,
+    at: Addr<F::In>,
     count: u8,
-    alloc: &mut impl FrameAllocator<F>,
-) -> Option<[Option<Frame<F>>; MOST_TABLES]> {
+    alloc: &mut impl FrameAllocator<F::Out>,
+) -> Option<[Option<Frame<F::Out>>; MOST_TABLES]> {
     let mut frames = [None; MOST_TABLES];
-    for index in 0..usize::from(count) {
-        frames[index] = alloc.allocate(PageSize::Size4K);
-        if frames[index].is_none() {
+    let (mut parent, mut above) = (from.entry_at.frame(), from.level);
+    for place in frames.iter_mut().take(usize::from(count)) {
+        let taken = above.below().and_then(|level| alloc.allocate_table(level, parent, F::index(at, above)));
+        let Some(frame) = taken else {
             for frame in frames.into_iter().flatten().rev() {
                 alloc.free(frame, PageSize::Size4K);
             }
             return None;
-        }
+        };
+        *place = Some(frame);
+        (parent, above) = (frame, above.below().unwrap_or(above));
     }
     Some(frames)
 }

@@ -4,7 +4,7 @@
 pub(crate) mod lab;
 
 use lab::Audited;
-use memvirt_alternatives::{Agile, DirectSegment, Flat};
+use memvirt_alternatives::{Agile, DirectSegment, Flat, RegisterWalk};
 use memvirt_platform::{Host, MemoryMap};
 
 impl Audited for Agile {
@@ -20,6 +20,12 @@ impl Audited for Flat {
 }
 
 impl Audited for DirectSegment {
+    fn audit(&self, _: &Host, _: &MemoryMap) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+impl Audited for RegisterWalk {
     fn audit(&self, _: &Host, _: &MemoryMap) -> Vec<String> {
         Vec::new()
     }

@@ -4,6 +4,7 @@
 //! [`FramePool`] is the plain one; [`BuddyAllocator`] keeps memory contiguous as a kernel does, [`ScatteredAllocator`] gives
 //! none.
 
+mod arena;
 mod buddy;
 mod scattered;
 
@@ -11,8 +12,9 @@ use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 use core::fmt::Debug;
 
-use memvirt_addr::{Frame, PageSize, Space};
+use memvirt_addr::{Frame, Level, PageSize, Space};
 
+pub use arena::LeafArena;
 pub use buddy::BuddyAllocator;
 pub use scattered::ScatteredAllocator;
 
@@ -20,6 +22,13 @@ pub use scattered::ScatteredAllocator;
 pub trait FrameAllocator<S: Space>: Debug {
     /// A run of frames that holds one page of `size`, aligned to it; `None` when there is none left.
     fn allocate(&mut self, size: PageSize) -> Option<Frame<S>>;
+
+    /// A frame for a table of `level`, to which entry `index` of the table in frame `parent` will lead. Freed like any frame of
+    /// 4 KiB. For allocators that care where tables lie; others give out the next frame.
+    fn allocate_table(&mut self, level: Level, parent: Frame<S>, index: usize) -> Option<Frame<S>> {
+        let _ = (level, parent, index);
+        self.allocate(PageSize::Size4K)
+    }
 
     /// Takes back what [`FrameAllocator::allocate`] gave out with the same `size`.
     fn free(&mut self, frame: Frame<S>, size: PageSize);
