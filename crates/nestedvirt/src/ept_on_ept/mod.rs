@@ -7,9 +7,12 @@
 //! Ben-Yehuda et al., *The Turtles Project*, OSDI 2010, section 3.3; KVM's `nested_ept_init_mmu_context`, `ept` in
 //! `mmu/paging_tmpl.h`. VMCS12 is a shadow VMCS: L1's VMREADs and VMWRITEs do not exit.
 
-use memvirt_addr::{Gfn, Gpa, GuestPhys, Hfn, HostPhys, Hpa, L1Phys, L1fn, L1pa, Level, PageSize, PfCode};
+mod ept12;
+mod keeper;
+
+use memvirt_addr::{Gpa, GuestPhys, Hfn, L1fn, PageSize, PfCode};
 use memvirt_ops::arch::{Control, GfnRange, GuestFault, HostEvent, VcpuSet};
-use memvirt_pagetable::{Attrs, Entry, Format};
+use memvirt_pagetable::Attrs;
 use memvirt_platform::{
     Cx, Dimension, ExitReason, Horizon, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Tags,
     WalkRefs, Work,
@@ -17,15 +20,14 @@ use memvirt_platform::{
 
 use crate::config::{Arrangement, Config};
 use crate::format::{Ept12, Guest, Merged02};
-use crate::hypervisor::{Nesting, clip, exits_of};
-use crate::l0::{Found, L0};
+use crate::hypervisor::{Nesting, exits_of};
+use crate::l0::L0;
 use crate::l1::L1;
-use crate::merge::{Change, Fill, Keeper, Merge, PageId};
+use crate::merge::{Change, Fill, Merge, PageId};
 use crate::stack::Stack;
 use crate::walk::{End, Hardware, Path, Violation};
 use crate::world::{Cause, Who, World};
-
-const LEAF: Attrs = Attrs::RWX.union(Attrs::WRITE_BACK);
+use keeper::AtWork;
 
 /// L1's nested paging merged by L0, for an L2 with tables of `N` levels and an EPT12 of as many.
 #[derive(Debug)]
@@ -35,60 +37,6 @@ pub struct EptOnEpt<const N: u8 = 4> {
     pub(crate) root12: L1fn,
     pub(crate) ept02: Merge<Ept12<N>, Merged02<N>>,
     root02: Option<PageId>,
-}
-
-/// L0 at work on EPT02: its own memory is the host's.
-struct AtWork<'a, 'c> {
-    stack: &'a mut Stack,
-    cx: &'a mut Cx<'c>,
-    work: &'a mut Work,
-}
-
-impl Keeper<L1Phys, HostPhys> for AtWork<'_, '_> {
-    fn source(&mut self, at: L1pa) -> Option<u64> {
-        self.work.guest_entries_read += 1;
-        Some(self.stack.l0.address(at).map_or(0, |hpa| self.cx.host.mem.read(hpa)))
-    }
-
-    fn load(&mut self, at: Hpa) -> Option<u64> {
-        Some(self.cx.host.mem.read(at))
-    }
-
-    fn store(&mut self, at: Hpa, value: u64) -> Option<()> {
-        self.cx.host.mem.write(at, value);
-        Some(())
-    }
-
-    fn allocate(&mut self) -> Option<Hfn> {
-        self.cx.host.allocate(PageSize::Size4K)
-    }
-
-    fn free(&mut self, frame: Hfn) {
-        self.cx.host.free(frame, PageSize::Size4K);
-    }
-
-    fn guard(&mut self, table: L1fn, on: bool) {
-        self.stack.l0.guard(self.cx.host, table, on, self.work);
-        self.stack
-            .world
-            .act(|| format!("{} L1's table in {table:?}", if on { "write-protects" } else { "lets go of" }));
-    }
-
-    fn target(&mut self, frame: L1fn) -> Option<Hfn> {
-        self.stack.back(self.cx, frame, self.work)
-    }
-
-    fn leaf(attrs: Attrs) -> Attrs {
-        attrs & (Attrs::RWX | Attrs::WRITE_BACK) | Attrs::WRITE_BACK
-    }
-
-    fn may_foresee(_: Attrs) -> bool {
-        true
-    }
-
-    fn work(&mut self) -> &mut Work {
-        self.work
-    }
 }
 
 /// Memory has run out.
@@ -201,123 +149,6 @@ impl<const N: u8> EptOnEpt<N> {
         if change == Change::Lost {
             cx.flush_vm(work);
         }
-        Ok(())
-    }
-
-    /// L1 maps a page of L2 in EPT12, with ordinary stores from the root down.
-    fn map12(&mut self, cx: &mut Cx<'_>, at: Gpa, work: &mut Work) -> Result<(), Exhausted> {
-        let frame = self.stack.guest_frame(cx, at.frame(), work).ok_or(Exhausted)?;
-        let (mut table, mut level) = (self.root12, Ept12::<N>::ROOT);
-        while let Some(below) = level.below() {
-            let entry_at = table.entry(Ept12::<N>::index(at, level));
-            let raw = self.stack.load(cx, entry_at, work).ok_or(Exhausted)?;
-            if let Entry::Table { next, .. } = Ept12::<N>::decode(raw, level) {
-                table = next;
-            } else {
-                table = self.new_table(cx, work)?;
-                let entry = Entry::Table { next: table, attrs: Attrs::RWX };
-                self.store12(cx, entry_at, (level, Ept12::<N>::encode(entry, level)), work)?;
-            }
-            level = below;
-        }
-        let leaf = Entry::Leaf { frame, size: PageSize::Size4K, attrs: LEAF };
-        let entry_at = table.entry(Ept12::<N>::index(at, level));
-        self.store12(cx, entry_at, (level, Ept12::<N>::encode(leaf, level)), work)?;
-        work.entries_set += 1;
-        Ok(())
-    }
-
-    /// A cleared frame of L1's heap.
-    fn new_table(&mut self, cx: &mut Cx<'_>, work: &mut Work) -> Result<L1fn, Exhausted> {
-        let frame = self.stack.l1.allocate_table().ok_or(Exhausted)?;
-        match self.stack.reach(cx, frame.base(), true, work).ok_or(Exhausted)? {
-            Found::At(hpa) => cx.host.mem.discard(hpa.frame()),
-            Found::Absent | Found::Protected => return Err(Exhausted),
-        }
-        work.tables_allocated += 1;
-        Ok(frame)
-    }
-
-    /// L1 stores an entry of EPT12. Where L0 follows the table, the store exits and L0 carries it out.
-    fn store12(
-        &mut self,
-        cx: &mut Cx<'_>,
-        at: L1pa,
-        (level, raw): (Level, u64),
-        work: &mut Work,
-    ) -> Result<(), Exhausted> {
-        if let Found::At(hpa) = self.stack.reach(cx, at, true, work).ok_or(Exhausted)? {
-            self.stack
-                .world
-                .act(|| format!("stores to its EPT12 table of level {}: nobody follows it", level.number()));
-            cx.host.mem.write(hpa, raw);
-            return Ok(());
-        }
-        let what = format!("store to EPT12, level {}: EPT01 forbids it", level.number());
-        self.stack.world.switch(Who::L0, Cause::ProtectedStore, &what);
-        let hpa = self.stack.l0.address(at).ok_or(Exhausted)?;
-        cx.host.mem.write(hpa, raw);
-        work.instructions_emulated += 1;
-        self.stack.world.act(|| "emulates the store".to_owned());
-        let index = u16::try_from((at.as_u64() & 0xfff) >> 3).unwrap_or(0);
-        let mut keeper = AtWork { stack: &mut self.stack, cx, work };
-        if self.ept02.stored(&mut keeper, at.frame(), index, raw).ok_or(Exhausted)? == Change::Lost {
-            cx.flush_vm(work);
-        }
-        self.stack.world.switch(Who::L1, Cause::ProtectedStore, "entry: L1 goes on behind the store");
-        Ok(())
-    }
-
-    /// L1 takes L2's frames away: their leaves of EPT12 go, and one INVEPT ends it.
-    fn take_from_l2(&mut self, cx: &mut Cx<'_>, range: GfnRange, work: &mut Work) -> Result<(), Exhausted> {
-        let (start, end) = clip(cx, range);
-        cx.map.unmap(range);
-        let mut cleared = false;
-        for gfn in self.stack.l1.resident_in(start, end) {
-            self.stack.l1.take(gfn);
-            cleared |= self.unmap12(cx, gfn, work)?;
-        }
-        if cleared {
-            self.stack.invalidate(cx, "INVEPT exits", work);
-        }
-        Ok(())
-    }
-
-    /// L1 clears the leaf of a page of L2; false where there is none.
-    fn unmap12(&mut self, cx: &mut Cx<'_>, gfn: Gfn, work: &mut Work) -> Result<bool, Exhausted> {
-        let stack = &mut self.stack;
-        let path = Path::<Ept12<N>>::read(self.root12, gfn.base(), |at| stack.load(cx, at, work)).ok_or(Exhausted)?;
-        let Some(step) = path.last().filter(|step| matches!(step.entry, Entry::Leaf { .. })) else { return Ok(false) };
-        self.store12(cx, step.entry_at, (step.level, 0), work)?;
-        work.entries_cleared += 1;
-        Ok(true)
-    }
-
-    /// L1 empties EPT12 and frees its tables.
-    fn clear12(&mut self, cx: &mut Cx<'_>, work: &mut Work) -> Result<(), Exhausted> {
-        for index in 0..512 {
-            let at = self.root12.entry(index);
-            let raw = self.stack.load(cx, at, work).ok_or(Exhausted)?;
-            if let Entry::Table { next, .. } = Ept12::<N>::decode(raw, Ept12::<N>::ROOT) {
-                self.store12(cx, at, (Ept12::<N>::ROOT, 0), work)?;
-                self.free12(cx, next, Ept12::<N>::ROOT.below(), work)?;
-            }
-        }
-        self.stack.invalidate(cx, "INVEPT exits", work);
-        Ok(())
-    }
-
-    /// Frees a table of EPT12 that nothing points to, and all below it.
-    fn free12(&mut self, cx: &mut Cx<'_>, table: L1fn, level: Option<Level>, work: &mut Work) -> Result<(), Exhausted> {
-        let Some(level) = level else { return Ok(()) };
-        for index in 0..512 {
-            let raw = self.stack.load(cx, table.entry(index), work).ok_or(Exhausted)?;
-            if let Entry::Table { next, .. } = Ept12::<N>::decode(raw, level) {
-                self.free12(cx, next, level.below(), work)?;
-            }
-        }
-        self.stack.l1.free_table(table);
-        work.tables_freed += 1;
         Ok(())
     }
 }
