@@ -1,13 +1,27 @@
 //! Published measurements beside their predictions. `cargo test -p memvirt-tests --test published -- --nocapture` prints them.
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
-use memvirt_lab::published::{Row, Use, pvm};
+use memvirt_lab::published::{Row, pvm};
 
 fn print(rows: &[Row]) {
     println!(
         "{:7} {:20} {:>9} {:>9} {:>9} {:>6} {:>6} {:>7}  {:>7} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7} {:>6}",
-        "id", "what", "EPT us", "shadow", "predicted", "ratio", "pred.", "diff %", "entries", "CR3", "faults", "stores",
-        "hidden", "trapped", "exits", "EPT"
+        "id",
+        "what",
+        "EPT us",
+        "shadow",
+        "predicted",
+        "ratio",
+        "pred.",
+        "diff %",
+        "entries",
+        "CR3",
+        "faults",
+        "stores",
+        "hidden",
+        "trapped",
+        "exits",
+        "EPT"
     );
     for row in rows {
         let e = &row.events;
@@ -42,5 +56,7 @@ fn pvm_rows() {
     let find = |id: &str| rows.iter().find(|row| row.id == id).unwrap();
     assert!(find("P1 off").holds(), "without isolation a system call costs the same everywhere");
     assert!((find("P1 on").events.cr3_loads - 2.0).abs() < 1e-9, "two CR3 loads a call");
-    assert!(rows.iter().all(|row| row.check != Use::Order || row.holds()), "shadow paging is slower in each of these rows");
+    for row in &rows {
+        assert!(row.holds(), "{row:?}: {:.1} %, allowed {:?}", row.difference_percent(), row.check);
+    }
 }

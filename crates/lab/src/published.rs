@@ -61,6 +61,9 @@ const fn minus(workload: &'static str) -> Term {
     Term { workload, sign: -1.0, without_touches: false }
 }
 
+/// The machine file that the input rows made.
+const MACHINE: &str = "pvm-8269cy";
+
 /// Cycles of a microsecond on the measured machine.
 const CYCLES_PER_US: f64 = 2500.0;
 
@@ -241,7 +244,8 @@ pub fn pvm() -> Result<Vec<Row>, LabError> {
 fn predict(recipe: &Recipe) -> Result<Row, LabError> {
     let (mut more_cycles, mut events) = (0.0, Events::default());
     for term in recipe.terms {
-        let [nested, shadow] = [RegimeKind::NestedEpt, RegimeKind::ShadowKvm61].map(|regime| steady(term, regime, recipe.kpti));
+        let [nested, shadow] =
+            [RegimeKind::NestedEpt, RegimeKind::ShadowKvm61].map(|regime| steady(term, regime, recipe.kpti));
         let (nested, shadow) = (nested?, shadow?);
         let share = term.sign / recipe.per;
         more_cycles += share * (shadow.cycles - nested.cycles);
@@ -279,9 +283,7 @@ const LONG: u64 = 120;
 fn steady(term: &Term, regime: RegimeKind, kpti: bool) -> Result<Steady, LabError> {
     let short = iterations(term, regime, kpti, SHORT)?;
     let long = iterations(term, regime, kpti, LONG)?;
-    let per = |count: &dyn Fn(&RunResult) -> u64| {
-        (to_f64(count(&long)) - to_f64(count(&short))) / to_f64(LONG - SHORT)
-    };
+    let per = |count: &dyn Fn(&RunResult) -> u64| (to_f64(count(&long)) - to_f64(count(&short))) / to_f64(LONG - SHORT);
     let exit = |key: &'static str| move |result: &RunResult| result.exits.get(key).copied().unwrap_or(0);
     let events = Events {
         kernel_entries: per(&|result| result.guest.kernel_entries),
@@ -301,7 +303,7 @@ fn iterations(term: &Term, regime: RegimeKind, kpti: bool, times: u64) -> Result
     let spec = shortened(workload.spec(), times, term.without_touches);
     let input = Input::Workload(Box::new(workload));
     let guest = Overrides { kpti: Some(kpti), memory_bytes: Some(1 << 30), ..Overrides::default() }.guest(&input);
-    let machine = MachineSpec::load(MachineSpec::DEFAULT)?;
+    let machine = MachineSpec::load(MACHINE)?;
     let (host, measure) = (HostConfig::default(), Measure::default());
     let setup = Setup { regime, guest, host, machine, measure, check: false };
     let mut source = Generator::new(&spec, 0)?;

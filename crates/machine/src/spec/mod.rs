@@ -66,6 +66,7 @@ const BUILTIN: &[(&str, &str)] = &[
     ("zen2", include_str!("../../models/zen2.toml")),
     ("zen4", include_str!("../../models/zen4.toml")),
     ("paper-2024", include_str!("../../models/paper-2024.toml")),
+    ("pvm-8269cy", include_str!("../../models/pvm-8269cy.toml")),
 ];
 
 impl MachineSpec {
