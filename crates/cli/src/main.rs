@@ -10,6 +10,7 @@ mod exits;
 mod failure;
 mod machines;
 mod models;
+mod nested_virt;
 mod output;
 mod progress;
 mod replay;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Trace { command: TraceCommand::Info(args) } => trace::info(args),
         Command::Replay(args) => replay::replay(args),
         Command::Exits(args) => exits::exits(args),
+        Command::NestedVirt(args) => nested_virt::nested_virt(args),
         Command::Workloads(args) => models::workloads(args),
         Command::Machines(args) => machines::machines(args),
         Command::Regimes => models::regimes(),

@@ -1,8 +1,11 @@
 //! `memvirt walk`: every memory reference of one page walk.
 
-use memvirt_lab::walk::{ColdWalk, Levels, NestedFormat, Tables, WalkSpec, cold_walk};
+use memvirt_lab::walk::{
+    CacheState, GuestPaging, HostLevels, NestedFormat, RecordedWalk, Tables, WalkSpec, record_walk, svg,
+};
+use memvirt_machine::MachineSpec;
 
-use crate::args::{Depth, Nested, TreeFormat, WalkArgs, WalkRegime};
+use crate::args::{Caches, Guest, HostDepth, Nested, WalkArgs, WalkFormat, WalkRegime};
 use crate::failure::Status;
 use crate::output::{print, render, table};
 
@@ -12,50 +15,87 @@ pub(crate) fn walk(args: &WalkArgs) -> anyhow::Result<Status> {
         guest_page: args.guest_page,
         host_page: args.host_page,
         address: args.address,
+        caches: caches(args)?,
     };
-    let walk = cold_walk(&spec)?;
+    let walk = record_walk(&spec)?;
     print(&match args.format {
-        TreeFormat::Json => serde_json::to_string_pretty(&walk)? + "\n",
-        TreeFormat::Table => people(&walk),
+        WalkFormat::Json => serde_json::to_string_pretty(&walk)? + "\n",
+        WalkFormat::Table => people(&walk),
+        WalkFormat::Svg => svg::draw(&walk),
     })?;
     Ok(Status::Fine)
 }
 
 /// What the flags say together.
 fn tables(args: &WalkArgs) -> anyhow::Result<Tables> {
-    let host = args.host.map(levels);
-    let regime = args.regime.unwrap_or(if host == Some(None) { WalkRegime::Native } else { WalkRegime::Nested });
-    match (regime, levels(args.guest), host.flatten()) {
-        (WalkRegime::Nested, guest, _) => {
-            let Some(host) = host.unwrap_or(Some(Levels::Four)) else {
-                anyhow::bail!("--regime nested needs nested tables; give --host 4 or --host 5");
-            };
-            let format = match args.nested_format {
-                Nested::Ept => NestedFormat::Ept,
-                Nested::Npt => NestedFormat::Npt,
-            };
-            Ok(Tables::Nested { guest, host, format })
+    let regime = args.regime.unwrap_or(match args.host {
+        Some(HostDepth::None) => WalkRegime::Native,
+        _ => WalkRegime::Nested,
+    });
+    let guest = match args.guest {
+        Guest::Four => Some(GuestPaging::Four),
+        Guest::Five => Some(GuestPaging::Five),
+        Guest::Pae => Some(GuestPaging::Pae),
+        Guest::None => None,
+    };
+    let Some(guest) = guest else {
+        if regime == WalkRegime::Nested {
+            return nested(args, None);
         }
-        (_, _, Some(_)) => {
+        anyhow::bail!("--guest none leaves nothing to walk without nested tables; add --regime nested --host 4");
+    };
+    match (regime, args.host) {
+        (WalkRegime::Agile(nested), None | Some(HostDepth::Four)) if guest == GuestPaging::Four => {
+            Ok(Tables::Agile(nested))
+        }
+        (WalkRegime::Agile(_), _) => {
+            anyhow::bail!("agile paging is modelled for 4 guest levels on 4 nested ones; leave --guest and --host out")
+        }
+        (WalkRegime::Native, None | Some(HostDepth::None)) => Ok(Tables::Native(guest)),
+        (WalkRegime::Shadow, None | Some(HostDepth::None)) => Ok(Tables::Shadow(guest)),
+        (WalkRegime::Flat, None) => Ok(Tables::Flat(guest)),
+        (WalkRegime::Flat, Some(_)) => anyhow::bail!("a flat nested table has no levels; leave --host out"),
+        (WalkRegime::Native | WalkRegime::Shadow, Some(_)) => {
             anyhow::bail!("--regime native and shadow have one dimension; leave --host out, or --host none")
         }
-        (_, None, _) => anyhow::bail!("--guest none leaves nothing to walk without nested tables; add --host 4"),
-        (WalkRegime::Native, Some(guest), None) => Ok(Tables::Native(guest)),
-        (WalkRegime::Shadow, Some(guest), None) => Ok(Tables::Shadow(guest)),
+        (WalkRegime::Nested, _) => nested(args, Some(guest)),
     }
 }
 
-fn levels(depth: Depth) -> Option<Levels> {
-    match depth {
-        Depth::None => None,
-        Depth::Four => Some(Levels::Four),
-        Depth::Five => Some(Levels::Five),
-    }
+fn nested(args: &WalkArgs, guest: Option<GuestPaging>) -> anyhow::Result<Tables> {
+    let host = match args.host {
+        None | Some(HostDepth::Four) => HostLevels::Four,
+        Some(HostDepth::Five) => HostLevels::Five,
+        Some(HostDepth::None) if guest.is_none() => {
+            anyhow::bail!("--guest none and --host none leave nothing to walk; give --host 4 or --host 5")
+        }
+        Some(HostDepth::None) => anyhow::bail!("--regime nested needs nested tables; give --host 4 or --host 5"),
+    };
+    let format = match args.nested_format {
+        Nested::Ept => NestedFormat::Ept,
+        Nested::Npt => NestedFormat::Npt,
+    };
+    Ok(Tables::Nested { guest, host, format })
 }
 
-fn people(walk: &ColdWalk) -> String {
+fn caches(args: &WalkArgs) -> anyhow::Result<CacheState> {
+    let geometry = MachineSpec::load(&args.machine)?.mmu_geometry()?;
+    Ok(match args.caches {
+        Caches::Off => CacheState::Off,
+        Caches::Cold => CacheState::Cold(geometry),
+        Caches::Warm => CacheState::Warm(geometry),
+    })
+}
+
+fn people(walk: &RecordedWalk) -> String {
     let mut grid = table([">step", "tables", "for", ">level", "table", ">index", ">address", "entry", "which says"]);
-    for reference in &walk.references {
+    let mut hits = walk.cache_hits.iter().peekable();
+    for step in 1..=walk.total + 1 {
+        while let Some(hit) = hits.next_if(|hit| hit.before_step == step) {
+            let known = format!("known to the cache: {}", hit.cache);
+            grid.add_row(["", "cache", &hit.serves, "", "", "", "", "", &known]);
+        }
+        let Some(reference) = walk.references.get(step - 1) else { continue };
         grid.add_row([
             reference.step.to_string(),
             reference.dimension.to_owned(),
@@ -68,16 +108,31 @@ fn people(walk: &ColdWalk) -> String {
             reference.says.clone(),
         ]);
     }
-    let levels = |n: u8, whose: &str| if n == 0 { String::new() } else { format!(", {n} {whose} levels") };
+    head(walk) + &render(&grid) + &foot(walk)
+}
+
+fn head(walk: &RecordedWalk) -> String {
+    let levels = |n: u8, whose: &str| match n {
+        0 => String::new(),
+        1 => format!(", 1 {whose} level"),
+        _ => format!(", {n} {whose} levels"),
+    };
     format!(
-        "{} walk for {}{}{}, caches off\n{}{} lies at host-physical {}\ntotal: {} references\n",
+        "{} walk for {}{}{}, caches {}\n",
         walk.regime,
         walk.guest_virtual,
         levels(walk.guest_levels, if walk.regime == "shadow" { "shadow" } else { "guest" }),
         levels(walk.host_levels, "nested"),
-        render(&grid),
-        walk.guest_virtual,
-        walk.host_physical,
-        walk.total
+        walk.caches
     )
+}
+
+fn foot(walk: &RecordedWalk) -> String {
+    let mut text = format!("{} lies at host-physical {}\n", walk.guest_virtual, walk.host_physical);
+    if walk.at_cr3_load > 0 {
+        let loaded =
+            format!("the load of CR3 had read the four PDPTEs, {} references, not counted here", walk.at_cr3_load);
+        text += &format!("{loaded}\n");
+    }
+    text + &format!("total: {} references\n", walk.total)
 }

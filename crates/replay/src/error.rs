@@ -16,6 +16,20 @@ pub enum RecordingError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// It is a directory.
+    #[error("{} is a directory; give the file of one recording", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It is compressed with what recordings are not.
+    #[error("{} is compressed with {found}; a recording is plain text or compressed with zstd", path.display())]
+    Compression {
+        /// The file.
+        path: PathBuf,
+        /// What its first bytes say.
+        found: &'static str,
+    },
     /// Reading failed: an error of the device, or damaged or truncated compressed data.
     #[error("cannot read recording {file} beyond line {line}: {source}")]
     Read {

@@ -97,20 +97,31 @@ pub struct Recording<R> {
 }
 
 impl Recording<Box<dyn BufRead>> {
-    /// Opens a recording, plain or (`.zst`) compressed with zstd.
+    /// Opens a recording, plain or compressed with zstd; its first bytes say which.
     ///
     /// # Errors
     ///
-    /// [`RecordingError::Open`].
+    /// [`RecordingError::Open`], [`RecordingError::Directory`], [`RecordingError::Compression`].
     pub fn open(path: &Path) -> Result<Self, RecordingError> {
         let failed = |source| RecordingError::Open { path: path.to_path_buf(), source };
         let file = File::open(path).map_err(failed)?;
-        let name = path.display().to_string();
-        if path.extension().is_some_and(|extension| extension == "zst") {
-            let decoder = zstd::Decoder::new(file).map_err(failed)?;
-            return Ok(Self::new(name, Box::new(BufReader::new(decoder))));
+        if file.metadata().map_err(failed)?.is_dir() {
+            return Err(RecordingError::Directory { path: path.to_path_buf() });
         }
-        Ok(Self::new(name, Box::new(BufReader::new(file))))
+        let mut input = BufReader::new(file);
+        let name = path.display().to_string();
+        match input.fill_buf().map_err(failed)? {
+            // A frame (RFC 8878, section 3.1.1), or a skippable one, with which some zstd tools begin.
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
+                let decoder = zstd::Decoder::with_buffer(input).map_err(failed)?;
+                Ok(Self::new(name, Box::new(BufReader::new(decoder))))
+            }
+            [0x1f, 0x8b, ..] => Err(RecordingError::Compression { path: path.to_path_buf(), found: "gzip" }),
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => {
+                Err(RecordingError::Compression { path: path.to_path_buf(), found: "xz" })
+            }
+            _ => Ok(Self::new(name, Box::new(input))),
+        }
     }
 }
 

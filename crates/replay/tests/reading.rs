@@ -128,6 +128,7 @@ fn what_stands_before_a_wrong_line_is_still_reported() {
 #[test]
 fn files_that_cannot_be_read_give_one_error() {
     assert!(matches!(Recording::open(Path::new("no such file")), Err(RecordingError::Open { .. })));
+    assert!(matches!(Recording::open(Path::new(env!("CARGO_MANIFEST_DIR"))), Err(RecordingError::Directory { .. })));
     let packed = zstd::encode_all(format!("{SECTION}\n{}", format!("{ROW}\n").repeat(5000)).as_bytes(), 3).unwrap();
     let cut = &packed[..packed.len() / 2];
     let input = std::io::BufReader::new(zstd::Decoder::new(cut).unwrap());
@@ -147,6 +148,28 @@ proptest! {
         let _ = Recording::new("fuzz", &bytes[..]).count();
         let _ = micro::parse("fuzz", &String::from_utf8_lossy(&bytes));
     }
+}
+
+/// The first bytes decide, not the name.
+#[test]
+fn compression_is_found_in_the_bytes() {
+    let folder = std::env::temp_dir().join(format!("memvirt-reading-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let text = format!("{SECTION}\n{ROW}\n");
+    let packed = zstd::encode_all(text.as_bytes(), 3).unwrap();
+    for (name, bytes) in [("plain.zst", text.as_bytes()), ("packed.csv", &packed[..])] {
+        let path = folder.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let items: Vec<_> = Recording::open(&path).unwrap().collect::<Result<_, _>>().unwrap();
+        assert_eq!(items.len(), 2, "{name}");
+    }
+    for (first, found) in [(&b"\x1f\x8b\x08"[..], "gzip"), (b"\xfd7zXZ\0", "xz")] {
+        let path = folder.join("other.csv");
+        std::fs::write(&path, first).unwrap();
+        let error = Recording::open(&path).err().map(|error| error.to_string()).unwrap();
+        assert!(error.contains(found) && error.contains("zstd"), "{error}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 fn micro_file(name: &str) -> Vec<micro::Group> {

@@ -17,6 +17,17 @@ fn totals_are_the_published_ones() {
         ("--guest 5 --host 5", 35),
         ("--guest 5 --host 5 --nested-format npt", 35),
         ("--guest none", 4),
+        ("--guest none --host 5 --host-page 2M", 4),
+        ("--guest pae", 14),
+        ("--guest pae --nested-format npt", 19),
+        ("--guest pae --host none", 2),
+        ("--guest pae --regime shadow", 2),
+        ("--regime flat", 9),
+        ("--regime agile:0", 4),
+        ("--regime agile:1", 8),
+        ("--regime agile:2", 12),
+        ("--regime agile:3", 16),
+        ("--regime agile:4", 20),
         ("--host none", 4),
         ("--host none --guest 5", 5),
         ("--regime shadow", 4),
@@ -63,9 +74,76 @@ fn impossible_walks_are_refused_with_the_mend() {
         ("--regime nested --host none", "--host 4"),
         ("--regime native --host 4", "--host none"),
         ("--guest none --host none", "--host 4"),
+        ("--guest none --regime shadow", "--host 4"),
+        ("--guest none --regime nested --host none", "--host 4"),
+        ("--regime flat --host 4", "leave --host out"),
+        ("--regime flat --guest pae", "--guest 4"),
+        ("--regime agile:2 --guest 5", "leave --guest and --host out"),
+        ("--regime agile:2 --host none", "leave --guest and --host out"),
+        ("--regime agile:2 --caches warm", "leave --caches out"),
+        ("--guest pae --guest-page 1G", "--guest-page 4K or 2M"),
+        ("--guest pae --address 0x100000000", "0xffffffff"),
         ("--address 0xaa7f1234567abc", "canonical"),
+        ("--caches warm --machine pdp-11", "skylake-sp"),
     ] {
         let ran = memvirt(&format!("walk {args}"));
         assert!(ran.only_error().contains(mend), "{args}: {}", ran.stderr);
+    }
+    for bad in ["agile", "agile:", "agile:5", "agile:-1", "radix"] {
+        let ran = memvirt(&format!("walk --regime {bad}"));
+        assert!(ran.status == 2 && ran.stderr.contains("flat, agile:0 to agile:4"), "{bad}: {}", ran.stderr);
+    }
+}
+
+/// Skylake-SP has no nested TLB in its file: a guest PTE and two nested leaves are left. The P-core has one, which knows the two
+/// pages. Native: the PTE alone.
+#[test]
+fn walk_caches_are_the_machine_s() {
+    for (args, total) in [
+        ("--caches warm", 3),
+        ("--caches warm --machine p-core", 1),
+        ("--caches warm --host none", 1),
+        ("--caches warm --regime shadow", 1),
+        ("--caches cold --host none", 4),
+        ("--caches cold", 12),
+        ("--caches cold --machine p-core", 12),
+        ("--caches off --machine p-core", 24),
+        ("--caches warm --guest none --machine p-core", 0),
+    ] {
+        let walk = memvirt(&format!("walk {args} --format json")).json();
+        assert_eq!(walk["total"], total, "{args}");
+        let table = memvirt(&format!("walk {args}")).stdout;
+        assert!(table.ends_with(&format!("total: {total} references\n")), "{table}");
+        let hits = walk["cache_hits"].as_array().unwrap();
+        assert_eq!(hits.is_empty(), args.contains("off") || args.contains("cold --host none"), "{args}");
+        assert_eq!(table.matches("known to the cache: ").count(), hits.len(), "{table}");
+    }
+}
+
+#[test]
+fn the_load_of_cr3_under_pae_is_counted_apart() {
+    let walk = memvirt("walk --guest pae --format json").json();
+    assert_eq!((&walk["total"], &walk["at_cr3_load"]), (&14.into(), &8.into()));
+    assert!(memvirt("walk --guest pae").stdout.contains("8 references, not counted here"));
+}
+
+/// Well-formed as far as tags go: each is closed in order, and attributes are quoted.
+#[test]
+fn pictures_are_documents() {
+    for args in ["", "--guest 5 --host 5", "--host none", "--regime agile:2", "--regime flat", "--caches warm"] {
+        let ran = memvirt(&format!("walk {args} --format svg"));
+        assert_eq!(ran.status, 0, "{}", ran.stderr);
+        assert!(ran.stdout.starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\""), "{}", ran.stdout);
+        let mut open = Vec::new();
+        for tag in ran.stdout.split('<').skip(1) {
+            let (inside, text) = tag.split_once('>').unwrap();
+            assert!(inside.matches('"').count() % 2 == 0 && !text.contains('>'), "{tag}");
+            if let Some(name) = inside.strip_prefix('/') {
+                assert_eq!(open.pop(), Some(name), "{args}");
+            } else if !inside.ends_with('/') {
+                open.push(inside.split_whitespace().next().unwrap());
+            }
+        }
+        assert!(open.is_empty(), "{open:?}");
     }
 }

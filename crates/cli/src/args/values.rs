@@ -1,0 +1,93 @@
+//! Values that flags take, and what is accepted.
+
+use clap::ValueEnum;
+use memvirt_addr::PageSize;
+use memvirt_lab::MEMORY_BYTES;
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Table,
+    /// The contract of docs/results.md
+    Json,
+    /// A row per regime
+    Csv,
+}
+
+/// How everything else is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TreeFormat {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnOff {
+    /// On
+    On,
+    /// Off
+    Off,
+}
+
+impl OnOff {
+    pub(crate) fn is_on(self) -> bool {
+        self == Self::On
+    }
+}
+
+pub(super) fn page(text: &str) -> Result<PageSize, &'static str> {
+    text.parse()
+}
+
+pub(super) fn guest_page(text: &str) -> Result<PageSize, &'static str> {
+    let processes = "expected 4K or 2M: processes get no larger pages";
+    text.parse().ok().filter(|size| *size != PageSize::Size1G).ok_or(processes)
+}
+
+pub(super) fn tick(text: &str) -> Result<u64, &'static str> {
+    let accepted = "expected 0 (no ticks) or a number of instructions from 1000";
+    text.parse().ok().filter(|n| *n == 0 || *n >= 1000).ok_or(accepted)
+}
+
+/// A size in bytes with a binary unit.
+pub(super) fn size(text: &str) -> Result<u64, &'static str> {
+    bytes(text).ok_or("expected a size, as in 512MiB or 128GiB")
+}
+
+fn bytes(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => Some(1),
+        "k" | "kib" => Some(1 << 10),
+        "m" | "mib" => Some(1 << 20),
+        "g" | "gib" => Some(1 << 30),
+        "t" | "tib" => Some(1u64 << 40),
+        _ => None,
+    };
+    unit.zip(digits.parse::<u64>().ok()).and_then(|(unit, n)| n.checked_mul(unit))
+}
+
+/// The guest's memory.
+pub(super) fn memory(text: &str) -> Result<u64, String> {
+    bytes(text)
+        .filter(|bytes| MEMORY_BYTES.contains(bytes) && bytes.is_multiple_of(2 << 20))
+        .ok_or_else(|| "expected 64MiB to 2TiB in whole 2 MiB, as in 512MiB or 8GiB".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units_and_bounds() {
+        assert_eq!(memory("8G"), Ok(8 << 30));
+        assert_eq!(memory("512MiB"), Ok(512 << 20));
+        assert_eq!(memory("67108864"), Ok(64 << 20));
+        for bad in ["", "8", "8X", "1K", "999999999999T", "-1G", "64MiB1", "3T", "67108865"] {
+            assert!(memory(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Walks of the literature's alternatives: a flat nested table, agile paging. Their tables are built and walked by
+//! `memvirt-alternatives`; here they are written down.
+
+use memvirt_addr::{GuestPhys, GuestVirt, Gva, Level};
+use memvirt_alternatives::{Design, WalkOf, cold_walk};
+use memvirt_nested::{Dimension, Probe, Reference};
+use memvirt_pagetable::{Entry, Ept4, Format, Guest4, Shadow4};
+use memvirt_shadow::store::SWITCH;
+
+use super::build::address;
+use super::made;
+use super::record::{Log, RecordedWalk, WalkReference, dimension_name, hex, raw, says, serves, table_name};
+use super::spec::{CacheState, WalkSpec};
+use crate::error::LabError;
+
+/// A flat nested table under a guest of 4 or 5 levels.
+pub(super) fn flat<G: Format<In = GuestVirt, Out = GuestPhys>>(spec: &WalkSpec) -> Result<RecordedWalk, LabError> {
+    record::<G>(spec, Design::Flat, "flat", 1)
+}
+
+/// Agile paging with the `nested` lowest levels walked in two dimensions.
+pub(super) fn agile(spec: &WalkSpec, nested: u8) -> Result<RecordedWalk, LabError> {
+    const NAMES: [&str; 5] = ["agile:0", "agile:1", "agile:2", "agile:3", "agile:4"];
+    let Some(name) = NAMES.get(usize::from(nested)) else {
+        return Err(LabError::Walk(format!(
+            "agile:{nested} nests more levels than there are; accepted: agile:0 to agile:4"
+        )));
+    };
+    record::<Guest4>(spec, Design::Agile(nested), name, if nested == 0 { 0 } else { 4 })
+}
+
+fn record<G>(spec: &WalkSpec, design: Design, name: &'static str, host_levels: u8) -> Result<RecordedWalk, LabError>
+where
+    G: Format<In = GuestVirt, Out = GuestPhys>,
+{
+    if spec.caches != CacheState::Off {
+        let reason = format!("the walk of {name} is shown without walk caches; leave --caches out");
+        return Err(LabError::Walk(reason));
+    }
+    let gva = address::<G>(spec)?;
+    let levels = G::ROOT.number();
+    let WalkSpec { guest_page, host_page, .. } = *spec;
+    let of = WalkOf { design, guest_levels: levels, guest_page, host_page, address: gva };
+    let recorded = cold_walk(&of).map_err(|error| LabError::Walk(error.to_string()))?;
+    let mut log = Log::default();
+    recorded.references.iter().for_each(|reference| log.reference(reference));
+    let rows = log.references().enumerate().map(|(i, reference)| row::<G>(i + 1, reference, gva, design)).collect();
+    Ok(made(spec, name, (levels, host_levels), (hex(gva), hex(recorded.reached)), &log, rows, 0))
+}
+
+fn row<G>(step: usize, reference: &Reference, gva: Gva, design: Design) -> WalkReference
+where
+    G: Format<In = GuestVirt, Out = GuestPhys>,
+{
+    let Reference { dimension, level, entry_at, gpa, raw: bits, .. } = *reference;
+    let (table, index, says) = match (dimension, design) {
+        (Dimension::Guest, _) => (table_name(level), G::index(gva, level), says(&G::decode(bits, level))),
+        (Dimension::Shadow, _) => (table_name(level), G::index(gva, level), shadow_says(bits, level)),
+        // One array for the whole of guest memory: its index is the frame's number.
+        (Dimension::Host, Design::Flat) => {
+            let index = usize::try_from(gpa.frame().number()).unwrap_or(usize::MAX);
+            ("flat", index, says(&Ept4::decode(bits, Level::L1)))
+        }
+        (Dimension::Host, _) => (table_name(level), Ept4::index(gpa, level), says(&Ept4::decode(bits, level))),
+    };
+    WalkReference {
+        step,
+        dimension: dimension_name(dimension),
+        serves: serves(reference),
+        level: level.number(),
+        table,
+        index,
+        guest_physical: (dimension != Dimension::Shadow).then(|| hex(gpa)),
+        address: hex(entry_at),
+        entry: raw(bits),
+        says,
+    }
+}
+
+/// A shadow entry with the switching bit leads into a guest table.
+fn shadow_says(bits: u64, level: Level) -> String {
+    match Shadow4::decode(bits, level) {
+        Entry::Table { next, attrs } if attrs.contains(SWITCH) => format!("guest table at {}", hex(next.base())),
+        entry => says(&entry),
+    }
+}
