@@ -48,6 +48,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         ],
     ),
     ("memvirt-costmodel", &[]),
+    ("memvirt-census", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform"]),
     ("memvirt-timeline", &[]),
     ("memvirt-guest", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform"]),
     ("memvirt-workload", &["memvirt-addr", "memvirt-ops"]),

@@ -1,0 +1,258 @@
+//! [`Census`]: a platform that passes everything on and counts.
+
+use std::collections::{HashMap, HashSet};
+
+use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, Gva, Hfn};
+use memvirt_ops::arch::{Control, Event, GfnRange, HostEvent, Invpcid, StoreOp};
+use memvirt_ops::{VcpuId, VmId};
+use memvirt_platform::{Horizon, Ledger, Platform, Reached, Refusal, Stop, TableBytes};
+
+use crate::events::Events;
+use crate::graph::Graph;
+use crate::path::{Way, tables};
+use crate::trees::{self, Cost, Pages};
+
+/// A [`Platform`] around another one, a bare machine of one vCPU, that counts what the guest does.
+#[derive(Debug)]
+pub struct Census<P> {
+    inner: P,
+    events: Events,
+    root: Option<Gfn>,
+    graph: Graph,
+    epoch: Pages,
+    roots: HashMap<Gfn, Pages>,
+    frames: HashSet<Gfn>,
+}
+
+impl<P: Platform> Census<P> {
+    /// Counts what happens on `platform`, which has run nothing yet.
+    #[must_use]
+    pub fn new(platform: P) -> Self {
+        Self {
+            inner: platform,
+            events: Events::default(),
+            root: None,
+            graph: Graph::default(),
+            epoch: Pages::new(),
+            roots: HashMap::new(),
+            frames: HashSet::new(),
+        }
+    }
+
+    /// The counts so far.
+    pub const fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// The platform.
+    pub const fn inner(&self) -> &P {
+        &self.inner
+    }
+
+    /// Where an access would go now.
+    fn way(&self, acc: Acc) -> Option<Way> {
+        Way::of(&self.inner, self.root?, acc)
+    }
+
+    fn touches(&mut self, acc: Acc, data: Option<Gfn>) {
+        let Some(root) = self.root else { return };
+        self.frames.extend(tables(&self.inner, root, acc));
+        self.frames.extend(data);
+        self.events.frames = self.frames.len() as u64;
+    }
+
+    /// An access that completed; `way` is as it was before.
+    fn done(&mut self, acc: Acc, way: Option<Way>) {
+        let Some(way) = way else { return };
+        self.touches(acc, Some(way.frame));
+        if way.write && self.graph.level(way.frame).is_some() {
+            self.events.stray_stores += 1;
+            if !way.user {
+                return self.in_trees(&way);
+            }
+            self.graph.no_table(way.frame);
+        }
+        self.graph.access(&way, &mut self.events);
+        self.in_trees(&way);
+    }
+
+    fn in_trees(&mut self, way: &Way) {
+        match trees::access(&mut self.epoch, way) {
+            Cost::Nothing => {}
+            Cost::Fill => self.events.epoch_fills += 1,
+            Cost::Upgrade => self.events.epoch_upgrades += 1,
+        }
+        let Some(root) = self.root else { return };
+        match trees::access(self.roots.entry(root).or_default(), way) {
+            Cost::Nothing => {}
+            Cost::Fill => self.events.root_fills += 1,
+            Cost::Upgrade => self.events.root_upgrades += 1,
+        }
+    }
+
+    /// A page fault that the guest sees. It ends what was cached for the page.
+    fn fault(&mut self, acc: Acc) {
+        self.events.faults += 1;
+        self.touches(acc, None);
+        self.forget(acc.gva().as_u64() >> 12);
+    }
+
+    fn forget(&mut self, page: u64) {
+        self.epoch.remove(&page);
+        if let Some(pages) = self.root.and_then(|root| self.roots.get_mut(&root)) {
+            pages.remove(&page);
+        }
+    }
+
+    /// A store by the kernel, to a table or not.
+    fn store(
+        &mut self,
+        v: VcpuId,
+        via: Gva,
+        op: &StoreOp,
+        event: &Event,
+        out: &mut Ledger,
+    ) -> Result<Option<u64>, Refusal> {
+        let acc = Acc::supervisor(via, AccessKind::Write);
+        let way = self.way(acc);
+        let at = way.map(|way| way.frame.at(via.as_u64() & 0xff8));
+        let before = at.map(|at| self.inner.peek(VmId::FIRST, at));
+        let result = self.inner.event(v, event, out);
+        let (Ok(_), Some(way), Some(at)) = (&result, way, at) else { return result };
+        let Some(level) = self.graph.level(way.frame) else {
+            self.done(acc, Some(way));
+            return result;
+        };
+        if matches!(op, StoreOp::RepStos { .. } | StoreOp::Vector) {
+            // The frame holds data again: the page is cleared for another use.
+            self.events.stray_stores += 1;
+            self.graph.no_table(way.frame);
+            self.done(acc, Some(way));
+            return result;
+        }
+        self.touches(acc, Some(way.frame));
+        self.events.stores += 1;
+        if level == 1 {
+            self.events.leaf_stores += 1;
+        } else {
+            self.events.upper_stores += 1;
+        }
+        self.in_trees(&way);
+        if before != Some(self.inner.peek(VmId::FIRST, at)) {
+            self.graph.stored(at);
+        }
+        result
+    }
+
+    fn control(&mut self, control: &Control) {
+        match control {
+            Control::Cr3(cr3) => {
+                // The first one turns paging on: no hypervisor is asked for what a machine starts with.
+                self.events.cr3_loads += u64::from(self.root.is_some());
+                self.root = Some(cr3.root.frame());
+                self.epoch.clear();
+                self.sync(None);
+            }
+            Control::Cr(_) | Control::Invpcid(Invpcid::All | Invpcid::AllGlobal | Invpcid::Single(_)) => {
+                self.epoch.clear();
+                self.sync(None);
+            }
+            Control::Invlpg(gva) => {
+                self.events.invlpgs += 1;
+                self.flush_page(*gva);
+            }
+            Control::Invpcid(Invpcid::Address(_, gva)) => self.flush_page(*gva),
+            _ => {}
+        }
+    }
+
+    fn flush_page(&mut self, gva: Gva) {
+        let page = gva.as_u64() >> 12;
+        self.epoch.remove(&page);
+        self.sync(Some(page));
+    }
+
+    /// Brings a page of the current root in step, or all of them.
+    fn sync(&mut self, page: Option<u64>) {
+        let Some(root) = self.root else { return };
+        let Some(mut pages) = self.roots.remove(&root) else { return };
+        let now = |page: u64| Way::of(&self.inner, root, Acc::supervisor(address(page), AccessKind::Read));
+        match page {
+            Some(page) => trees::sync_page(&mut pages, page, now(page)),
+            None => trees::sync(&mut pages, now),
+        }
+        self.roots.insert(root, pages);
+    }
+}
+
+/// The first address of a page; the upper bits repeat bit 47.
+fn address(page: u64) -> Gva {
+    Gva::new_truncate(page << 12)
+}
+
+impl<P: Platform> Platform for Census<P> {
+    fn accesses(&mut self, v: VcpuId, run: &[Acc], horizon: Horizon, out: &mut Ledger) -> (usize, Stop) {
+        for (done, acc) in run.iter().enumerate() {
+            let way = self.way(*acc);
+            let (one, stop) = self.inner.accesses(v, core::slice::from_ref(acc), horizon, out);
+            if let Stop::GuestFault(_) = stop {
+                self.fault(*acc);
+            }
+            if one == 0 {
+                return (done, stop);
+            }
+            self.done(*acc, way);
+        }
+        (run.len(), Stop::Done)
+    }
+
+    fn event(&mut self, v: VcpuId, event: &Event, out: &mut Ledger) -> Result<Option<u64>, Refusal> {
+        match event {
+            Event::Load { gva } => {
+                let acc = Acc::supervisor(*gva, AccessKind::Read);
+                let way = self.way(acc);
+                let result = self.inner.event(v, event, out);
+                if result.is_ok() {
+                    self.done(acc, way);
+                }
+                result
+            }
+            Event::Store { via, op, .. } => self.store(v, *via, op, event, out),
+            Event::Control(control) => {
+                let result = self.inner.event(v, event, out);
+                if result.is_ok() {
+                    self.control(control);
+                }
+                result
+            }
+        }
+    }
+
+    fn host(&mut self, event: &HostEvent, out: &mut Ledger) {
+        self.inner.host(event, out);
+    }
+
+    fn peek(&self, vm: VmId, at: Gpa) -> u64 {
+        self.inner.peek(vm, at)
+    }
+
+    fn poke(&mut self, vm: VmId, at: Gpa, value: u64) {
+        self.inner.poke(vm, at, value);
+    }
+
+    fn populate(&mut self, vm: VmId, range: GfnRange, out: &mut Ledger) {
+        self.inner.populate(vm, range, out);
+    }
+
+    fn backing(&self, vm: VmId, gfn: Gfn) -> Option<Hfn> {
+        self.inner.backing(vm, gfn)
+    }
+
+    fn reached(&self, v: VcpuId, gva: Gva) -> Option<Reached> {
+        self.inner.reached(v, gva)
+    }
+
+    fn table_bytes(&self) -> TableBytes {
+        self.inner.table_bytes()
+    }
+}
