@@ -9,6 +9,7 @@ mod compare;
 mod exits;
 mod failure;
 mod machines;
+mod model;
 mod models;
 mod nested_virt;
 mod output;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Replay(args) => replay::replay(args),
         Command::Exits(args) => exits::exits(args),
         Command::NestedVirt(args) => nested_virt::nested_virt(args),
+        Command::Model { command } => model::model(command),
         Command::Workloads(args) => models::workloads(args),
         Command::Machines(args) => machines::machines(args),
         Command::Regimes => models::regimes(),

@@ -56,6 +56,11 @@ pub(crate) enum Command {
     Exits(ExitsArgs),
     /// One page fault of a nested guest, step by step: world switches and L0 exits beside the published ones
     NestedVirt(crate::nested_virt::NestedVirtArgs),
+    /// Cost models: formulas with units, built in or your own
+    Model {
+        #[command(subcommand)]
+        command: crate::model::ModelCommand,
+    },
     /// List the workloads that are built in, or explain one
     Workloads(ModelArgs),
     /// List the machines that are built in, or explain one: every figure with its unit and source, estimates marked

@@ -4,6 +4,7 @@
 mod exits;
 mod inputs;
 mod lists;
+mod model;
 mod report;
 mod results;
 mod walk;
