@@ -1,9 +1,10 @@
 //! A recorded program under native, shadow and nested paging.
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
-use memvirt_machine::{RegimeKind, RunResult};
+use memvirt_machine::{Outcome, RegimeKind, RunResult};
+use memvirt_ops::process::Op;
 use memvirt_tests::{data, result_of, trace_guest};
-use memvirt_trace::MemoryCalls;
+use memvirt_trace::{MemoryCalls, Reading, Recording, Turns};
 
 fn run(regime: RegimeKind, check: bool) -> RunResult {
     run_with(MemoryCalls::Ignore, regime, check)
@@ -59,4 +60,86 @@ fn memory_calls_that_are_carried_out_unmap_and_flush() {
     }
     let shadow = run_with(MemoryCalls::Apply, RegimeKind::ShadowWriteProtect, false);
     assert_eq!(shadow.exits["invlpg"], shadow.guest.invlpgs);
+}
+
+fn recorded(name: &str, turns: Turns, regime: RegimeKind, check: bool) -> (RunResult, Recording) {
+    let mut recording = Recording::open(data(name), Reading { turns, ..Reading::default() }).unwrap();
+    let result = result_of(regime, trace_guest(), check, &mut recording);
+    (result, recording)
+}
+
+/// Every recording of several processes that the repository ships.
+const SEVERAL: [&str; 4] =
+    ["mvt/fork-shell.mvt", "mvt/redis-bgsave.mvt", "mvt/gcc-compile.mvt", "lackey/fork-two.lackey.tar.zst"];
+
+#[test]
+fn recordings_of_several_processes_run_under_every_regime_with_nothing_broken() {
+    for name in SEVERAL {
+        let (native, _) = recorded(name, Turns::default(), RegimeKind::Native, true);
+        assert_eq!((native.stale.broken, native.outcome), (0, Outcome::Completed), "{name}");
+        assert_eq!(native.guest.ignored_ops, 0, "{name}: everything that is recorded can be done");
+        for regime in RegimeKind::ALL.iter().copied().filter(|kind| kind.is_correct()) {
+            let (result, _) = recorded(name, Turns::default(), regime, true);
+            assert_eq!((result.stale.broken, result.outcome), (0, Outcome::Completed), "{name} under {regime}");
+            assert_eq!(result.guest.user_accesses, native.guest.user_accesses, "{name} under {regime}");
+        }
+    }
+}
+
+#[test]
+fn the_shell_forks_execs_and_exits_as_often_as_its_logs_say() {
+    // In the directory of the logs that fork-shell.mvt was packed from:
+    //   grep -c 'created child' fork.*.log     24 in all: 12 by the shell, 2 by each of 6 subshells
+    //   grep -c 'sys_execve' fork.*.log        6 in all, and each is the last line of its log: it succeeded
+    //   grep -c 'exit_group' fork.*.log        25 in all
+    //   grep -l 'sys_wait4.*async' ...         19 waits return a child: 18 interrupted by its signal, 1 with its number
+    let (shell, recording) = recorded("mvt/fork-shell.mvt", Turns::default(), RegimeKind::Native, false);
+    assert_eq!((shell.guest.forks, shell.guest.execs, shell.guest.exits), (24, 6, 25));
+    assert_eq!(recording.repairs(), memvirt_trace::Repairs::default(), "nothing had to be made up");
+    // The same for the logs recorded for this repository: `sh` with a pipeline and a subshell.
+    let (two, recording) = recorded("lackey/fork-two.lackey.tar.zst", Turns::default(), RegimeKind::Native, false);
+    assert_eq!((two.guest.forks, two.guest.execs, two.guest.exits), (4, 1, 5));
+    let tally = recording.tally();
+    assert_eq!((tally.processes, tally.forks, tally.execs, tally.exits), (5, 4, 1, 5));
+    assert_eq!((tally.malformed, recording.repairs()), (0, memvirt_trace::Repairs::default()));
+}
+
+#[test]
+fn the_snapshot_of_a_database_copies_what_its_parent_stores_to() {
+    let (result, _) = recorded("mvt/redis-bgsave.mvt", Turns::default(), RegimeKind::Native, false);
+    assert_eq!((result.guest.forks, result.guest.execs, result.guest.exits), (1, 0, 2));
+    assert!(result.guest.faults_copy > 50, "{:?}", result.guest);
+}
+
+#[test]
+fn the_compiler_makes_the_processes_that_the_kernel_traced() {
+    // grep -c sched:sched_process_fork, _exec, _exit: 2, 3, 3; page_fault_user: 2094; the parent sleeps (state D) after both
+    // forks, which are vforks in the strace of the same command.
+    let recording = Recording::open(data("mvt/gcc-compile.mvt"), Reading::default()).unwrap();
+    let (mut forks, mut execs, mut exits, mut accesses) = (0, 0, 0, 0);
+    let mut stream = recording;
+    let mut batch = memvirt_ops::process::Batch::default();
+    while memvirt_ops::process::Source::next_batch(&mut stream, &mut batch).unwrap() {
+        accesses += batch.run.len();
+        match batch.then {
+            Some(Op::Vfork { .. }) => forks += 1,
+            Some(Op::Exec) => execs += 1,
+            Some(Op::Exit) => exits += 1,
+            Some(Op::Fork { .. }) => panic!("both forks are vforks"),
+            _ => {}
+        }
+    }
+    assert_eq!((forks, execs, exits, accesses), (2, 3, 3, 2094));
+}
+
+#[test]
+fn turns_change_the_order_and_not_the_work() {
+    let run = |turns| recorded("lackey/fork-two.lackey.tar.zst", turns, RegimeKind::Native, false).0;
+    let slow = run(Turns::default());
+    let quick = run(Turns { quantum: 2_000, seed: 3 });
+    assert!(quick.guest.switches > slow.guest.switches, "{} {}", quick.guest.switches, slow.guest.switches);
+    let work = |result: &RunResult| (result.guest.user_accesses, result.guest.instructions, result.guest.syscalls);
+    assert_eq!(work(&quick), work(&slow));
+    assert_eq!(run(Turns { quantum: 2_000, seed: 3 }), quick, "the same seed, the same order");
+    assert_ne!(run(Turns { quantum: 2_000, seed: 4 }), quick, "another seed, another order");
 }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use memvirt_lab::text::signed_percent;
 use memvirt_lab::{Comparison, Described, Done, Experiment, Input, summary};
 use memvirt_machine::{MachineSpec, Outcome, RegimeKind};
-use memvirt_trace::MemoryCalls;
+use memvirt_trace::{MemoryCalls, Reading, Turns};
 use memvirt_workload::Workload;
 
 use crate::args::{CommonArgs, CompareArgs, Format, OnOff, RunArgs};
@@ -67,12 +67,16 @@ fn input(args: &CommonArgs) -> anyhow::Result<Input> {
             let workload = args.footprint.map_or(Ok(workload.clone()), |bytes| workload.with_footprint(bytes))?;
             Ok(Input::Workload(Box::new(workload)))
         }
-        (None, Some(path)) => {
-            let apply = args.memory_calls.is_some_and(OnOff::is_on);
-            Ok(Input::Trace(path.clone(), if apply { MemoryCalls::Apply } else { MemoryCalls::Ignore }))
-        }
+        (None, Some(path)) => Ok(Input::Trace(path.clone(), reading(args))),
         (None, None) => anyhow::bail!("nothing to run; give --workload NAME or --trace FILE"),
     }
+}
+
+/// How a trace is read.
+fn reading(args: &CommonArgs) -> Reading {
+    let calls = |on: OnOff| if on.is_on() { MemoryCalls::Apply } else { MemoryCalls::Ignore };
+    let turns = Turns { quantum: args.quantum.unwrap_or(Turns::QUANTUM), seed: args.seed };
+    Reading { memory_calls: args.memory_calls.map(calls), turns }
 }
 
 /// The command that makes the same results: without what they do not depend on, and without absolute folders.
@@ -85,9 +89,10 @@ fn command(args: &CommonArgs, head: &[String]) -> String {
     if let Some(trace) = &args.trace {
         words.extend(["--trace".to_owned(), portable(trace)]);
     }
-    if args.memory_calls.is_some_and(OnOff::is_on) {
-        words.extend(["--memory-calls", "on"].map(str::to_owned));
+    if let Some(calls) = args.memory_calls {
+        words.extend(["--memory-calls", if calls.is_on() { "on" } else { "off" }].map(str::to_owned));
     }
+    words.extend(args.quantum.map(|quantum| format!("--quantum {quantum}")));
     words.extend(["--machine".to_owned(), portable(Path::new(&args.machine))]);
     if args.workload.is_some() {
         words.extend(["--seed".to_owned(), args.seed.to_string()]);

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Cli, Command, TraceCommand};
+use args::{Cli, Command};
 use failure::Status;
 
 fn main() -> ExitCode {
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         Command::Compare(args) => compare::compare(args),
         Command::Run(args) => compare::run(args),
         Command::Walk(args) => walk::walk(args),
-        Command::Trace { command: TraceCommand::Info(args) } => trace::info(args),
+        Command::Trace { command } => trace::trace(command),
         Command::Replay(args) => replay::replay(args),
         Command::Exits(args) => exits::exits(args),
         Command::NestedVirt(args) => nested_virt::nested_virt(args),

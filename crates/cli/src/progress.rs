@@ -50,6 +50,38 @@ impl Bars {
     }
 }
 
+/// Bytes done, of a total where that is known. On a terminal only.
+pub(crate) struct Bytes(Option<ProgressBar>);
+
+impl Bytes {
+    pub(crate) fn new(total: Option<u64>) -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Self(None);
+        }
+        let bar = total.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
+        let template = if total.is_some() {
+            "{bar:30.cyan/blue} {percent:>3} %  {bytes} of {total_bytes}, {bytes_per_sec}"
+        } else {
+            "{spinner} {bytes} recorded, {elapsed}"
+        };
+        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self(Some(bar))
+    }
+
+    pub(crate) fn show(&self, done: u64) {
+        if let Some(bar) = &self.0 {
+            bar.set_position(done);
+        }
+    }
+
+    /// Takes the bar away.
+    pub(crate) fn clear(self) {
+        if let Some(bar) = self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 #[expect(clippy::cast_precision_loss, reason = "a speed for people")]
 fn speed(accesses: u64, seconds: f64) -> String {
     format!("{} accesses, {:.1} M/s", memvirt_lab::text::short(accesses), accesses as f64 / seconds / 1e6)

@@ -5,7 +5,7 @@
 
 use std::num::NonZeroUsize;
 
-use memvirt_machine::{Finished, MachineSpec, Measure, RegimeKind, RunResult, Setup, run};
+use memvirt_machine::{Finished, MachineSpec, Measure, Mode, RegimeKind, RunResult, Setup, run};
 use memvirt_trace::TraceError;
 use rayon::prelude::*;
 
@@ -109,6 +109,9 @@ impl Experiment {
 
     fn one(&self, index: usize, kind: RegimeKind, observer: &(dyn Fn(Progress) + Sync)) -> Result<One, LabError> {
         let mut stream = self.input.open(self.seed)?;
+        if self.measure.mode == Mode::Cycles {
+            stream.must_have_lines()?;
+        }
         let reader = stream.progress();
         let total = match (&self.input, &reader) {
             (Input::Workload(workload), _) => Some(workload.facts().accesses.value()),

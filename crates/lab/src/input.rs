@@ -1,10 +1,9 @@
 //! What is run: a workload, or a recorded trace; opened anew for each regime, so that runs share nothing.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memvirt_ops::process::{Batch, Source};
-use memvirt_trace::{LackeyReader, MemoryCalls, Progress, Tally, TraceError};
+use memvirt_trace::{MemoryCalls, Progress, Reading, Recording, Repairs, TraceError};
 use memvirt_workload::{GuestSwitches, Workload};
 use serde::Serialize;
 
@@ -13,8 +12,8 @@ use serde::Serialize;
 pub enum Input {
     /// A generated stream.
     Workload(Box<Workload>),
-    /// The log of a real program, and what becomes of the calls in it that change memory areas.
-    Trace(PathBuf, MemoryCalls),
+    /// A recording of real programs, and how it is read.
+    Trace(PathBuf, Reading),
 }
 
 impl Input {
@@ -26,7 +25,7 @@ impl Input {
     pub(crate) fn open(&self, seed: u64) -> Result<Stream, TraceError> {
         Ok(match self {
             Self::Workload(workload) => Stream::Generator(Box::new(workload.generator(seed))),
-            Self::Trace(path, calls) => Stream::Trace(Box::new(memvirt_trace::open(path)?.with_memory_calls(*calls))),
+            Self::Trace(path, reading) => Stream::Trace(Box::new(Recording::open(path, *reading)?)),
         })
     }
 
@@ -52,7 +51,7 @@ impl Input {
 /// An opened input.
 pub(crate) enum Stream {
     Generator(Box<memvirt_workload::Generator>),
-    Trace(Box<LackeyReader<File>>),
+    Trace(Box<Recording>),
 }
 
 impl Source for Stream {
@@ -75,14 +74,24 @@ impl Stream {
         }
     }
 
+    /// Refuses a trace without lines, for models with caches for data.
+    pub(crate) fn must_have_lines(&self) -> Result<(), TraceError> {
+        match self {
+            Self::Trace(recording) if !recording.has_lines() => {
+                Err(TraceError::TooCoarse { name: recording.name().to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What was read of `input`.
     pub(crate) fn describe(&self, input: &Input) -> Described {
         match (self, input) {
-            (Self::Trace(reader), Input::Trace(path, calls)) => {
-                Described::Trace(TraceSummary::new(path, *calls, reader))
-            }
+            (Self::Trace(recording), Input::Trace(path, _)) => Described::Trace(TraceSummary::new(path, recording)),
             (_, Input::Workload(workload)) => Described::Workload(workload.clone()),
-            (Self::Generator(_), Input::Trace(path, calls)) => Described::Trace(TraceSummary::named(path, *calls)),
+            (Self::Generator(_), Input::Trace(path, _)) => {
+                Described::Trace(TraceSummary { name: file_name(path), ..TraceSummary::default() })
+            }
         }
     }
 }
@@ -113,8 +122,8 @@ impl Described {
         match self {
             Self::Workload(workload) => workload.title().to_owned(),
             Self::Trace(trace) => match &trace.program {
-                Some(program) => format!("recorded with Valgrind lackey: {program}"),
-                None => "recorded with Valgrind lackey".to_owned(),
+                Some(program) => format!("recorded with {}: {program}", trace.format_title),
+                None => format!("recorded with {}", trace.format_title),
             },
         }
     }
@@ -125,10 +134,21 @@ impl Described {
 pub struct TraceSummary {
     /// The name of the file, without its folders: results do not depend on where it lies.
     pub name: String,
-    /// The format.
+    /// What it was recorded with.
     pub format: &'static str,
+    /// The same for people.
+    #[serde(skip)]
+    pub format_title: &'static str,
     /// How the file is compressed.
     pub compression: &'static str,
+    /// What is kept of addresses, in a trace of memvirt's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub density: Option<&'static str>,
+    /// Processes.
+    pub processes: u64,
+    /// What had to be decided to put processes in order, where anything had.
+    #[serde(skip_serializing_if = "is_default")]
+    pub repairs: Repairs,
     /// Lines read.
     pub lines: u64,
     /// Lines that could not be understood and were skipped.
@@ -153,15 +173,16 @@ pub struct TraceSummary {
 }
 
 impl TraceSummary {
-    fn named(path: &Path, calls: MemoryCalls) -> Self {
-        let memory_calls = calls == MemoryCalls::Apply;
-        Self { name: file_name(path), format: "lackey", memory_calls, ..Self::default() }
-    }
-
-    fn new(path: &Path, calls: MemoryCalls, reader: &LackeyReader<File>) -> Self {
-        let tally: &Tally = reader.tally();
+    fn new(path: &Path, recording: &Recording) -> Self {
+        let tally = recording.tally();
         Self {
-            compression: reader.compression().name(),
+            name: file_name(path),
+            format: recording.format().name(),
+            format_title: recording.format().title(),
+            compression: recording.compression().name(),
+            density: recording.header().map(|header| header.density.name()),
+            processes: tally.processes.max(1),
+            repairs: recording.repairs(),
             lines: tally.lines,
             malformed: tally.malformed,
             first_malformed: tally
@@ -173,10 +194,14 @@ impl TraceSummary {
             stores: tally.stores,
             modifies: tally.modifies,
             syscalls: tally.syscall_count(),
-            program: tally.command.clone(),
-            ..Self::named(path, calls)
+            memory_calls: recording.memory_calls() == MemoryCalls::Apply,
+            program: tally.command,
         }
     }
+}
+
+fn is_default(repairs: &Repairs) -> bool {
+    *repairs == Repairs::default()
 }
 
 /// The last part of a path.

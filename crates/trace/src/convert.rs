@@ -88,3 +88,54 @@ fn header(recording: &Recording, density: Density) -> Header {
     note(ROOTS, Some(roots));
     Header { density, order, notes }
 }
+
+/// Where two readings of the same thing differ, in words; `None` where nowhere. Addresses are compared as far as the coarser
+/// of the two keeps them. Processes are compared one by one, whatever order they run in.
+///
+/// # Errors
+///
+/// Where either cannot be read to its end.
+pub fn difference(left: Recording, right: Recording) -> Result<Option<String>, TraceError> {
+    let shift = if left.has_lines() && right.has_lines() { 6 } else { 12 };
+    let (left, right) = (digests(left, shift)?, digests(right, shift)?);
+    let all: std::collections::BTreeSet<_> = left.keys().chain(right.keys()).collect();
+    for process in all {
+        match (left.get(process), right.get(process)) {
+            (Some(left), Some(right)) if left == right => {}
+            (Some(left), Some(right)) => {
+                let (a, b) = (left.batches, right.batches);
+                return Ok(Some(format!("process {}: {a} batches against {b}, or other contents", process.0)));
+            }
+            _ => return Ok(Some(format!("process {} is in one of them only", process.0))),
+        }
+    }
+    Ok(None)
+}
+
+/// What a process did, in short: 64 bits of checksum, and how many batches.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Digest {
+    batches: u64,
+    sum: u64,
+}
+
+fn digests(
+    mut recording: Recording,
+    shift: u32,
+) -> Result<std::collections::BTreeMap<memvirt_ops::process::ProcessId, Digest>, TraceError> {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut all = std::collections::BTreeMap::<_, Digest>::new();
+    let mut batch = Batch::default();
+    let mut add = |process, batch: &Batch| {
+        let digest = all.entry(process).or_default();
+        let mut hasher = DefaultHasher::new();
+        digest.sum.hash(&mut hasher);
+        for access in &batch.run {
+            (access.gva().as_u64() >> shift, access.kind() as u8).hash(&mut hasher);
+        }
+        (batch.instructions, batch.then).hash(&mut hasher);
+        *digest = Digest { batches: digest.batches + 1, sum: hasher.finish() };
+    };
+    while recording.next_batch_tapped(&mut batch, &mut add)? {}
+    Ok(all)
+}

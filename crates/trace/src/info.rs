@@ -8,7 +8,9 @@ use memvirt_ops::process::{Batch, Source};
 
 use crate::error::TraceError;
 use crate::input::Compression;
+use crate::interleave::Repairs;
 use crate::lackey::{LackeyReader, Tally};
+use crate::recording::{Format, Recording};
 
 /// A half-open range of addresses of which pages were touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,8 +83,17 @@ impl Footprint {
 pub struct TraceInfo {
     /// The name of the trace.
     pub name: String,
+    /// What it was recorded with.
+    pub format: Format,
     /// How it is compressed.
     pub compression: Compression,
+    /// What is kept of addresses, in a trace of memvirt's own.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub density: Option<&'static str>,
+    /// What had to be decided to put processes in order.
+    pub repairs: Repairs,
+    /// Files beside the recording that are no part of it.
+    pub left_out: Vec<String>,
     /// Bytes of the file, as it is compressed.
     pub file_bytes: u64,
     /// Counts of what its lines say.
@@ -115,35 +126,86 @@ impl TraceInfo {
     ///
     /// Where the input is no log. A log that breaks off is summarized as far as it goes, see [`TraceInfo::broken_off`].
     pub fn read<R: Read>(reader: &mut LackeyReader<R>) -> Result<Self, TraceError> {
-        let mut footprint = Footprint::default();
-        let mut batch = Batch::default();
-        let (mut accesses, mut operations) = (0, 0);
-        let broken_off = loop {
-            match reader.next_batch(&mut batch) {
-                Ok(true) => {}
-                Ok(false) => break None,
-                Err(error @ (TraceError::Truncated { .. } | TraceError::Read { .. })) if accesses + operations > 0 => {
-                    break Some(error.to_string());
-                }
-                Err(error) => return Err(error),
-            }
-            footprint.add(&batch.run);
-            accesses += batch.run.len() as u64;
-            operations += u64::from(batch.then.is_some());
-        };
+        let pass = pass(reader)?;
         Ok(Self {
-            name: reader.name().to_owned(),
+            format: Format::Lackey,
             compression: reader.compression(),
             file_bytes: reader.progress().bytes(),
             tally: reader.tally().clone(),
-            accesses,
-            operations,
-            pages: footprint.pages(),
-            pages_fetched: footprint.pages_of(AccessKind::Fetch),
-            pages_read: footprint.pages_of(AccessKind::Read),
-            pages_written: footprint.pages_of(AccessKind::Write),
-            ranges: footprint.ranges(Self::GAP_PAGES),
-            broken_off,
+            ..pass.into_info(reader.name().to_owned())
         })
+    }
+
+    /// The same for any recording.
+    ///
+    /// # Errors
+    ///
+    /// As for [`TraceInfo::read`].
+    pub fn of(recording: &mut Recording) -> Result<Self, TraceError> {
+        let pass = pass(recording)?;
+        let (left_out, cut) = recording.left_out();
+        let info = pass.into_info(recording.name().to_owned());
+        Ok(Self {
+            format: recording.format(),
+            compression: recording.compression(),
+            density: recording.header().map(|header| header.density.name()),
+            repairs: recording.repairs(),
+            left_out,
+            file_bytes: recording.progress().bytes(),
+            tally: recording.tally(),
+            broken_off: info.broken_off.or(cut),
+            ..info
+        })
+    }
+}
+
+/// What one pass over a stream finds.
+#[derive(Default)]
+struct Pass {
+    footprint: Footprint,
+    accesses: u64,
+    operations: u64,
+    broken_off: Option<String>,
+}
+
+fn pass(source: &mut impl Source<Error = TraceError>) -> Result<Pass, TraceError> {
+    let mut pass = Pass::default();
+    let mut batch = Batch::default();
+    loop {
+        match source.next_batch(&mut batch) {
+            Ok(true) => {}
+            Ok(false) => return Ok(pass),
+            Err(error) if pass.accesses + pass.operations > 0 => {
+                pass.broken_off = Some(error.to_string());
+                return Ok(pass);
+            }
+            Err(error) => return Err(error),
+        }
+        pass.footprint.add(&batch.run);
+        pass.accesses += batch.run.len() as u64;
+        pass.operations += u64::from(batch.then.is_some());
+    }
+}
+
+impl Pass {
+    fn into_info(self, name: String) -> TraceInfo {
+        TraceInfo {
+            name,
+            format: Format::Lackey,
+            compression: Compression::Plain,
+            density: None,
+            repairs: Repairs::default(),
+            left_out: Vec::new(),
+            file_bytes: 0,
+            tally: Tally::default(),
+            accesses: self.accesses,
+            operations: self.operations,
+            pages: self.footprint.pages(),
+            pages_fetched: self.footprint.pages_of(AccessKind::Fetch),
+            pages_read: self.footprint.pages_of(AccessKind::Read),
+            pages_written: self.footprint.pages_of(AccessKind::Write),
+            ranges: self.footprint.ranges(TraceInfo::GAP_PAGES),
+            broken_off: self.broken_off,
+        }
     }
 }

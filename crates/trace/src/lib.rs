@@ -5,6 +5,7 @@ mod bundle;
 mod calls;
 mod champsim;
 mod convert;
+mod cut;
 mod error;
 mod info;
 mod input;
@@ -14,7 +15,8 @@ mod mvt;
 mod recording;
 mod text;
 
-pub use convert::{Converted, convert};
+pub use convert::{Converted, convert, difference};
+pub use cut::cut;
 pub use error::{Malformed, TraceError};
 pub use info::{AddressRange, Footprint, TraceInfo};
 pub use input::{Compression, Progress};

@@ -58,11 +58,11 @@ impl Format {
     #[must_use]
     pub const fn title(self) -> &'static str {
         match self {
-            Self::Lackey => "Valgrind lackey log",
-            Self::LackeySet => "Valgrind lackey logs of several processes",
-            Self::Strace => "strace text",
-            Self::Perf => "perf script text",
-            Self::ChampSim => "ChampSim trace",
+            Self::Lackey => "Valgrind lackey",
+            Self::LackeySet => "Valgrind lackey, several processes",
+            Self::Strace => "strace",
+            Self::Perf => "perf",
+            Self::ChampSim => "a tracer of ChampSim",
         }
     }
 

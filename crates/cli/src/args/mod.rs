@@ -45,10 +45,10 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Show every memory reference of one page walk
     Walk(WalkArgs),
-    /// Look into recorded traces
+    /// Recordings of real programs: look into them, pack, check, cut and show them, make new ones
     Trace {
         #[command(subcommand)]
-        command: TraceCommand,
+        command: crate::trace::TraceCommand,
     },
     /// Replay a recording of real KVM: every counter of every row, or the oracle's verdict on any other platform
     Replay(ReplayArgs),
@@ -67,21 +67,6 @@ pub(crate) enum Command {
     Machines(ModelArgs),
     /// List the regimes
     Regimes,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum TraceCommand {
-    /// What is in a trace: counts, pages, where they lie, what could not be read
-    Info(TraceArgs),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct TraceArgs {
-    /// A Valgrind lackey log, plain or compressed with zstd, xz or gzip
-    pub(crate) file: PathBuf,
-    /// How to print
-    #[arg(long, value_enum, default_value_t = TreeFormat::Table)]
-    pub(crate) format: TreeFormat,
 }
 
 #[derive(Debug, Args)]

@@ -47,14 +47,20 @@ pub(crate) struct CommonArgs {
     /// A built-in workload, or a workload file (a path with a `/` or ending in `.toml`)
     #[arg(long, value_name = "NAME|FILE", help_heading = "Input")]
     pub(crate) workload: Option<OsString>,
-    /// The memory trace of a real program: a Valgrind lackey log, plain or compressed
+    /// A recording of real programs: .mvt, Valgrind lackey logs (a file, or a directory or tar archive of several processes),
+    /// strace -f or perf script text, a ChampSim trace; compressed or not
     #[arg(long, value_name = "FILE", help_heading = "Input")]
     pub(crate) trace: Option<PathBuf>,
-    /// Carry out the trace's mmap, munmap, mprotect, mremap and brk; off, they are system calls like any other [default: off]
+    /// Carry out the trace's mmap, munmap, mprotect, mremap, madvise and brk; off, they are system calls like any other
+    /// [default: off for a single lackey log, else on]
     #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true, conflicts_with = "workload")]
     #[arg(help_heading = "Input")]
     pub(crate) memory_calls: Option<OnOff>,
-    /// The seed of the workload's generator
+    /// Instructions that the processes of a trace run in turn [default: 3000000]
+    #[arg(long, value_name = "INSTRUCTIONS", value_parser = clap::value_parser!(u64).range(1000..), conflicts_with = "workload")]
+    #[arg(help_heading = "Input")]
+    pub(crate) quantum: Option<u64>,
+    /// The seed of the workload's generator, or of the turns that a trace's processes take
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Input")]
     pub(crate) seed: u64,
     /// Make the workload's run so many times as long: 0.1 for a tenth

@@ -75,7 +75,12 @@ fn head(comparison: &Comparison) -> String {
     ];
     if let crate::input::Described::Trace(trace) = &comparison.workload {
         let skipped = if trace.malformed > 0 { format!(", {} skipped", count(trace.malformed)) } else { String::new() };
-        let lines = format!("{} lines{skipped}, {} instructions", count(trace.lines), count(trace.instructions));
+        let lines = match trace.density {
+            Some(density) => format!("packed as {density}"),
+            None => format!("{} lines{skipped}", count(trace.lines)),
+        };
+        let lines =
+            format!("{lines}, {} processes, {} instructions", count(trace.processes), count(trace.instructions));
         facts.insert(0, ("Trace", lines));
     } else {
         facts.push(("Seed", comparison.seed.to_string()));

@@ -194,6 +194,13 @@ impl ProcessLogs {
         Ok(true)
     }
 
+    /// Counts what stands behind the exit: remarks, and what cannot be.
+    fn read_rest(&mut self) {
+        let mut rest = Batch::default();
+        while self.reader.as_mut().is_some_and(|reader| matches!(reader.next_batch(&mut rest), Ok(true))) {}
+        self.close();
+    }
+
     /// A log is at its end. What comes of it: an exec where it ends in one.
     fn close(&mut self) -> Option<Op> {
         let reader = self.reader.take()?;
@@ -203,6 +210,12 @@ impl ProcessLogs {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner).add(&sums);
         self.calls = if exec.is_some() { self.kin.calls() } else { reader.into_calls() };
         exec
+    }
+}
+
+impl Drop for ProcessLogs {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -220,7 +233,10 @@ impl Source for ProcessLogs {
             };
             match reader.next_batch(batch) {
                 Ok(true) => {
-                    self.exited |= batch.then == Some(Op::Exit);
+                    if batch.then == Some(Op::Exit) {
+                        self.exited = true;
+                        self.read_rest();
+                    }
                     return Ok(true);
                 }
                 Ok(false) => {
