@@ -14,6 +14,7 @@ mod models;
 mod nested_virt;
 mod output;
 mod progress;
+mod published;
 mod replay;
 mod trace;
 mod walk;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Command::Exits(args) => exits::exits(args),
         Command::NestedVirt(args) => nested_virt::nested_virt(args),
         Command::Model { command } => model::model(command),
+        Command::Published(args) => published::published(args),
         Command::Workloads(args) => models::workloads(args),
         Command::Machines(args) => machines::machines(args),
         Command::Regimes => models::regimes(),

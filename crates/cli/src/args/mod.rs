@@ -61,6 +61,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: crate::model::ModelCommand,
     },
+    /// Measurements from the literature beside what memvirt predicts, with the events that make each prediction
+    Published(crate::published::PublishedArgs),
     /// List the workloads that are built in, or explain one
     Workloads(ModelArgs),
     /// List the machines that are built in, or explain one: every figure with its unit and source, estimates marked
