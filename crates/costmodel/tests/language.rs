@@ -317,3 +317,33 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_mebibyte_of_anything_is_read_in_time_proportional_to_its_length() {
+    let units: String = (0..64).map(|i| format!("unit u{i}\n")).collect();
+    let product: String = (0..64).map(|i| format!("*u{i}/u{}", 63 - i)).collect();
+    let pad = |text: &str, room: usize| text.repeat(((1 << 20) - 10_000 - room) / text.len());
+    let flat = |text: &str| format!("{HEAD}input n : 1 from config\noutput y : 1 = 1{}", pad(text, 0));
+    let texts = [
+        flat(" + n"),
+        flat("*1 [cycles]/1 [cycles]"),
+        flat(" + min(n, 1)"),
+        flat(" + (if n < 1 and n > 0 or n == 2 then 1 else n)"),
+        flat(" + sum(i in 1..2 : i)"),
+        format!("{HEAD}{units}output y : 1 = 1{}", format!("*1 [1{product}]").repeat(1000)),
+        format!("{HEAD}{}", (0..60_000).map(|i| format!("let a{i}=1\n")).collect::<String>()),
+        pad("# comment\n", 0),
+        pad("unit a ", 0),
+        format!("\"{}", pad("a\\\"", 0)),
+        pad("[", 0),
+        pad("- ", 0),
+        pad("\u{fc}", 0),
+    ];
+    for text in texts {
+        let started = std::time::Instant::now();
+        let _ = Model::parse("m", &text);
+        // A second or so each; anything quadratic would take hours.
+        let begins: String = text.chars().take(90).collect();
+        assert!(started.elapsed().as_secs() < 60, "{begins}");
+    }
+}
