@@ -23,13 +23,13 @@ pub fn dense(areas: &[(u64, u64)], level: u32) -> u64 {
     let mut ranges: Vec<_> =
         areas.iter().filter(|(_, pages)| *pages > 0).map(|area| (area.0 / span, last(*area))).collect();
     ranges.sort_unstable();
-    let mut counted = 0;
-    let mut next = 0;
+    let mut counted: u64 = 0;
+    let mut next: u64 = 0;
     for (first, last) in ranges {
         let first = first.max(next);
         if last >= first {
-            counted += last - first + 1;
-            next = last + 1;
+            counted = counted.saturating_add((last - first).saturating_add(1));
+            next = last.saturating_add(1);
         }
     }
     counted

@@ -21,11 +21,18 @@ pub struct Quality {
     pub geometric_mean_relative: f64,
 }
 
-/// The size of the error as a share of the observation; of an observed 0, 0 where it is met and infinity where not.
+/// The size of the error as a share of the observation; of an observed 0, 0 where it is met and infinity where not. No prediction
+/// (not a number) is infinitely wrong.
 #[must_use]
 pub fn relative_error(observed: f64, predicted: f64) -> f64 {
-    let error = (predicted - observed).abs();
+    let error = miss(observed, predicted);
     if error == 0.0 { 0.0 } else { error / observed.abs() }
+}
+
+/// The size of the error.
+fn miss(observed: f64, predicted: f64) -> f64 {
+    let error = (predicted - observed).abs();
+    if error.is_nan() { f64::INFINITY } else { error }
 }
 
 impl Quality {
@@ -41,7 +48,7 @@ impl Quality {
         let count = observed.len().max(1) as f64;
         let mean = observed.iter().sum::<f64>() / count;
         let pairs = || observed.iter().zip(predicted);
-        let residual: f64 = pairs().map(|(y, f)| (y - f) * (y - f)).sum();
+        let residual: f64 = pairs().map(|(y, f)| miss(*y, *f).powi(2)).sum();
         let total: f64 = observed.iter().map(|y| (y - mean) * (y - mean)).sum();
         let r_squared = match (residual > 0.0, total > 0.0) {
             (false, _) => 1.0,
@@ -83,6 +90,13 @@ mod tests {
         assert!((quality.geometric_mean_relative - 0.02).abs() < 1e-12);
         let exact = Quality::of(&[100.0, 100.0], &[100.0, 101.0]);
         assert!((exact.geometric_mean_relative - (0.01f64 * GEOMETRIC_FLOOR).sqrt()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn no_prediction_is_no_success() {
+        let quality = Quality::of(&[1.0, 2.0], &[1.0, f64::NAN]);
+        assert!(quality.r_squared.is_infinite() && quality.r_squared < 0.0, "{quality:?}");
+        assert!(quality.max_relative.is_infinite() && quality.geometric_mean_relative.is_infinite(), "{quality:?}");
     }
 
     #[test]
