@@ -153,7 +153,7 @@ fn totals(measured: &NestedVirtTable, arrangements: &[Arrangement]) -> String {
         ]);
     }
     let all = measured.faults.len();
-    format!("Totals, beside P20\n{}{} of {all} differ\n\n", render(&grid), measured.differences)
+    format!("Totals, beside the published ones (P20)\n{}{} of {all} differ\n\n", render(&grid), measured.differences)
 }
 
 fn variants(measured: &NestedVirtTable, levels: u8) -> String {

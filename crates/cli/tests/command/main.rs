@@ -5,6 +5,7 @@ mod exits;
 mod inputs;
 mod lists;
 mod model;
+mod nested_virt;
 mod report;
 mod results;
 mod walk;

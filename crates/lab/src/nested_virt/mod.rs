@@ -163,7 +163,7 @@ const VARIANTS: [Variant; 5] = [
         "L0 has not yet backed the frames that L1 takes, one for the data and n-1 for tables: an exit for each",
         |spec| Spec { ept01: Nested01State::Cold, ..spec },
     ),
-    ("kvm", "all that KVM does: lazy, with INVVPID, EPT01 warm", |spec| Spec { config: Config::KVM, ..spec }),
+    ("kvm", "lazy and invvpid together, as in KVM", |spec| Spec { config: Config::KVM, ..spec }),
 ];
 
 impl NestedVirtTable {
