@@ -18,8 +18,12 @@ fn workload(name: &str) -> Workload {
 }
 
 fn result(regime: RegimeKind, workload: &Workload, host: HostConfig, measure: Measure) -> RunResult {
+    result_on("paper-2024", regime, workload, host, measure)
+}
+
+fn result_on(machine: &str, regime: RegimeKind, workload: &Workload, host: HostConfig, measure: Measure) -> RunResult {
     let guest = GuestConfig { table_frames: TableFrames::Grouped, ..GuestConfig::default() };
-    let machine = MachineSpec::load("paper-2024").unwrap();
+    let machine = MachineSpec::load(machine).unwrap();
     let setup = Setup { regime, guest, host, machine, measure, check: false };
     run(&setup, &mut workload.generator(3), &mut |_| {}).unwrap().result
 }
@@ -86,6 +90,33 @@ fn the_account_adds_up_and_changes_no_count() {
             assert_eq!(cycles.cycles.exits, counts.cycles.exits, "{name} under {regime}");
             let saved = sum(&cycles.cycles.references, |row| !is_reference(row), |row| row.count);
             assert_eq!(saved > 0, caches, "{name} under {regime}");
+        }
+    }
+}
+
+#[test]
+fn every_hit_of_a_walk_cache_stands_in_the_account() {
+    // A machine without nested TLB, and one with.
+    for machine in ["paper-2024", "p-core"] {
+        for (regime, name) in regimes().flat_map(|regime| [(regime, "uniform"), (regime, "fork-and-exit")]) {
+            let result = result_on(machine, regime, &workload(name), with_caches(true), CYCLES);
+            let caches = result.walk_caches.clone().unwrap();
+            let rows = &result.cycles.references;
+            let hits = |dimensions: [&str; 2], level| {
+                let wanted = |row: &ServedReferences| {
+                    dimensions.contains(&row.dimension) && row.served_by == "walk_cache" && row.level == Some(level)
+                };
+                sum(rows, wanted, |row| row.count)
+            };
+            let all = |dimensions| [2, 3, 4].map(|level| hits(dimensions, level));
+            let counted = [caches.guest.pde_hits, caches.guest.pdpte_hits, caches.guest.pml4e_hits];
+            assert_eq!(all(["guest", "shadow"]), counted, "{name} under {regime} on {machine}");
+            let counted = [caches.host.pde_hits, caches.host.pdpte_hits, caches.host.pml4e_hits];
+            assert_eq!(all(["nested", "nested"]), counted, "{name} under {regime} on {machine}");
+            let pages = sum(rows, |row| row.served_by == "nested_tlb", |row| row.count);
+            assert_eq!(pages, caches.nested_tlb.hits, "{name} under {regime} on {machine}");
+            let two = regime.name().starts_with("nested") || regime.name() == "flat";
+            assert_eq!(pages > 0, two && machine == "p-core", "{name} under {regime} on {machine}");
         }
     }
 }
