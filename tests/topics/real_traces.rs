@@ -71,7 +71,10 @@ fn recorded(name: &str, turns: Turns, regime: RegimeKind, check: bool) -> (RunRe
 fn runs_everywhere(name: &str, regimes: impl Iterator<Item = RegimeKind>) {
     let (native, _) = recorded(name, Turns::default(), RegimeKind::Native, true);
     assert_eq!((native.stale.broken, native.outcome), (0, Outcome::Completed), "{name}");
-    assert_eq!(native.guest.ignored_ops, 0, "{name}: everything that is recorded can be done");
+    // Everything that is recorded can be done, but for two mprotect of the database's log of set-up calls: they are for pages
+    // of the program and its loader, which no mmap declares and no access has touched before.
+    let impossible = if name.contains("redis") { 2 } else { 0 };
+    assert_eq!(native.guest.ignored_ops, impossible, "{name}: {:?}", native.guest);
     for regime in regimes {
         let (result, _) = recorded(name, Turns::default(), regime, true);
         assert_eq!((result.stale.broken, result.outcome), (0, Outcome::Completed), "{name} under {regime}");
@@ -149,4 +152,36 @@ fn turns_change_the_order_and_not_the_work() {
     assert_eq!(work(&quick), work(&slow));
     assert_eq!(run(Turns { quantum: 2_000, seed: 3 }), quick, "the same seed, the same order");
     assert_ne!(run(Turns { quantum: 2_000, seed: 4 }), quick, "another seed, another order");
+}
+
+#[test]
+fn impossible_orders_and_absurd_sizes_have_outcomes() {
+    // An exec and an exit of processes that nobody made, an unmapping of nothing, overlapping areas, a mapping of 1 EiB, events
+    // after an exit, a wait for a stranger.
+    let text = "7 execve(\"/bin/a\", [], 0x7 /* 1 var */) = 0
+7 munmap(0x7f0000000000, 4096) = 0
+7 mmap(0x7f0000000000, 8192, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x7f0000000000
+7 mmap(0x7f0000001000, 8192, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x7f0000001000
+7 mmap(NULL, 1152921504606846976, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x100000000000
+7 mmap(NULL, 9223372036854775807, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x7f0000009000
+9 execve(\"/bin/b\", [], 0x7 /* 1 var */) = 0
+10 exit_group(0) = ?
+9 wait4(11, [{WIFEXITED(s)}], 0, NULL) = 11
+7 exit_group(0) = ?
+7 brk(0x10000) = 0x10000
+7 exit_group(0) = ?
+9 +++ exited with 0 +++
+";
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("impossible.txt");
+    std::fs::write(&path, text).unwrap();
+    for regime in [RegimeKind::Native, RegimeKind::ShadowWriteProtect, RegimeKind::NestedEpt] {
+        let mut recording = Recording::open(&path, Reading::default()).unwrap();
+        let result = result_of(regime, trace_guest(), true, &mut recording);
+        assert_eq!((result.outcome, result.stale.broken), (Outcome::Completed, 0), "{regime}");
+        assert!(result.guest.ignored_ops > 0 || recording.tally().malformed > 0, "{regime}: what cannot be is counted");
+        // 9 and 10 come from nowhere, and so does 7 after its exit.
+        assert_eq!(recording.repairs().orphans, 3, "{regime}");
+        assert_eq!(result.guest.exits, 4, "{regime}");
+    }
 }

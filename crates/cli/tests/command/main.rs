@@ -8,6 +8,7 @@ mod model;
 mod nested_virt;
 mod report;
 mod results;
+mod trace;
 mod walk;
 
 use std::ffi::OsStr;
