@@ -43,7 +43,7 @@ impl Guest {
         if total < MIN_FRAMES {
             return Err(Halted::GuestOutOfMemory);
         }
-        let mut frames = Frames::new(POOL_START, total, config.table_frames);
+        let mut frames = Frames::new(POOL_START, total, config.table_frames, config.leaf_arena());
         let kernel_root = kernel_tables(&config, total, &mut frames, &mut BootMem { platform, vm })
             .ok_or(Halted::GuestOutOfMemory)?;
         let mut uncounted = Ledger::sums();

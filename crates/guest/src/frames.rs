@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use memvirt_addr::{Gfn, GuestPhys, PageSize};
-use memvirt_pagetable::{FrameAllocator, FramePool};
+use memvirt_addr::{Gfn, GuestPhys, Level, PageSize};
+use memvirt_ops::arch::GfnRange;
+use memvirt_pagetable::{FrameAllocator, FramePool, LeafArena};
 
 use super::TableFrames;
 
@@ -20,6 +21,8 @@ pub(crate) struct Frames {
     peak_data: u64,
     /// Blocks for tables alone, where the guest groups its frames.
     blocks: Option<TableBlocks>,
+    /// Memory for leaf tables, where these lie in arrays.
+    arena: Option<LeafArena<GuestPhys>>,
 }
 
 /// 2 MiB blocks that hold page tables alone.
@@ -60,10 +63,13 @@ impl TableBlocks {
 const WAS_TABLE: u32 = 1 << 31;
 
 impl Frames {
-    /// All frames of a memory of `frames` frames from `start` on.
-    pub(crate) fn new(start: Gfn, frames: u64, tables: TableFrames) -> Self {
+    /// All frames of a memory of `frames` frames from `start` on; `arena` of them for leaf tables, where these lie in arrays.
+    pub(crate) fn new(start: Gfn, frames: u64, tables: TableFrames, arena: GfnRange) -> Self {
+        let arena = (tables == TableFrames::LeafArrays).then_some(arena);
+        let pool_end = arena.map_or(frames, |arena| arena.start.number());
         Self {
-            pool: FramePool::new(start, frames - start.number()),
+            arena: arena.map(|arena| LeafArena::new(arena.start, arena.frames)),
+            pool: FramePool::new(start, pool_end - start.number()),
             end: frames,
             uses: vec![0; Gfn::new(frames).as_index()].into_boxed_slice(),
             tables: 0,
@@ -170,9 +176,23 @@ impl FrameAllocator<GuestPhys> for Frames {
         Some(frame)
     }
 
+    fn allocate_table(&mut self, level: Level, parent: Gfn, index: usize) -> Option<Gfn> {
+        let arena = self.arena.as_mut().filter(|_| level == Level::L1);
+        match arena.and_then(|arena| arena.leaf_table(parent, index)) {
+            Some(frame) => {
+                self.tables += 1;
+                Some(frame)
+            }
+            None => self.allocate(PageSize::Size4K),
+        }
+    }
+
     fn free(&mut self, frame: Gfn, size: PageSize) {
         self.uses[frame.as_index()] = WAS_TABLE;
         self.tables -= size.frames();
+        if self.arena.as_mut().is_some_and(|arena| arena.freed(frame)) {
+            return;
+        }
         if !self.blocks.as_mut().is_some_and(|blocks| blocks.free(frame)) {
             self.pool.free(frame, size);
         }

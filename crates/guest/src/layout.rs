@@ -7,7 +7,7 @@
 use memvirt_addr::{Gfn, Gpa, Gva};
 
 /// The direct map: physical address `p` lies at `DIRECT_MAP + p`.
-pub(crate) const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
+pub const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
 /// The kernel's text, mapped with 2 MiB pages.
 pub(crate) const KERNEL_TEXT: u64 = 0xffff_ffff_8100_0000;
 /// Where the kernel's image lies in memory, and how long it is.

@@ -34,6 +34,7 @@ use memvirt_platform::{Horizon, Ledger, Platform, Stop};
 pub use config::{FlushRange, GuestConfig, Invlpg, LazySwitch, PageCache, TableFrames, Undeclared};
 use file::FileView;
 use frames::Frames;
+pub use layout::DIRECT_MAP;
 use memory::Hands;
 use objects::Objects;
 use process::Process;

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
-use memvirt_addr::{Hfn, PageSize};
-use memvirt_alternatives::{Agile, Flat, Policy, Switching};
+use memvirt_addr::{Gfn, Gva, Hfn, PageSize};
+use memvirt_alternatives::{Agile, DirectSegment, Flat, GuestSegment, Mode, Policy, RegisterWalk, Switching};
+use memvirt_guest::{DIRECT_MAP, GuestConfig, TableFrames};
 use memvirt_nested::{AdBits, Nested};
 use memvirt_nestedvirt::{Arrangement, Config, EptOnEpt, ShadowOnEpt};
 use memvirt_oracle::{Checked, FaultRule, Tally};
-use memvirt_pagetable::{Ept4, Guest4, Npt4, PhysMem, ScatteredAllocator};
+use memvirt_pagetable::{Attrs, Ept4, Guest4, Npt4, PhysMem, ScatteredAllocator};
 use memvirt_platform::{
     Engine, Host, MemoryMap, MmuGeometry, Native, Platform, Regime, Tags, TimingSpec, Vendor, VmSpec,
 };
@@ -99,6 +100,18 @@ regimes! {
     Agile3 = "agile:3", "agile paging with the lowest three levels nested: 16 references cold";
     /// Agile paging with all levels nested.
     Agile4 = "agile:4", "agile paging with all levels nested, the root named by its host frame: 20 references cold";
+    /// A direct segment of the host.
+    DirectSegment = "direct-segment",
+        "direct segment (MICRO 2014), VMM direct: guest tables over host memory translated by registers; 4 references cold";
+    /// A direct segment of the guest kernel.
+    DirectSegmentGuest = "direct-segment:guest",
+        "direct segment, guest direct: the guest kernel's direct map by registers, the host by EPT; all else as nested";
+    /// Direct segments of both.
+    DirectSegmentDual = "direct-segment:dual",
+        "direct segment, dual direct: the guest kernel's direct map by registers in both dimensions, 0 references; all else VMM direct";
+    /// Registers that name leaf tables.
+    RegisterWalk = "register-walk",
+        "registers name leaf tables (DMT, ASPLOS 2024): 3 references; the guest keeps its leaf tables in arrays for it";
 }
 
 impl RegimeKind {
@@ -119,6 +132,27 @@ impl RegimeKind {
             Self::Agile3 => Switching::Levels(3),
             Self::Agile4 => Switching::Levels(4),
             _ => Switching::Activity(Policy::DEFAULT),
+        }
+    }
+
+    /// Which dimensions have a segment. The guest's covers the kernel's direct map: the guest model's programs have no range that
+    /// is contiguous in guest memory.
+    const fn segments(self, pages: u64) -> Mode {
+        let perms = Attrs::READ.union(Attrs::WRITE);
+        let kernel = GuestSegment { base: Gva::new(DIRECT_MAP), pages, to: Gfn::new(0), perms };
+        match self {
+            Self::DirectSegmentGuest => Mode::Guest(kernel),
+            Self::DirectSegmentDual => Mode::Dual(kernel),
+            _ => Mode::Vmm,
+        }
+    }
+
+    /// The guest's switches with those that the regime cannot do without.
+    #[must_use]
+    pub fn asks_of(self, guest: GuestConfig) -> GuestConfig {
+        match self {
+            Self::RegisterWalk => GuestConfig { table_frames: TableFrames::LeafArrays, ..guest },
+            _ => guest,
         }
     }
 
@@ -143,6 +177,7 @@ impl FromStr for RegimeKind {
     fn from_str(s: &str) -> Result<Self, String> {
         let alias = match s {
             "nested:ept" => "nested",
+            "direct-segment:vmm" => "direct-segment",
             "shadow:write-protect/zap" => "shadow:write-protect",
             "shadow:kvm-6.1" | "shadow:unsync" => "shadow:kvm",
             other => other,
@@ -258,8 +293,9 @@ pub(crate) fn build(
     // Host memory costs nothing until it is used: room for the guest, its tables below and their alignment.
     let host_frames = (frames * 2 + (1 << 20)).min(PhysMem::<memvirt_addr::HostPhys>::MAX_FRAMES);
     let ad = if config.ept_ad { AdBits::On } else { AdBits::Off };
+    let arena = GuestConfig { memory_bytes, ..GuestConfig::default() }.leaf_arena();
     let mut host = if kind == RegimeKind::Native { Host::new(frames) } else { host(host_frames, config) };
-    let map =
+    let mut map =
         if kind == RegimeKind::Native { MemoryMap::identity(frames) } else { MemoryMap::new(frames, config.host_page) };
     let place = Place { hardware, config };
     let vendor = Vendor::Vmx;
@@ -325,6 +361,15 @@ pub(crate) fn build(
         | RegimeKind::Agile3
         | RegimeKind::Agile4 => {
             let regime = Agile::new(&mut host, &map, kind.switching())?;
+            place.engine(host, map, regime)
+        }
+        RegimeKind::DirectSegment | RegimeKind::DirectSegmentGuest | RegimeKind::DirectSegmentDual => {
+            let regime =
+                DirectSegment::new(&mut host, &mut map, kind.segments(memory_bytes / PageSize::Size4K.bytes()))?;
+            place.engine(host, map, regime)
+        }
+        RegimeKind::RegisterWalk => {
+            let regime = RegisterWalk::new(&mut host, &map, arena)?;
             place.engine(host, map, regime)
         }
     };

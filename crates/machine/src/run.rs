@@ -49,6 +49,7 @@ pub fn run<S: Source>(
     source: &mut S,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Finished<S::Error>, MachineError> {
+    let setup = &Setup { guest: setup.regime.asks_of(setup.guest), ..setup.clone() };
     let hardware = hardware(setup)?;
     let bench = build(setup.regime, setup.guest.memory_bytes, &setup.host, &hardware, setup.check);
     let Some(mut bench) = bench else {
