@@ -132,11 +132,14 @@ impl Comparison {
         self.results.iter().map(|result| result.stale.broken).sum()
     }
 
-    /// Runs in which the guest did something else than in the first one although both came to their end.
+    /// Runs in which the guest did something else than in the first one of the same guest although both came to their end. (A
+    /// regime may ask for another guest: [`RegimeKind::asks_of`](memvirt_machine::RegimeKind::asks_of).)
     pub fn strays(&self) -> impl Iterator<Item = &RunResult> {
-        let mut completed = self.results.iter().filter(|result| result.outcome == Outcome::Completed);
-        let first = completed.next();
-        completed.filter(move |result| first.is_some_and(|first| first.guest != result.guest))
+        let completed = || self.results.iter().filter(|result| result.outcome == Outcome::Completed);
+        completed().filter(move |result| {
+            let first = completed().find(|first| first.switches.guest == result.switches.guest);
+            first.is_some_and(|first| first.guest != result.guest)
+        })
     }
 }
 
