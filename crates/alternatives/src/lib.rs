@@ -26,7 +26,7 @@ pub use flat_table::FlatTable;
 pub use leaf_array::LeafArray;
 pub use meter::{DataReference, Meter};
 pub use radix::Radix;
-pub use record::{Design, NoWalk, Recorded, WalkOf, cold_walk};
+pub use record::{Design, NoWalk, Recorded, WalkOf, cached_walk, cold_walk};
 pub use register::RegisterWalk;
 pub use segment::Segment;
 pub use stage::{HostPage, HostTables, Stage, Violation};

@@ -9,7 +9,8 @@ use memvirt_pagetable::{
     Attrs, Format, FrameAllocator, FramePool, Guest4, LeafArena, LongMode, Mapper, TableAttrs, walk,
 };
 use memvirt_platform::{
-    Cpu, Cx, GuestMem, Horizon, Host, Ledger, MemoryMap, Outcome, Reference, Regime, Regs, Request, Tags, Vcpu,
+    Cpu, Cx, GuestMem, Horizon, Host, Ledger, Listener, MemoryMap, Mmu, MmuGeometry, Outcome, Probe, Reference, Regime,
+    Regs, Request, Tags, Vcpu,
 };
 use memvirt_tlb::Geometry;
 
@@ -91,21 +92,48 @@ impl core::error::Error for NoWalk {}
 ///
 /// [`NoWalk`].
 pub fn cold_walk(of: &WalkOf) -> Result<Recorded, NoWalk> {
+    walk_of(of, How::Shown)
+}
+
+/// The same walk by a CPU with walk caches of this shape, which `earlier` walks for the same address have filled: `probe` is told
+/// every reference and every hit of the last one. Where the address lies in host memory.
+///
+/// # Errors
+///
+/// [`NoWalk`].
+pub fn cached_walk(
+    of: &WalkOf,
+    geometry: &MmuGeometry,
+    earlier: u32,
+    probe: Box<dyn Probe + Send>,
+) -> Result<Hpa, NoWalk> {
+    walk_of(of, How::Cached { geometry, earlier, probe }).map(|recorded| recorded.reached)
+}
+
+/// How the last walk is made.
+enum How<'a> {
+    /// Without caches, its references kept.
+    Shown,
+    /// With caches, told to somebody else.
+    Cached { geometry: &'a MmuGeometry, earlier: u32, probe: Box<dyn Probe + Send> },
+}
+
+fn walk_of(of: &WalkOf, how: How<'_>) -> Result<Recorded, NoWalk> {
     match (of.design, of.guest_levels) {
-        (Design::Flat, 4) => record::<Guest4, _>(of, |host, map| Flat::<Guest4>::new(host, map)),
-        (Design::Flat, 5) => record::<LongMode<5>, _>(of, |host, map| Flat::<LongMode<5>>::new(host, map)),
+        (Design::Flat, 4) => record::<Guest4, _>(of, how, |host, map| Flat::<Guest4>::new(host, map)),
+        (Design::Flat, 5) => record::<LongMode<5>, _>(of, how, |host, map| Flat::<LongMode<5>>::new(host, map)),
         (Design::Agile(5..), _) => Err(NoWalk::TooManyLevels),
         (Design::Agile(lowest), 4) => {
-            record::<Guest4, _>(of, |host, map| Agile::new(host, map, Switching::Levels(lowest)))
+            record::<Guest4, _>(of, how, |host, map| Agile::new(host, map, Switching::Levels(lowest)))
         }
-        (Design::VmmDirect, 4) => record::<Guest4, _>(of, |host, map| DirectSegment::new(host, map, Mode::Vmm)),
+        (Design::VmmDirect, 4) => record::<Guest4, _>(of, how, |host, map| DirectSegment::new(host, map, Mode::Vmm)),
         (Design::GuestDirect, 4) => {
-            record::<Guest4, _>(of, |host, map| DirectSegment::new(host, map, Mode::Guest(segment(of))))
+            record::<Guest4, _>(of, how, |host, map| DirectSegment::new(host, map, Mode::Guest(segment(of))))
         }
         (Design::DualDirect, 4) => {
-            record::<Guest4, _>(of, |host, map| DirectSegment::new(host, map, Mode::Dual(segment(of))))
+            record::<Guest4, _>(of, how, |host, map| DirectSegment::new(host, map, Mode::Dual(segment(of))))
         }
-        (Design::Register, 4) => record::<Guest4, _>(of, |host, map| RegisterWalk::new(host, map, ARENA)),
+        (Design::Register, 4) => record::<Guest4, _>(of, how, |host, map| RegisterWalk::new(host, map, ARENA)),
         (_, 5) => Err(NoWalk::FourLevelsOnly),
         _ => Err(NoWalk::NotCanonical),
     }
@@ -234,7 +262,25 @@ impl<R: Shown> Machine<R> {
     }
 }
 
-fn record<G, R>(of: &WalkOf, regime: impl FnOnce(&mut Host, &mut MemoryMap) -> Option<R>) -> Result<Recorded, NoWalk>
+impl<R: Shown> Machine<R> {
+    /// Walks with caches, told to `probe` after the first `earlier` times.
+    fn cached(&mut self, request: &Request<'_>, geometry: &MmuGeometry, earlier: u32, probe: Box<dyn Probe + Send>) {
+        self.cpus[0].mmu = Some(Box::new(Mmu::new(geometry)));
+        for _ in 0..earlier {
+            self.with(|regime, cx| regime.miss(cx, request));
+        }
+        if let Some(mmu) = &mut self.cpus[0].mmu {
+            mmu.listener = Listener::Other(probe);
+        }
+        self.with(|regime, cx| regime.miss(cx, request));
+    }
+}
+
+fn record<G, R>(
+    of: &WalkOf,
+    how: How<'_>,
+    regime: impl FnOnce(&mut Host, &mut MemoryMap) -> Option<R>,
+) -> Result<Recorded, NoWalk>
 where
     G: Format<In = GuestVirt, Out = GuestPhys>,
     R: Shown,
@@ -258,7 +304,10 @@ where
     let request = Request { acc, store: None, ip: Gva::ZERO, element: 0 };
     let frame = machine.settle(&request).ok_or(NoWalk::NoMemory)?;
     let mut references = Vec::new();
-    machine.with(|regime, cx| regime.record(cx, &request, &mut references));
+    match how {
+        How::Shown => machine.with(|regime, cx| regime.record(cx, &request, &mut references)),
+        How::Cached { geometry, earlier, probe } => machine.cached(&request, geometry, earlier, probe),
+    }
     Ok(Recorded { references, reached: frame.at(gva.as_u64()) })
 }
 

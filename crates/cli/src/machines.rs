@@ -65,17 +65,17 @@ fn shapes(machine: &MachineSpec) -> String {
             row(structure, &format!("{} pages", pages.join(" ")), u64::from(*entries), *ways);
         }
     }
-    let mut sources = vec![("TLB", &machine.tlb.source)];
+    let mut sources = vec![("TLB source", &machine.tlb.source)];
     if let Some(caches) = &machine.walk_caches {
         for (structure, arrays) in [("walk cache, guest", &caches.guest), ("walk cache, host", &caches.host)] {
             for WalkCacheArray { level, entries, ways } in arrays {
                 row(structure, level.name(), u64::from(*entries), *ways);
             }
         }
-        sources.push(("walk caches", &caches.source));
+        sources.push(("walk caches source", &caches.source));
         if let Some(tlb) = &caches.nested_tlb {
             row("nested TLB", "guest-physical pages", u64::from(tlb.entries), tlb.ways);
-            sources.push(("nested TLB", &tlb.source));
+            sources.push(("nested TLB source", &tlb.source));
         }
     }
     if let Some(caches) = &machine.caches {
@@ -83,9 +83,15 @@ fn shapes(machine: &MachineSpec) -> String {
             let holds = format!("lines of {} B, {}", caches.line_bytes, bytes(shape.bytes));
             row(&format!("cache, {name}"), &holds, shape.bytes / u64::from(caches.line_bytes), shape.ways);
         }
-        sources.push(("caches", &caches.source));
+        sources.push(("caches source", &caches.source));
     }
+    let choices = format!(
+        "TLB: replacement {}, {}, pages of 1 GiB {}\n",
+        machine.tlb.replacement.name(),
+        machine.tlb.inclusion.name(),
+        machine.tlb.gigabyte_pages.name()
+    );
     let mark = |source: &str| if is_estimate(source) { " *" } else { "" };
     let sources: String = sources.iter().map(|(what, source)| format!("{what}{}: {source}\n", mark(source))).collect();
-    render(&grid) + &sources
+    render(&grid) + &choices + &sources
 }

@@ -10,14 +10,16 @@ use crate::failure::Status;
 use crate::output::{print, render, table};
 
 pub(crate) fn walk(args: &WalkArgs) -> anyhow::Result<Status> {
+    let machine = MachineSpec::load(&args.machine)?;
     let spec = WalkSpec {
         tables: tables(args)?,
         guest_page: args.guest_page,
         host_page: args.host_page,
         address: args.address,
-        caches: caches(args)?,
+        caches: caches(args, &machine)?,
     };
-    let walk = record_walk(&spec)?;
+    let mut walk = record_walk(&spec)?;
+    walk.machine = (args.caches != Caches::Off).then_some(machine.name);
     print(&match args.format {
         WalkFormat::Json => serde_json::to_string_pretty(&walk)? + "\n",
         WalkFormat::Table => people(&walk),
@@ -78,8 +80,8 @@ fn nested(args: &WalkArgs, guest: Option<GuestPaging>) -> anyhow::Result<Tables>
     Ok(Tables::Nested { guest, host, format })
 }
 
-fn caches(args: &WalkArgs) -> anyhow::Result<CacheState> {
-    let geometry = MachineSpec::load(&args.machine)?.mmu_geometry()?;
+fn caches(args: &WalkArgs, machine: &MachineSpec) -> anyhow::Result<CacheState> {
+    let geometry = machine.mmu_geometry()?;
     Ok(match args.caches {
         Caches::Off => CacheState::Off,
         Caches::Cold => CacheState::Cold(geometry),
@@ -118,12 +120,13 @@ fn head(walk: &RecordedWalk) -> String {
         _ => format!(", {n} {whose} levels"),
     };
     format!(
-        "{} walk for {}{}{}, caches {}\n",
+        "{} walk for {}{}{}, caches {}{}\n",
         walk.regime,
         walk.guest_virtual,
         levels(walk.guest_levels, if walk.regime == "shadow" { "shadow" } else { "guest" }),
         levels(walk.host_levels, "nested"),
-        walk.caches
+        walk.caches,
+        walk.machine.as_ref().map_or_else(String::new, |machine| format!(", those of {machine}"))
     )
 }
 

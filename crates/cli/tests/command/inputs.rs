@@ -84,8 +84,12 @@ fn missing_files_are_named() {
         assert!(error.contains("no/such.") && error.matches("No such file").count() == 1, "{error}");
     }
     let folder = TempDir::new().unwrap();
-    let ran = memvirt_in(folder.path(), ["compare", "--trace", "."]);
-    assert!(ran.only_error().contains("directory"), "{}", ran.stderr);
+    for args in [["compare", "--trace", "."], ["compare", "--workload", "./"], ["replay", ".", "--strict"]] {
+        let ran = memvirt_in(folder.path(), args);
+        assert!(ran.only_error().contains("directory"), "{}", ran.stderr);
+    }
+    let ran = memvirt_in(folder.path(), ["machines", "./"]);
+    assert!(ran.only_error().contains("is not a machine file: it is a directory"), "{}", ran.stderr);
 }
 
 #[test]
@@ -135,6 +139,17 @@ fn a_truncated_trace_gives_results_up_to_there_and_one_error() {
     let (folder, args) = trace(&whole[..20]);
     let ran = memvirt_in(folder.path(), args);
     assert!(ran.only_error().contains("app.log"));
+}
+
+#[test]
+fn a_recording_of_the_other_kernel_is_recognized() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/kvm/fuzz2-linux612-shadow.csv.zst");
+    let replay = |kernel: &str| memvirt(&format!("replay {} --no-oracle --kernel {kernel}", file.display()));
+    let ran = replay("6.1");
+    assert_eq!(ran.status, 1);
+    assert_eq!(ran.stderr, "memvirt: hint: as Linux 6.12, 0 of 2000 rows differ; try --kernel 6.12\n");
+    let ran = replay("6.12");
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
 }
 
 #[test]

@@ -80,7 +80,6 @@ fn impossible_walks_are_refused_with_the_mend() {
         ("--regime flat --guest pae", "--guest 4"),
         ("--regime agile:2 --guest 5", "leave --guest and --host out"),
         ("--regime agile:2 --host none", "leave --guest and --host out"),
-        ("--regime agile:2 --caches warm", "leave --caches out"),
         ("--guest pae --guest-page 1G", "--guest-page 4K or 2M"),
         ("--guest pae --address 0x100000000", "0xffffffff"),
         ("--address 0xaa7f1234567abc", "canonical"),
@@ -104,6 +103,8 @@ fn walk_caches_are_the_machine_s() {
         ("--caches warm --machine p-core", 1),
         ("--caches warm --host none", 1),
         ("--caches warm --regime shadow", 1),
+        ("--caches warm --regime flat", 3),
+        ("--caches warm --regime agile:1", 2),
         ("--caches cold --host none", 4),
         ("--caches cold", 12),
         ("--caches cold --machine p-core", 12),
@@ -114,6 +115,10 @@ fn walk_caches_are_the_machine_s() {
         assert_eq!(walk["total"], total, "{args}");
         let table = memvirt(&format!("walk {args}")).stdout;
         assert!(table.ends_with(&format!("total: {total} references\n")), "{table}");
+        let machine = if args.contains("p-core") { "p-core" } else { "skylake-sp" };
+        let named = (!args.contains("off")).then_some(machine);
+        assert_eq!(walk["machine"].as_str(), named, "{args}");
+        assert_eq!(table.contains(&format!("those of {machine}")), named.is_some(), "{table}");
         let hits = walk["cache_hits"].as_array().unwrap();
         assert_eq!(hits.is_empty(), args.contains("off") || args.contains("cold --host none"), "{args}");
         assert_eq!(table.matches("known to the cache: ").count(), hits.len(), "{table}");

@@ -1,10 +1,13 @@
 //! Walks of the literature's alternatives: a flat nested table, agile paging. Their tables are built and walked by
 //! `memvirt-alternatives`; here they are written down.
 
-use memvirt_addr::{GuestPhys, GuestVirt, Gva, Level};
-use memvirt_alternatives::{Design, WalkOf, cold_walk};
-use memvirt_nested::{Dimension, Probe, Reference};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use memvirt_addr::{GuestPhys, GuestVirt, Gva, Hpa, Level};
+use memvirt_alternatives::{Design, NoWalk, WalkOf, cached_walk, cold_walk};
+use memvirt_nested::{CacheHit, Dimension, Probe, Reference, Update};
 use memvirt_pagetable::{Entry, Ept4, Format, Guest4, Shadow4};
+use memvirt_platform::MmuGeometry;
 use memvirt_shadow::store::SWITCH;
 
 use super::build::address;
@@ -33,19 +36,60 @@ fn record<G>(spec: &WalkSpec, design: Design, name: &'static str, host_levels: u
 where
     G: Format<In = GuestVirt, Out = GuestPhys>,
 {
-    if spec.caches != CacheState::Off {
-        let reason = format!("the walk of {name} is shown without walk caches; leave --caches out");
-        return Err(LabError::Walk(reason));
-    }
     let gva = address::<G>(spec)?;
     let levels = G::ROOT.number();
     let WalkSpec { guest_page, host_page, .. } = *spec;
     let of = WalkOf { design, guest_levels: levels, guest_page, host_page, address: gva };
-    let recorded = cold_walk(&of).map_err(|error| LabError::Walk(error.to_string()))?;
+    let (log, reached) = match spec.caches {
+        CacheState::Off => cold(&of)?,
+        CacheState::Cold(geometry) => cached(&of, &geometry, 0)?,
+        CacheState::Warm(geometry) => cached(&of, &geometry, 1)?,
+    };
+    let rows = log.references().enumerate().map(|(i, reference)| row::<G>(i + 1, reference, gva, design)).collect();
+    Ok(made(spec, name, (levels, host_levels), (hex(gva), hex(reached)), &log, rows, 0))
+}
+
+fn no_walk(error: NoWalk) -> LabError {
+    LabError::Walk(error.to_string())
+}
+
+fn cold(of: &WalkOf) -> Result<(Log, Hpa), LabError> {
+    let recorded = cold_walk(of).map_err(no_walk)?;
     let mut log = Log::default();
     recorded.references.iter().for_each(|reference| log.reference(reference));
-    let rows = log.references().enumerate().map(|(i, reference)| row::<G>(i + 1, reference, gva, design)).collect();
-    Ok(made(spec, name, (levels, host_levels), (hex(gva), hex(recorded.reached)), &log, rows, 0))
+    Ok((log, recorded.reached))
+}
+
+/// The CPU keeps who listens; what was heard is read here.
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Log>>);
+
+impl Shared {
+    fn with(&self, hear: impl FnOnce(&mut Log)) {
+        hear(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Probe for Shared {
+    fn reference(&mut self, reference: &Reference) {
+        self.with(|log| log.reference(reference));
+    }
+
+    fn update(&mut self, update: &Update) {
+        self.with(|log| log.update(update));
+    }
+
+    fn cached(&mut self, hit: CacheHit) {
+        self.with(|log| log.cached(hit));
+    }
+}
+
+fn cached(of: &WalkOf, geometry: &MmuGeometry, earlier: u32) -> Result<(Log, Hpa), LabError> {
+    let heard = Shared::default();
+    let reached = cached_walk(of, geometry, earlier, Box::new(heard.clone())).map_err(no_walk)?;
+    let mut log = Log::default();
+    heard.with(|heard| log = std::mem::take(heard));
+    Ok((log, reached))
 }
 
 fn row<G>(step: usize, reference: &Reference, gva: Gva, design: Design) -> WalkReference

@@ -85,6 +85,7 @@ fn made(
         guest_page: spec.guest_page.name(),
         host_page: spec.host_page.name(),
         caches: spec.caches.name(),
+        machine: None,
         guest_virtual,
         host_physical,
         total: references.len(),

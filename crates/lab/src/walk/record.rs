@@ -59,6 +59,9 @@ pub struct RecordedWalk {
     pub host_page: &'static str,
     /// `off`, `cold` or `warm`.
     pub caches: &'static str,
+    /// The machine whose caches they are, where there are any and whoever asked has named it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
     /// The address that was walked for.
     pub guest_virtual: String,
     /// Where it lies in the machine's memory.

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use super::record::{RecordedWalk, WalkReference, entry_name};
 use memvirt_addr::Level;
 
-const CELL: (u32, u32) = (104, 72);
+const CELL: (u32, u32) = (120, 72);
 /// Left and top of the first cell's centre.
 const ORIGIN: (u32, u32) = (176, 132);
 const RADIUS: u32 = 20;
@@ -127,7 +127,8 @@ fn subtitle(walk: &RecordedWalk) -> String {
         "native" => format!("{} pages", walk.guest_page),
         _ => format!("guest pages {}, host pages {}", walk.guest_page, walk.host_page),
     };
-    format!("{} at {}; {pages}; walk caches {}", walk.guest_virtual, walk.host_physical, walk.caches)
+    let machine = walk.machine.as_ref().map_or_else(String::new, |machine| format!(" ({machine})"));
+    format!("{} at {}; {pages}; walk caches {}{machine}", walk.guest_virtual, walk.host_physical, walk.caches)
 }
 
 fn text(svg: &mut String, (x, y): (u32, u32), class: &str, words: &str) {

@@ -106,6 +106,9 @@ impl MachineSpec {
     /// The text of the file, which is never read beyond its limit: a device or a wrong file may have no end.
     fn read(path: &Path) -> Result<String, MachineError> {
         let not_a_machine = |reason| MachineError::NotAMachine { path: path.to_owned(), reason };
+        if path.is_dir() {
+            return Err(not_a_machine("it is a directory"));
+        }
         let mut bytes = Vec::new();
         File::open(path)
             .and_then(|file| file.take(Self::MAX_FILE_BYTES + 1).read_to_end(&mut bytes))

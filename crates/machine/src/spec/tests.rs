@@ -92,6 +92,24 @@ fn text_that_is_no_toml_is_refused_with_its_line() {
     assert!(message.contains(&line("[base]")), "{message}");
 }
 
+/// The names that are shown are those that are read.
+#[test]
+fn choices_are_shown_by_their_names_in_files() {
+    let with = |field: &str, name: &str| {
+        let text = default_file().replacen("[tlb]\n", &format!("[tlb]\n{field} = \"{name}\"\n"), 1);
+        MachineSpec::parse("m.toml", &text).unwrap().tlb
+    };
+    for name in ["lru", "random", "fifo"] {
+        assert_eq!(with("replacement", name).replacement.name(), name);
+    }
+    for name in ["whole", "split"] {
+        assert_eq!(with("gigabyte_pages", name).gigabyte_pages.name(), name);
+    }
+    for name in ["non-inclusive", "inclusive"] {
+        assert_eq!(with("inclusion", name).inclusion.name(), name);
+    }
+}
+
 #[test]
 fn replacement_and_split_pages_reach_the_geometry() {
     let text = default_file().replacen("[tlb]\n", "[tlb]\nreplacement = \"fifo\"\ngigabyte_pages = \"split\"\n", 1);
@@ -141,6 +159,8 @@ fn a_file_without_walk_caches_has_none() {
 #[test]
 fn names_and_paths_that_are_not_there_are_told_apart() {
     assert!(MachineSpec::load("pdp-11").unwrap_err().to_string().contains("known: "));
+    let directory = MachineSpec::load("./src").unwrap_err().to_string();
+    assert_eq!(directory, "./src is not a machine file: it is a directory");
     assert!(MachineSpec::load("no/such.toml").unwrap_err().to_string().contains("no/such.toml"));
 }
 

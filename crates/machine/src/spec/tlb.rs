@@ -36,6 +36,19 @@ pub enum ReplacementName {
     Fifo,
 }
 
+impl ReplacementName {
+    /// The name in machine files.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lru => "lru",
+            Self::TreePlru => "tree-plru",
+            Self::Random => "random",
+            Self::Fifo => "fifo",
+        }
+    }
+}
+
 impl From<ReplacementName> for Replacement {
     fn from(name: ReplacementName) -> Self {
         match name {
@@ -58,6 +71,17 @@ pub enum GigabyteName {
     Split,
 }
 
+impl GigabyteName {
+    /// The name in machine files.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::Split => "split",
+        }
+    }
+}
+
 /// Whether the first level holds only what the second holds too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -67,6 +91,17 @@ pub enum InclusionName {
     NonInclusive,
     /// It may not.
     Inclusive,
+}
+
+impl InclusionName {
+    /// The name in machine files.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NonInclusive => "non-inclusive",
+            Self::Inclusive => "inclusive",
+        }
+    }
 }
 
 /// The shape of a machine's TLB.
