@@ -7,10 +7,11 @@ use memvirt_addr::{Acc, AccessKind, Gva, Vpn};
 use memvirt_ops::process::{Batch, Source};
 
 use crate::error::TraceError;
+use crate::format::Format;
 use crate::input::Compression;
 use crate::interleave::Repairs;
 use crate::lackey::{LackeyReader, Tally};
-use crate::recording::{Format, Recording};
+use crate::recording::Recording;
 
 /// A half-open range of addresses of which pages were touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,72 +9,19 @@ use std::path::Path;
 use memvirt_mvt::{Density, Header, Mvt, Order};
 use memvirt_ops::process::{Batch, ProcessId, Source};
 
-use crate::bundle::{Bundle, Member, MemberReader, head_of, tar};
+use crate::bundle::{Bundle, MemberReader, head_of, tar};
 use crate::calls::as_plain_call;
-use crate::champsim::{self, ChampSimReader};
+use crate::champsim::ChampSimReader;
 use crate::error::TraceError;
+use crate::format::{Format, sniff, worth};
 use crate::input::{Compression, Progress};
 use crate::interleave::{Family, Interleaver, Repairs, Tap, Turns};
 use crate::lackey::logs::{self, LogSet};
-use crate::lackey::{self, LackeyReader, MemoryCalls, Tally};
-use crate::mvt::{MvtFamily, MvtStream, ROOTS};
+use crate::lackey::{LackeyReader, MemoryCalls, Tally};
+use crate::mvt::{MvtFamily, MvtStream};
 use crate::text::TextReader;
-use crate::text::perf::{self, Perf};
-use crate::text::strace::{self, Strace};
-
-/// What a recording was made with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
-#[non_exhaustive]
-pub enum Format {
-    /// Valgrind lackey, one process.
-    Lackey,
-    /// Valgrind lackey, a log for each process.
-    LackeySet,
-    /// `strace -f`.
-    Strace,
-    /// `perf script`.
-    Perf,
-    /// ChampSim's records of instructions.
-    ChampSim,
-}
-
-impl Format {
-    const ALL: [Self; 5] = [Self::Lackey, Self::LackeySet, Self::Strace, Self::Perf, Self::ChampSim];
-
-    /// The name in results.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Lackey => "lackey",
-            Self::LackeySet => "lackey-set",
-            Self::Strace => "strace",
-            Self::Perf => "perf",
-            Self::ChampSim => "champsim",
-        }
-    }
-
-    /// The name for people.
-    #[must_use]
-    pub const fn title(self) -> &'static str {
-        match self {
-            Self::Lackey => "Valgrind lackey",
-            Self::LackeySet => "Valgrind lackey, several processes",
-            Self::Strace => "strace",
-            Self::Perf => "perf",
-            Self::ChampSim => "a tracer of ChampSim",
-        }
-    }
-
-    /// What becomes of calls that change memory areas where nobody says: a log of one process says nothing of the areas that
-    /// the program had before, so its calls are not carried out; all others are there for their page-table events.
-    const fn calls_by_default(self) -> MemoryCalls {
-        match self {
-            Self::Lackey => MemoryCalls::Ignore,
-            _ => MemoryCalls::Apply,
-        }
-    }
-}
+use crate::text::perf::Perf;
+use crate::text::strace::Strace;
 
 /// How a recording is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,34 +41,6 @@ enum Streams {
     Perf(Box<TextReader<MemberReader, Perf>>),
     ChampSim(Box<ChampSimReader<MemberReader>>),
 }
-
-/// What a file is by its first bytes, as far as they decide it: anything else is read as a lackey log, which says itself
-/// what is wrong.
-fn sniff(head: &[u8]) -> Format {
-    if champsim::is_trace(head) {
-        return Format::ChampSim;
-    }
-    let lines = || head.split(|b| *b == b'\n').map(<[u8]>::trim_ascii_end).filter(|line| !line.is_empty());
-    let (mut strace, mut perf, mut lackey) = (0, 0, 0);
-    for line in lines().take(LINES_LOOKED_AT) {
-        if lackey::is_line(line) {
-            lackey += 1;
-        } else if perf::is_line(line) {
-            perf += 1;
-        } else if strace::is_line(line) {
-            strace += 1;
-        }
-    }
-    match (strace, perf) {
-        _ if lackey > strace && lackey > perf => Format::Lackey,
-        (0, 0) => Format::Lackey,
-        (strace, perf) if perf >= strace => Format::Perf,
-        _ => Format::Strace,
-    }
-}
-
-/// Lines that are looked at to tell what a file is.
-const LINES_LOOKED_AT: usize = 200;
 
 /// A recording being read.
 pub struct Recording {
@@ -208,13 +127,6 @@ impl Recording {
             return Ok(Self::new(name, Format::LackeySet, compression, streams, reading));
         }
         // Several recordings of one program: the one that says most, and of those the longest.
-        let worth = |member: &Member| match sniff(&member.head) {
-            Format::Perf => 3,
-            Format::ChampSim => 2,
-            Format::Strace => 1,
-            Format::Lackey => u8::from(member.head.split(|b| *b == b'\n').any(lackey::is_line)),
-            Format::LackeySet => 0,
-        };
         let best = bundle.members.iter().max_by_key(|member| (worth(member), member.bytes));
         let Some(member) = best.filter(|member| worth(member) > 0) else {
             let found = match (&bundle.cut, bundle.members.len()) {
@@ -394,9 +306,6 @@ impl Recording {
         }
     }
 }
-
-/// The name of the note that names the processes nobody forks.
-pub const ROOTS_NOTE: &str = ROOTS;
 
 fn tapped(more: bool, batch: &Batch, tap: Tap<'_>) -> bool {
     if more {
