@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod fault;
+mod foresee;
 pub mod pml;
 pub mod reference;
 pub mod regime;

@@ -47,6 +47,12 @@ pub trait SecondStage: Format<In = GuestPhys, Out = HostPhys> {
     /// (`kvm_mmu_set_ept_masks`, `kvm_mmu_reset_all_pte_masks`).
     const DEVICE: u64;
 
+    /// The bits of an entry that points to a table, permits everything and is nothing special: those that tell it, and their
+    /// values. Most entries are such; hot paths know them without decoding.
+    const PLAIN_TABLE: (u64, u64);
+    /// The same of an entry of level 1 that maps a page.
+    const PLAIN_LEAF: (u64, u64);
+
     /// What hardware makes of an entry: [`Format::decode`], and an address wider than the machine's is reserved.
     #[must_use]
     #[inline]
@@ -104,6 +110,10 @@ impl<const N: u8> SecondStage for Ept<N> {
     const BASE: Attrs = Attrs::empty();
     /// W and X without R.
     const DEVICE: u64 = 0b110;
+    /// R, W, X; bits 3 to 7 of a pointer are 0.
+    const PLAIN_TABLE: (u64, u64) = (BEYOND_MEMORY | 0b1111_1111, 0b111);
+    /// R, W, X, and the memory type write-back.
+    const PLAIN_LEAF: (u64, u64) = (BEYOND_MEMORY | 0b11_1111, 6 << 3 | 0b111);
 }
 
 impl<const N: u8> SecondStage for LongMode<N, GuestPhys, HostPhys> {
@@ -113,4 +123,8 @@ impl<const N: u8> SecondStage for LongMode<N, GuestPhys, HostPhys> {
     const BASE: Attrs = Attrs::USER;
     /// Present, with a reserved address bit.
     const DEVICE: u64 = BEYOND_MEMORY | 1;
+    /// P, W, U; neither NX nor PS.
+    const PLAIN_TABLE: (u64, u64) = (BEYOND_MEMORY | 1 << 63 | 1 << 7 | 0b111, 0b111);
+    /// P, W, U; not NX.
+    const PLAIN_LEAF: (u64, u64) = (BEYOND_MEMORY | 1 << 63 | 0b111, 0b111);
 }

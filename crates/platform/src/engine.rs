@@ -13,6 +13,7 @@ use memvirt_tlb::{Entry, Geometry};
 use crate::cpu::{Cpu, Regs, Vcpu};
 use crate::cx::{Cx, Tags};
 use crate::exit::Work;
+use crate::foresee::{Foreseen, Foresight, Lookout};
 use crate::host::{GuestMem, Host, MemoryMap, read_guest};
 use crate::ledger::Ledger;
 use crate::mmu::{Mmu, MmuGeometry};
@@ -58,13 +59,12 @@ pub trait Regime {
     /// One hardware walk for an access that missed the TLB, and where it exits, its handling.
     fn miss(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome;
 
-    /// Reads what the walks for `ahead`, the accesses that come next, would read, and neither counts nor changes anything.
+    /// Tells of the accesses `ahead`, the next ones, which of their walks would do nothing but read, and what those would give.
+    /// Neither counts nor changes anything. Never called where walk caches or a listener take part in walks.
     ///
-    /// Only a hint, for speed: tables are larger than the caches of the computer that simulates, and reads for several
-    /// accesses wait for its memory together where walks wait one after the other. The engine gives it while misses are
-    /// frequent. To do nothing is always right.
-    fn look_ahead(&self, cx: &Cx<'_>, ahead: &[Acc]) {
-        let _ = (cx, ahead);
+    /// For speed alone: see [`foresee`](crate::foresee). To do nothing is always right.
+    fn foresee(&self, cx: &Cx<'_>, ahead: &[Acc], found: &mut Foresight) {
+        let _ = (cx, ahead, found);
     }
 
     /// A privileged operation.
@@ -127,31 +127,6 @@ pub(crate) enum Done<T> {
 
 /// An access served, or why not.
 pub(crate) type Served = Result<Done<Entry>, Stop>;
-
-/// Accesses whose walks are prepared together, where misses are no farther apart than this.
-pub(crate) const AHEAD: usize = 16;
-
-/// Decides when a regime should look ahead.
-#[derive(Default)]
-pub(crate) struct Lookout {
-    last_miss: usize,
-    /// Everything before this index has been looked at.
-    seen: usize,
-}
-
-impl Lookout {
-    /// Called for each miss: what to look at now.
-    #[inline]
-    pub(crate) fn at_miss<'r>(&mut self, run: &'r [Acc], at: usize) -> Option<&'r [Acc]> {
-        let frequent = at - self.last_miss < AHEAD;
-        self.last_miss = at;
-        if !frequent || at < self.seen {
-            return None;
-        }
-        self.seen = run.len().min(at + AHEAD);
-        run.get(at..self.seen).filter(|ahead| ahead.len() > 1)
-    }
-}
 
 /// How often one access may start again. A walk exits for each level it meets at most a few times; beyond that a regime has
 /// stopped making progress, which is a bug of the regime, not of its input.
@@ -311,16 +286,41 @@ impl<R: Regime> Engine<R> {
         let stop = loop {
             done += self.cpus[cpu].tlb.hits(tag, &run[done..]);
             let Some(acc) = run.get(done) else { break Stop::Done };
-            if let Some(ahead) = lookout.at_miss(run, done) {
-                self.with(v, done, horizon, out, |regime, cx| regime.look_ahead(cx, ahead));
+            let known = lookout.at_miss(run, done, |ahead, found| self.foresee(v, done, horizon, out, ahead, found));
+            if let Some(Foreseen { entry, refs }) = known {
+                out.counters.add_walk(refs, 0, 0);
+                self.cpus[cpu].tlb.fill(tag, entry);
+                done += 1;
+                continue;
             }
             let request = Request { acc: *acc, store: None, ip: Gva::ZERO, element: 0 };
+            let effects = |out: &Ledger| (out.counters.ad_updates, out.counters.total_exits());
+            let (walks, before) = (out.counters.walks, effects(out));
             match self.serve(v, &request, done, horizon, out) {
                 Ok(_) => done += 1,
                 Err(stop) => break stop,
             }
+            // One walk that set no bit and did not exit has only read; anything else may have changed tables.
+            if out.counters.walks != walks + 1 || effects(out) != before {
+                lookout.forget();
+            }
         };
         (done, stop)
+    }
+
+    /// Asks the regime about the next accesses, where walks concern nobody else.
+    pub(crate) fn foresee(
+        &mut self,
+        v: VcpuId,
+        at: usize,
+        horizon: Horizon,
+        out: &mut Ledger,
+        ahead: &[Acc],
+        found: &mut Foresight,
+    ) {
+        if self.cpus[self.vcpus[v.index()].cpu].mmu.is_none() {
+            self.with(v, at, horizon, out, |regime, cx| regime.foresee(cx, ahead, found));
+        }
     }
 
     /// Performs one access whose value matters; returns the host address reached, if the CPU performed it.

@@ -132,6 +132,13 @@ impl MemoryMap {
         self.size
     }
 
+    /// Whether guest memory is all of the host's, every frame itself: then a guest address is a host address.
+    #[must_use]
+    #[inline]
+    pub const fn is_whole_host(&self, host: &Host) -> bool {
+        self.identity && host.mem.frames() <= self.frames
+    }
+
     /// Whether `gfn` is memory.
     #[must_use]
     #[inline]

@@ -11,7 +11,8 @@ use memvirt_pagetable::{Attrs, Entry, Format, Guest4, TableMem};
 
 use crate::cpu::Regs;
 use crate::cx::{Cx, tlb_entry};
-use crate::engine::{AHEAD, Outcome, Regime, Request};
+use crate::engine::{Outcome, Regime, Request};
+use crate::foresee::{Foreseen, Foresight, PlainLeaf, plain_walks};
 use crate::host::{Backed, GuestMem, read_guest};
 use crate::ledger::WalkRefs;
 use crate::mmu::{Caches, Partial};
@@ -47,21 +48,24 @@ impl Regime for Native {
         }
     }
 
-    fn look_ahead(&self, cx: &Cx<'_>, ahead: &[Acc]) {
-        let root = cx.regs().cr3.root.frame();
-        let mut tables = [root; AHEAD];
-        // All accesses level by level, so that the reads of one level do not wait for each other.
-        for level in [Level::L4, Level::L3, Level::L2, Level::L1] {
-            for (table, acc) in tables.iter_mut().zip(ahead) {
-                let raw = read_guest(cx.host, cx.map, table.entry(Guest4::index(acc.gva(), level)));
-                *table = match Guest4::decode(raw, level) {
-                    Entry::Table { next, .. } | Entry::Leaf { frame: next, .. } => next,
-                    Entry::Absent | Entry::Reserved => root,
-                };
+    fn foresee(&self, cx: &Cx<'_>, ahead: &[Acc], found: &mut Foresight) {
+        let (regs, host, map) = (cx.regs(), &*cx.host, &*cx.map);
+        let refs = WalkRefs { guest: 4, ..WalkRefs::default() };
+        let tell = |i: usize, leaf: PlainLeaf<GuestPhys>| {
+            let size = PageSize::Size4K;
+            if let Some(backed) = map.lookup(leaf.frame) {
+                let mut perms = leaf.perms;
+                perms.set(Attrs::GLOBAL, leaf.global && regs.global_pages);
+                let entry = tlb_entry(ahead[i], Backed { size, ..backed }, size, perms, leaf.dirty);
+                found[i] = Some(Foreseen { entry, refs });
             }
+        };
+        let root = regs.cr3.root.frame();
+        if map.is_whole_host(host) {
+            plain_walks(root, regs, ahead, |at| host.mem.read(Hpa::new_truncate(at.as_u64())), tell);
+        } else {
+            plain_walks(root, regs, ahead, |at| read_guest(host, map, at), tell);
         }
-        // Looked at, or the compiler would leave the last reads out.
-        core::hint::black_box(&tables);
     }
 
     fn control(&mut self, cx: &mut Cx<'_>, control: &Control) -> Result<(), Refusal> {

@@ -28,7 +28,7 @@ use memvirt_cache::{CacheHierarchy, CoreCaches, Purpose, Served, SharedCache};
 use memvirt_ops::VcpuId;
 
 use crate::account::{Account, Cells, ServedBy, purpose_of};
-use crate::engine::{Done, Engine, Lookout, Regime, Request};
+use crate::engine::{Done, Engine, Regime, Request};
 use crate::ledger::Ledger;
 use crate::mmu::{Listener, Mmu, MmuGeometry};
 use crate::probe::{CacheHit, Dimension, Probe, Reference};
@@ -232,16 +232,12 @@ impl<R: Regime> Engine<R> {
     ) -> (usize, Stop) {
         let vcpu = &self.vcpus[v.index()];
         let (cpu, tag) = (vcpu.cpu, vcpu.tag());
-        let mut lookout = Lookout::default();
         let mut stop = Stop::Done;
         let mut done = 0;
         for acc in run {
             let served = match self.cpus[cpu].tlb.lookup(tag, *acc) {
                 Some(entry) => Ok(Done::Through(entry)),
                 None => {
-                    if let Some(ahead) = lookout.at_miss(run, done) {
-                        self.with(v, done, horizon, out, |regime, cx| regime.look_ahead(cx, ahead));
-                    }
                     let request = Request { acc: *acc, store: None, ip: Gva::ZERO, element: 0 };
                     self.serve(v, &request, done, horizon, out)
                 }

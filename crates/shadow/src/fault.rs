@@ -6,10 +6,10 @@
 //! 3. If not, guest A and D are set, an access to a device is carried out, and the policy repairs its tables (a *hidden*
 //!    fault) or carries out a store to a table that it protects.
 
-use memvirt_addr::{Gfn, Hpa};
+use memvirt_addr::{Acc, Gfn, Hpa};
 use memvirt_ops::arch::{GuestFault, StoreOp, VcpuSet};
 use memvirt_pagetable::{Attrs, Guest4, Path};
-use memvirt_platform::{Cx, ExitReason, Horizon, LockMode, Outcome, Request, Work, store_element};
+use memvirt_platform::{Cx, ExitReason, Foresight, Horizon, LockMode, Outcome, Request, Work, store_element};
 
 use crate::guest::{self, GuestPage};
 use crate::hardware::HardwareWalk;
@@ -57,6 +57,13 @@ pub(crate) fn serve<P: Policy>(policy: &mut P, cx: &mut Cx<'_>, request: &Reques
     match hardware.found {
         Some(entry) => Outcome::Filled(entry),
         None => exited(policy, cx, request, work),
+    }
+}
+
+/// What [`Regime::foresee`](memvirt_platform::Regime::foresee) answers.
+pub(crate) fn foresee<P: Policy>(policy: &P, cx: &Cx<'_>, ahead: &[Acc], found: &mut Foresight) {
+    if let Some(root) = policy.root(cx) {
+        HardwareWalk::foresee(cx, policy.store().page(root).frame, ahead, found);
     }
 }
 

@@ -6,7 +6,8 @@
 use memvirt_addr::{Acc, Gpa, Hfn, HostPhys, Hpa, Level, PageSize};
 use memvirt_pagetable::{Attrs, Entry as TableEntry, Format, PhysMem, Shadow4, TableMem};
 use memvirt_platform::{
-    Backed, CacheHit, Caches, Counters, Cx, Dimension, Partial, Probe, Reference, Regs, Update, WalkRefs, tlb_entry,
+    Backed, CacheHit, Caches, Counters, Cx, Dimension, Foreseen, Foresight, Partial, Probe, Reference, Regs, Update,
+    WalkRefs, plain_walks, tlb_entry,
 };
 use memvirt_tlb::Entry;
 
@@ -34,6 +35,23 @@ impl HardwareWalk {
                 Walker { mem, regs: &regs, caches, probe, refs: 0, ad_updates: 0 }.walk(root, acc)
             }
         }
+    }
+
+    /// The walks under `root` that would do nothing but read.
+    pub(crate) fn foresee(cx: &Cx<'_>, root: Hfn, ahead: &[Acc], found: &mut Foresight) {
+        let (regs, mem) = (Regs { write_protect: true, ..*cx.regs() }, &cx.host.mem);
+        let refs = WalkRefs { shadow: 4, ..WalkRefs::default() };
+        plain_walks(
+            root,
+            &regs,
+            ahead,
+            |at| mem.read(at),
+            |i, leaf| {
+                let (frame, size) = (leaf.frame, PageSize::Size4K);
+                let entry = tlb_entry(ahead[i], Backed { frame, size }, size, leaf.perms, leaf.dirty);
+                found[i] = Some(Foreseen { entry, refs });
+            },
+        );
     }
 
     /// A walk that has no table to start from.

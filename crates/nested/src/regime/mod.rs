@@ -24,10 +24,11 @@ use memvirt_ops::arch::{Control, CrWrite, GfnRange, GuestFault, HostEvent, VcpuS
 use memvirt_pagetable::map::TableAttrs;
 use memvirt_pagetable::{Format, Guest4, Mapper, PhysMem};
 use memvirt_platform::{
-    Backed, Caches, Cx, ExitReason, Host, HostFrames, LockMode, Outcome, Refusal, Regime, Regs, Request, TableBytes,
-    Tags, Vendor, WalkRefs, Work, tlb_entry,
+    Backed, Caches, Cx, ExitReason, Foresight, Host, HostFrames, LockMode, Outcome, Refusal, Regime, Regs, Request,
+    TableBytes, Tags, Vendor, WalkRefs, Work, tlb_entry,
 };
 
+use crate::foresee::Ahead;
 use crate::pml::ModificationLog;
 use crate::reference::{Counts, Probe};
 use crate::stage::{AdBits, SecondStage};
@@ -205,6 +206,13 @@ where
             End::Violation(violation) => self.violated(cx, request, &violation),
             End::Misconfig(misconfig) => self.misconfigured(cx, request, &misconfig),
             End::LogFull => self.log_full(cx),
+        }
+    }
+
+    fn foresee(&self, cx: &Cx<'_>, ahead: &[Acc], found: &mut Foresight) {
+        // What has to be served at entry is served by the next walk.
+        if !self.flush_requested.get(cx.me.index()).is_some_and(|requested| *requested) {
+            Ahead::<G, H>::new(&cx.host.mem, self.root, self.ad, cx.regs()).walk(ahead, found);
         }
     }
 

@@ -8,9 +8,12 @@
 //! flushed; stores by another vCPU's flush. The tests of this crate show each with the oracle beside it. It is here to be
 //! compared with, and to show that the oracle has teeth.
 
+use memvirt_addr::Acc;
 use memvirt_ops::arch::{Control, HostEvent, VcpuSet};
 use memvirt_pagetable::{Guest4, Path};
-use memvirt_platform::{Cx, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work};
+use memvirt_platform::{
+    Cx, Foresight, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work,
+};
 
 use crate::exits::leading_exits;
 use crate::fault::{self, Policy};
@@ -80,6 +83,10 @@ impl Policy for InvlpgOnly {
 impl Regime for InvlpgOnly {
     fn miss(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
         fault::serve(self, cx, request)
+    }
+
+    fn foresee(&self, cx: &Cx<'_>, ahead: &[Acc], found: &mut Foresight) {
+        fault::foresee(self, cx, ahead, found);
     }
 
     fn control(&mut self, cx: &mut Cx<'_>, control: &Control) -> Result<(), Refusal> {

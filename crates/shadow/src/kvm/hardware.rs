@@ -5,7 +5,8 @@
 use memvirt_addr::{Acc, Gpa, Hfn, HostPhys, Hpa, Level, PageSize, PfCode};
 use memvirt_pagetable::{Attrs, PhysMem};
 use memvirt_platform::{
-    Backed, CacheHit, Caches, Cx, Dimension, Partial, Probe, Reference, Regs, Update, WalkRefs, tlb_entry,
+    Backed, CacheHit, Caches, Cx, Dimension, Foreseen, Foresight, Partial, Probe, Reference, Regs, Update, WalkRefs,
+    plain_walks, tlb_entry,
 };
 use memvirt_tlb::Entry;
 
@@ -35,6 +36,29 @@ impl Kvm {
         };
         cx.out.counters.add_walk(WalkRefs { shadow: refs, ..WalkRefs::default() }, ad_updates, 0);
         end
+    }
+
+    /// The walks that would do nothing but read, where the guest can run at once.
+    pub(crate) fn hardware_foresees(&self, cx: &Cx<'_>, ahead: &[Acc], found: &mut Foresight) {
+        let Some(mmu) = self.vcpus.get(cx.me.index()).filter(|mmu| !mmu.must_prepare() && mmu.root.is_valid()) else {
+            return;
+        };
+        let (regs, mem) = (Regs { write_protect: true, ..*cx.regs() }, &cx.host.mem);
+        let refs = WalkRefs { shadow: 4, ..WalkRefs::default() };
+        plain_walks(
+            self.pages[mmu.root.page].table,
+            &regs,
+            ahead,
+            |at| mem.read(at),
+            |i, leaf| {
+                // Reserved bits would lie within the frame's number.
+                if leaf.frame.base().as_u64() & Spte::RESERVED == 0 {
+                    let backed = Backed { frame: leaf.frame, size: PageSize::Size4K };
+                    let entry = tlb_entry(ahead[i], backed, backed.size, leaf.perms, leaf.dirty);
+                    found[i] = Some(Foreseen { entry, refs });
+                }
+            },
+        );
     }
 }
 

@@ -41,9 +41,9 @@ mod vcpu;
 mod walk;
 mod zap;
 
-use memvirt_addr::{Gfn, Hfn};
+use memvirt_addr::{Acc, Gfn, Hfn};
 use memvirt_ops::arch::{Control, HostEvent, VcpuSet};
-use memvirt_platform::{Cx, Horizon, Outcome, Refusal, Regime, Request, TableBytes, Work};
+use memvirt_platform::{Cx, Foresight, Horizon, Outcome, Refusal, Regime, Request, TableBytes, Work};
 
 pub use check::Defect;
 pub use config::{Kernel, KvmConfig};
@@ -176,6 +176,10 @@ impl Regime for Kvm {
             Err(_) if cx.horizon == Horizon::NextExit => Outcome::Horizon,
             Err(code) => self.fault_exit(cx, request, code),
         }
+    }
+
+    fn foresee(&self, cx: &Cx<'_>, ahead: &[Acc], found: &mut Foresight) {
+        self.hardware_foresees(cx, ahead, found);
     }
 
     fn control(&mut self, cx: &mut Cx<'_>, control: &Control) -> Result<(), Refusal> {

@@ -8,9 +8,12 @@
 //! stored to are compared (policy `kvm`). Sources: Intel SDM volume 3, sections 4.10.4.2 and 4.10.4.3 (what must be flushed and
 //! what need not); the unsync mechanism of KVM (`mmu_sync_children`, `sync_page`) without its write protection.
 
+use memvirt_addr::Acc;
 use memvirt_ops::arch::{Control, CrWrite, HostEvent, Invpcid, VcpuSet};
 use memvirt_pagetable::{Guest4, Path};
-use memvirt_platform::{Cx, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work};
+use memvirt_platform::{
+    Cx, Foresight, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work,
+};
 
 use crate::exits::leading_exits;
 use crate::fault::{self, Policy};
@@ -114,6 +117,10 @@ impl Policy for LazyFill {
 impl Regime for LazyFill {
     fn miss(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
         fault::serve(self, cx, request)
+    }
+
+    fn foresee(&self, cx: &Cx<'_>, ahead: &[Acc], found: &mut Foresight) {
+        fault::foresee(self, cx, ahead, found);
     }
 
     fn control(&mut self, cx: &mut Cx<'_>, control: &Control) -> Result<(), Refusal> {

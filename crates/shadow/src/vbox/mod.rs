@@ -24,11 +24,11 @@
 pub mod dirty;
 mod trap;
 
-use memvirt_addr::{Gfn, Level, PageSize, Privilege};
+use memvirt_addr::{Acc, Gfn, Level, PageSize, Privilege};
 use memvirt_ops::arch::{Control, CrWrite, HostEvent, StoreOp, VcpuSet};
 use memvirt_pagetable::{Attrs, Entry, Format, Guest4, Path};
 use memvirt_platform::{
-    Cx, ExitReason, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work,
+    Cx, ExitReason, Foresight, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work,
 };
 
 use crate::exits::leading_exits;
@@ -416,6 +416,10 @@ impl Policy for Vbox {
 impl Regime for Vbox {
     fn miss(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
         fault::serve(self, cx, request)
+    }
+
+    fn foresee(&self, cx: &Cx<'_>, ahead: &[Acc], found: &mut Foresight) {
+        fault::foresee(self, cx, ahead, found);
     }
 
     fn control(&mut self, cx: &mut Cx<'_>, control: &Control) -> Result<(), Refusal> {

@@ -8,9 +8,12 @@
 //! compared with the guest's tables and nothing is shared: the exits are the flushes and one fault for each page touched in
 //! between; the footprint is one working set.
 
+use memvirt_addr::Acc;
 use memvirt_ops::arch::{Control, HostEvent, Invpcid, VcpuSet};
 use memvirt_pagetable::{Guest4, Path};
-use memvirt_platform::{Cx, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work};
+use memvirt_platform::{
+    Cx, Foresight, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work,
+};
 
 use crate::exits::leading_exits;
 use crate::fault::{self, Policy};
@@ -84,6 +87,10 @@ impl Policy for Vtlb {
 impl Regime for Vtlb {
     fn miss(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
         fault::serve(self, cx, request)
+    }
+
+    fn foresee(&self, cx: &Cx<'_>, ahead: &[Acc], found: &mut Foresight) {
+        fault::foresee(self, cx, ahead, found);
     }
 
     fn control(&mut self, cx: &mut Cx<'_>, control: &Control) -> Result<(), Refusal> {

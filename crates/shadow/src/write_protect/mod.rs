@@ -19,11 +19,11 @@
 //!   (KVM gives up at the third, which suits tables above the leaf level that may drift otherwise. Here a fork must be able to
 //!   write-protect a whole table, 512 stores in a row, without losing it.)
 
-use memvirt_addr::{PageSize, Privilege};
+use memvirt_addr::{Acc, PageSize, Privilege};
 use memvirt_ops::arch::{Control, HostEvent, VcpuSet};
 use memvirt_pagetable::{Guest4, Path};
 use memvirt_platform::{
-    Cx, ExitReason, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work,
+    Cx, ExitReason, Foresight, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work,
 };
 
 use crate::exits::leading_exits;
@@ -174,6 +174,10 @@ impl Policy for WriteProtect {
 impl Regime for WriteProtect {
     fn miss(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
         fault::serve(self, cx, request)
+    }
+
+    fn foresee(&self, cx: &Cx<'_>, ahead: &[Acc], found: &mut Foresight) {
+        fault::foresee(self, cx, ahead, found);
     }
 
     fn control(&mut self, cx: &mut Cx<'_>, control: &Control) -> Result<(), Refusal> {

@@ -23,12 +23,12 @@ mod host;
 pub mod oos;
 mod sync;
 
-use memvirt_addr::{Gfn, Gva, Level, PageSize, Privilege};
+use memvirt_addr::{Acc, Gfn, Gva, Level, PageSize, Privilege};
 use memvirt_ops::VcpuId;
 use memvirt_ops::arch::{Control, CrWrite, HostEvent, Invpcid, StoreOp, VcpuSet};
 use memvirt_pagetable::{Attrs, Entry, Format, Guest4, Path, Shadow4};
 use memvirt_platform::{
-    Cx, ExitReason, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work,
+    Cx, ExitReason, Foresight, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work,
 };
 
 use crate::exits::leading_exits;
@@ -370,6 +370,10 @@ impl Policy for Xen {
 impl Regime for Xen {
     fn miss(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
         fault::serve(self, cx, request)
+    }
+
+    fn foresee(&self, cx: &Cx<'_>, ahead: &[Acc], found: &mut Foresight) {
+        fault::foresee(self, cx, ahead, found);
     }
 
     fn control(&mut self, cx: &mut Cx<'_>, control: &Control) -> Result<(), Refusal> {

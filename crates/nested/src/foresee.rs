@@ -1,0 +1,212 @@
+//! Two-dimensional walks made before they are needed, several at a time: see [`memvirt_platform::foresee`].
+//!
+//! All accesses go through the same reference of their walks before any goes on to its next, so that what they wait for, they
+//! wait for together. A walk that would set a bit, fault or exit is left to the careful one of [`crate::walk`].
+
+use core::marker::PhantomData;
+
+use memvirt_addr::{Acc, Gpa, GuestPhys, GuestVirt, Hfn, HostPhys, Level, PageSize};
+use memvirt_pagetable::{Attrs, Entry, Format, PhysMem};
+use memvirt_platform::{AHEAD, Backed, Foreseen, Foresight, Regs, WalkRefs, tlb_entry};
+
+use crate::stage::{AdBits, SecondStage, Want};
+
+/// One access on its way through both dimensions.
+#[derive(Clone, Copy)]
+struct Lane {
+    /// Still on its way, and has only read so far.
+    reads: bool,
+    /// Where the guest's walk ended: the size of its page.
+    page: Option<PageSize>,
+    /// The guest-physical address being translated; then the data's.
+    gpa: Gpa,
+    /// The nested table to be read next; once `translated`, the frame that holds `gpa`.
+    table: Hfn,
+    translated: Option<PageSize>,
+    /// What the translation is for.
+    want: Want,
+    /// What its nested entries permit.
+    had: Attrs,
+    /// What the guest's entries permit.
+    perms: Attrs,
+    guest_dirty: bool,
+    host_dirty: bool,
+    guest_refs: u8,
+    host_refs: u8,
+}
+
+impl Lane {
+    /// Begins a translation.
+    #[inline]
+    const fn begin(&mut self, nested_root: Hfn, covered: bool) {
+        self.reads &= covered;
+        (self.table, self.translated, self.had) = (nested_root, None, Attrs::PERMISSIONS);
+    }
+}
+
+/// What the walks read from.
+pub(crate) struct Ahead<'a, G, H> {
+    mem: &'a PhysMem<HostPhys>,
+    nested_root: Hfn,
+    ad: AdBits,
+    regs: &'a Regs,
+    /// The accessed bit of nested entries, and the dirty bit of leaves, where hardware maintains them; else 0.
+    accessed: u64,
+    dirty: u64,
+    formats: PhantomData<(G, H)>,
+}
+
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+impl<'a, G, H> Ahead<'a, G, H>
+where
+    G: Format<In = GuestVirt, Out = GuestPhys>,
+    H: SecondStage,
+{
+    pub(crate) const fn new(mem: &'a PhysMem<HostPhys>, nested_root: Hfn, ad: AdBits, regs: &'a Regs) -> Self {
+        let (accessed, dirty) = match ad {
+            AdBits::On => (H::RAW_ACCESSED, H::RAW_DIRTY),
+            AdBits::Off => (0, 0),
+        };
+        Self { mem, nested_root, ad, regs, accessed, dirty, formats: PhantomData }
+    }
+
+    /// Walks for all of `ahead`.
+    pub(crate) fn walk(&self, ahead: &[Acc], found: &mut Foresight) {
+        if ahead.len() == 1 {
+            self.side_by_side::<1>(ahead, found);
+        } else {
+            self.side_by_side::<AHEAD>(ahead, found);
+        }
+    }
+
+    /// The walks of at most `N` accesses.
+    fn side_by_side<const N: usize>(&self, ahead: &[Acc], found: &mut Foresight) {
+        let start = Lane {
+            reads: true,
+            page: None,
+            gpa: self.regs.cr3.root.frame().base(),
+            table: self.nested_root,
+            translated: None,
+            want: H::table_read(self.ad),
+            had: Attrs::PERMISSIONS,
+            perms: Attrs::PERMISSIONS,
+            guest_dirty: false,
+            host_dirty: false,
+            guest_refs: 0,
+            host_refs: 0,
+        };
+        let mut lanes = [start; N];
+        let lanes = &mut lanes[..ahead.len().min(N)];
+        let mut level = G::ROOT;
+        loop {
+            for (lane, acc) in lanes.iter_mut().zip(ahead) {
+                if lane.page.is_none() {
+                    lane.gpa = lane.gpa.frame().entry(G::index(acc.gva(), level));
+                    lane.begin(self.nested_root, H::covers(lane.gpa));
+                }
+            }
+            self.translate(lanes);
+            for (lane, acc) in lanes.iter_mut().zip(ahead) {
+                if lane.reads && lane.page.is_none() {
+                    self.read_guest(lane, *acc, level);
+                }
+            }
+            let Some(below) = level.below() else { break };
+            level = below;
+        }
+        for (lane, acc) in lanes.iter_mut().zip(ahead) {
+            lane.want = H::data(acc.kind());
+            lane.begin(self.nested_root, H::covers(lane.gpa));
+        }
+        self.translate(lanes);
+        for ((lane, acc), found) in lanes.iter().zip(ahead).zip(found) {
+            *found = self.result(lane, *acc);
+        }
+    }
+
+    /// Translates the guest-physical address of each lane that is not translated yet.
+    #[inline]
+    fn translate(&self, lanes: &mut [Lane]) {
+        let mut level = H::ROOT;
+        loop {
+            for lane in &mut *lanes {
+                if lane.reads && lane.translated.is_none() {
+                    self.read_nested(lane, level);
+                }
+            }
+            let Some(below) = level.below() else { break };
+            level = below;
+        }
+    }
+
+    /// One reference to a nested table.
+    #[inline(always)]
+    fn read_nested(&self, lane: &mut Lane, level: Level) {
+        let raw = self.mem.read(lane.table.entry(H::index(lane.gpa, level)));
+        lane.host_refs += 1;
+        lane.reads = raw & self.accessed == self.accessed;
+        let (mask, value) = if level == Level::L1 { H::PLAIN_LEAF } else { H::PLAIN_TABLE };
+        if raw & mask == value {
+            lane.table = Hfn::new((raw & ADDRESS) >> 12);
+            if level == Level::L1 {
+                lane.host_dirty = raw & self.dirty == self.dirty;
+                lane.reads &= lane.host_dirty || !lane.want.write;
+                lane.translated = Some(PageSize::Size4K);
+            }
+            return;
+        }
+        match H::read(raw, level) {
+            Entry::Table { next, attrs } => {
+                lane.had &= attrs;
+                lane.table = next;
+            }
+            Entry::Leaf { frame, size, attrs } => {
+                lane.had &= attrs;
+                lane.host_dirty = raw & self.dirty == self.dirty;
+                lane.reads &= lane.had.contains(lane.want.perms) && (lane.host_dirty || !lane.want.write);
+                lane.table = frame.offset(lane.gpa.page_offset(size) >> 12);
+                lane.translated = Some(size);
+            }
+            Entry::Absent | Entry::Reserved => lane.reads = false,
+        }
+    }
+
+    /// One reference to a guest table.
+    #[inline]
+    fn read_guest(&self, lane: &mut Lane, acc: Acc, level: Level) {
+        let raw = self.mem.read(lane.table.at(lane.gpa.as_u64()));
+        lane.guest_refs += 1;
+        match G::decode(raw, level) {
+            Entry::Table { next, attrs } => {
+                let accessed = G::accessed_bit(level);
+                lane.reads = raw & accessed == accessed;
+                lane.perms &= attrs;
+                lane.gpa = next.base();
+            }
+            Entry::Leaf { frame, size, attrs } => {
+                lane.perms &= attrs;
+                lane.guest_dirty = raw & G::RAW_DIRTY != 0;
+                let bits = G::RAW_ACCESSED | if acc.is_write() { G::RAW_DIRTY } else { 0 };
+                lane.reads = raw & bits == bits && self.regs.permits(lane.perms, acc);
+                lane.perms.set(Attrs::GLOBAL, attrs.contains(Attrs::GLOBAL) && self.regs.global_pages);
+                lane.gpa = frame.base().wrapping_add(acc.gva().page_offset(size));
+                lane.page = Some(size);
+            }
+            Entry::Absent | Entry::Reserved => lane.reads = false,
+        }
+    }
+
+    #[inline]
+    fn result(&self, lane: &Lane, acc: Acc) -> Option<Foreseen> {
+        let (Some(guest_size), Some(size), true) = (lane.page, lane.translated, lane.reads) else { return None };
+        let mut perms = lane.perms;
+        for both in [Attrs::WRITE, Attrs::EXEC] {
+            perms.set(both, perms.contains(both) && lane.had.contains(both));
+        }
+        let entry =
+            tlb_entry(acc, Backed { frame: lane.table, size }, guest_size, perms, lane.guest_dirty && lane.host_dirty);
+        let refs = WalkRefs { guest: lane.guest_refs.into(), host: lane.host_refs.into(), shadow: 0 };
+        Some(Foreseen { entry, refs })
+    }
+}
