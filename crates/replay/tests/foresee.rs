@@ -31,7 +31,7 @@ enum Step {
 }
 
 fn access(rng: &mut ChaCha8Rng) -> Acc {
-    let page = rng.random_range(0..24u64) << 12;
+    let page = rng.random_range(0..6u64) << 12;
     let (gva, privilege) = match rng.random_range(0..8) {
         0..4 => (TV + (rng.random_range(0..3u64) << 21) + page, Privilege::User),
         4 => (TV + page, Privilege::Supervisor),
@@ -51,10 +51,11 @@ fn step(rng: &mut ChaCha8Rng) -> Step {
         50..80 => {
             let table = *[PT_A, PT_A1, PT_B].choose(rng).unwrap_or(&PT_A);
             let frame = DATA + (rng.random_range(0..8u64) << 12);
-            let flags = *[0x67u64, 0x67, 0x63, 0x65, 0x27, 0x7, 0x167, 0x0, 1 << 63 | 0x67].choose(rng).unwrap_or(&0);
+            let flags =
+                *[0x67u64, 0x63, 0x65, 0x27, 0x27, 0x27, 0x7, 0x167, 0x0, 1 << 63 | 0x67].choose(rng).unwrap_or(&0);
             let value = if flags == 0 { 0 } else { frame | flags };
             let op = StoreOp::Mov { width: Width::B8, value };
-            Step::Event(Event::Store { via: Gva::new(DM + table + 8 * rng.random_range(0..24u64)), op, ip: Gva::ZERO })
+            Step::Event(Event::Store { via: Gva::new(DM + table + 8 * rng.random_range(0..6u64)), op, ip: Gva::ZERO })
         }
         80..86 => Step::Event(Control::Invlpg(access(rng).gva()).into()),
         86..90 => {
@@ -124,7 +125,7 @@ fn same<R: Regime>(name: &str, make: impl Fn() -> Engine<R>) {
             let exits = |side: &mut Side<R>| side.out.exits.as_mut().map(core::mem::take);
             assert_eq!(exits(&mut ahead), exits(&mut one_by_one), "{name}, seed {seed}, step {i}");
         }
-        assert!(ahead.out.counters.walks > 1000, "{name}: {} walks", ahead.out.counters.walks);
+        assert!(ahead.out.counters.walks > 500, "{name}: {} walks", ahead.out.counters.walks);
         for page in 0..24u64 {
             for gva in [DM + DATA + (page << 12), TV + (page << 12)].map(Gva::new) {
                 assert_eq!(ahead.engine.reached(CPU, gva), one_by_one.engine.reached(CPU, gva), "{name}, seed {seed}");
@@ -138,7 +139,7 @@ fn same<R: Regime>(name: &str, make: impl Fn() -> Engine<R>) {
     }
 }
 
-/// A machine whose TLB holds so little that runs miss often.
+/// A machine whose TLB holds so little that a run comes back to pages that it has changed a bit of and lost since.
 fn engine<R: Regime>(tags: Tags, page: PageSize, make: impl FnOnce(&mut Host, &MemoryMap) -> R) -> Engine<R> {
     let mut host = Host::new(HOST_FRAMES);
     let map = MemoryMap::new(GUEST_FRAMES, page);
@@ -147,7 +148,7 @@ fn engine<R: Regime>(tags: Tags, page: PageSize, make: impl FnOnce(&mut Host, &M
 }
 
 fn small() -> Geometry {
-    Geometry::new(&[ArrayGeometry::full(Sizes::ALL, 4)], &[ArrayGeometry::new(Sizes::ALL, 8, 2)]).unwrap_or_default()
+    Geometry::new(&[ArrayGeometry::full(Sizes::ALL, 2)], &[]).unwrap_or_default()
 }
 
 #[test]
