@@ -41,6 +41,21 @@ pub enum TraceError {
     /// A trace of memvirt's own cannot be read, or not further.
     #[error(transparent)]
     Mvt(#[from] memvirt_mvt::MvtError),
+    /// A directory or an archive holds no recording.
+    #[error(
+        "{name} is a {kind} without a recording: none of the {files} files in it is a Valgrind lackey log, strace or perf \
+         text, or a ChampSim trace{}", cut.as_ref().map(|cut| format!(" (it breaks off: {cut})")).unwrap_or_default()
+    )]
+    NoRecording {
+        /// The name of the trace.
+        name: String,
+        /// `directory` or `tar archive`.
+        kind: &'static str,
+        /// How many files are in it.
+        files: usize,
+        /// Why it ends early, where it does.
+        cut: Option<String>,
+    },
     /// Lines are asked for, and there are pages only.
     #[error(
         "trace {name} keeps the pages of addresses only (density `pages`), and their lines are needed here; convert the \

@@ -129,11 +129,8 @@ impl Recording {
         // Several recordings of one program: the one that says most, and of those the longest.
         let best = bundle.members.iter().max_by_key(|member| (worth(member), member.bytes));
         let Some(member) = best.filter(|member| worth(member) > 0) else {
-            let found = match (&bundle.cut, bundle.members.len()) {
-                (Some(cut), _) => cut.clone(),
-                (None, count) => format!("none of the {count} files in it is a recording"),
-            };
-            return Err(TraceError::NotALog { name, found });
+            let (kind, files, cut) = (bundle.kind(), bundle.members.len(), bundle.cut.clone());
+            return Err(TraceError::NoRecording { name, kind, files, cut });
         };
         let input = bundle.open(member)?;
         let (name, bytes) = (bundle.member_name(member), member.bytes);

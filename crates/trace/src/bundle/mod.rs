@@ -116,6 +116,11 @@ impl Bundle {
         Ok(Self { name: path.display().to_string(), members, compression, cut, archive })
     }
 
+    /// What it is, for messages.
+    pub(crate) fn kind(&self) -> &'static str {
+        if self.archive.is_some() { "tar archive" } else { "directory" }
+    }
+
     /// What messages call a member.
     pub(crate) fn member_name(&self, member: &Member) -> String {
         format!("{}/{}", self.name, member.name)
