@@ -215,6 +215,8 @@ impl Recording {
     /// The counts of a trace of memvirt's own, with the program's name from its notes.
     fn noted(&self, mut tally: Tally) -> Tally {
         let header = self.header.as_ref();
+        // Every process but the first is forked in the stream, also those whose fork nobody recorded.
+        tally.processes = tally.forks + 1;
         tally.command = header.and_then(|header| header.note("program")).map(str::to_owned);
         tally
     }
