@@ -2,14 +2,15 @@
 
 use std::collections::{HashMap, HashSet};
 
-use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, Gva, Hfn};
+use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, Gva, Hfn, PfCode};
 use memvirt_ops::arch::{Control, Event, GfnRange, HostEvent, Invpcid, StoreOp};
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_platform::{Horizon, Ledger, Platform, Reached, Refusal, Stop, TableBytes};
 
+use crate::drift::{Around, Drift, StoreTo};
 use crate::events::Events;
 use crate::graph::Graph;
-use crate::path::{Way, tables};
+use crate::path::{Way, lowest, tables};
 use crate::trees::{self, Cost, Pages};
 
 /// A [`Platform`] around another one, a bare machine of one vCPU, that counts what the guest does.
@@ -19,6 +20,7 @@ pub struct Census<P> {
     events: Events,
     root: Option<Gfn>,
     graph: Graph,
+    drift: Drift,
     epoch: Pages,
     roots: HashMap<Gfn, Pages>,
     frames: HashSet<Gfn>,
@@ -33,6 +35,7 @@ impl<P: Platform> Census<P> {
             events: Events::default(),
             root: None,
             graph: Graph::default(),
+            drift: Drift::default(),
             epoch: Pages::new(),
             roots: HashMap::new(),
             frames: HashSet::new(),
@@ -61,10 +64,45 @@ impl<P: Platform> Census<P> {
         self.events.frames = self.frames.len() as u64;
     }
 
+    /// Where leaf tables may drift: an access that completed; `clears` where it clears a whole page, as no code does that
+    /// changes tables.
+    fn in_drift(&mut self, acc: Acc, way: &Way, clears: bool) {
+        let Self { inner, frames, drift, events, .. } = self;
+        if way.write && drift.store_to(way.frame) == StoreTo::Upper {
+            if !clears {
+                return drift.upper_stored(way.frame.at(acc.gva().as_u64() & 0xff8), events);
+            }
+            events.noticed_stores += 1;
+            drift.no_table(way.frame);
+        }
+        let peek = |at: Gpa| inner.peek(VmId::FIRST, at);
+        let around = Around { peek: &peek, resident: &|frame| frames.contains(&frame) };
+        drift.access(way, &around, events);
+    }
+
+    /// Where leaf tables may drift: all of them are brought in step, or one page is looked at anew.
+    fn step(&mut self, page: Option<Gva>) {
+        let Self { inner, frames, drift, root, .. } = self;
+        let Some(root) = *root else { return };
+        let peek = |at: Gpa| inner.peek(VmId::FIRST, at);
+        let around = Around { peek: &peek, resident: &|frame| frames.contains(&frame) };
+        match page {
+            None => drift.sync(root, &around),
+            Some(gva) => {
+                drift.flush_page(lowest(inner, root, Acc::supervisor(gva, AccessKind::Read)), &around);
+            }
+        }
+    }
+
     /// An access that completed; `way` is as it was before.
     fn done(&mut self, acc: Acc, way: Option<Way>) {
         let Some(way) = way else { return };
         self.touches(acc, Some(way.frame));
+        self.in_drift(acc, &way, false);
+        self.done_elsewhere(way);
+    }
+
+    fn done_elsewhere(&mut self, way: Way) {
         if way.write && self.graph.level(way.frame).is_some() {
             self.events.stray_stores += 1;
             if !way.user {
@@ -91,10 +129,13 @@ impl<P: Platform> Census<P> {
     }
 
     /// A page fault that the guest sees. It ends what was cached for the page.
-    fn fault(&mut self, acc: Acc) {
+    fn fault(&mut self, acc: Acc, present: bool) {
         self.events.faults += 1;
         self.touches(acc, None);
         self.forget(acc.gva().as_u64() >> 12);
+        if present {
+            self.step(Some(acc.gva()));
+        }
     }
 
     fn forget(&mut self, page: u64) {
@@ -119,18 +160,20 @@ impl<P: Platform> Census<P> {
         let before = at.map(|at| self.inner.peek(VmId::FIRST, at));
         let result = self.inner.event(v, event, out);
         let (Ok(_), Some(way), Some(at)) = (&result, way, at) else { return result };
+        let clears = matches!(op, StoreOp::RepStos { .. } | StoreOp::Vector);
+        self.touches(acc, Some(way.frame));
+        self.in_drift(acc, &way, clears);
         let Some(level) = self.graph.level(way.frame) else {
-            self.done(acc, Some(way));
+            self.done_elsewhere(way);
             return result;
         };
-        if matches!(op, StoreOp::RepStos { .. } | StoreOp::Vector) {
+        if clears {
             // The frame holds data again: the page is cleared for another use.
             self.events.stray_stores += 1;
             self.graph.no_table(way.frame);
-            self.done(acc, Some(way));
+            self.done_elsewhere(way);
             return result;
         }
-        self.touches(acc, Some(way.frame));
         self.events.stores += 1;
         if level == 1 {
             self.events.leaf_stores += 1;
@@ -152,10 +195,12 @@ impl<P: Platform> Census<P> {
                 self.root = Some(cr3.root.frame());
                 self.epoch.clear();
                 self.sync(None);
+                self.step(None);
             }
             Control::Cr(_) | Control::Invpcid(Invpcid::All | Invpcid::AllGlobal | Invpcid::Single(_)) => {
                 self.epoch.clear();
                 self.sync(None);
+                self.step(None);
             }
             Control::Invlpg(gva) => {
                 self.events.invlpgs += 1;
@@ -170,6 +215,7 @@ impl<P: Platform> Census<P> {
         let page = gva.as_u64() >> 12;
         self.epoch.remove(&page);
         self.sync(Some(page));
+        self.step(Some(gva));
     }
 
     /// Brings a page of the current root in step, or all of them.
@@ -195,8 +241,8 @@ impl<P: Platform> Platform for Census<P> {
         for (done, acc) in run.iter().enumerate() {
             let way = self.way(*acc);
             let (one, stop) = self.inner.accesses(v, core::slice::from_ref(acc), horizon, out);
-            if let Stop::GuestFault(_) = stop {
-                self.fault(*acc);
+            if let Stop::GuestFault(fault) = stop {
+                self.fault(*acc, fault.code.bits() & PfCode::PRESENT != 0);
             }
             if one == 0 {
                 return (done, stop);

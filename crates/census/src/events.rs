@@ -47,6 +47,15 @@ events! {
     root_fills,
     /// First stores to pages that were read under a root while clean.
     root_upgrades,
+    /// Accesses that use an entry for the first time since a flush showed that it had changed, leaf tables drifting in between
+    /// and neighbours of a leaf filled with it.
+    drift_fills,
+    /// First stores under the same rules to pages that were read while clean, or to a table given up.
+    drift_upgrades,
+    /// Leaf tables stored to between two flushes, summed over all such times.
+    table_epochs,
+    /// Stores to upper tables in use; the third without a use between them ends that.
+    noticed_stores,
     /// Guest frames touched, those of tables included.
     frames,
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod census;
+mod drift;
 mod events;
 mod graph;
 mod path;

@@ -56,6 +56,11 @@ impl Way {
         self.path.steps().map(|step| (step.entry_at, step.level.number()))
     }
 
+    /// The level of the entry that maps the page.
+    pub(crate) fn leaf_level(&self) -> u8 {
+        self.path.leaf().map_or(1, |step| step.level.number())
+    }
+
     /// The entry that maps the page.
     pub(crate) fn leaf(&self) -> Gpa {
         self.path.leaf().map_or(Gpa::ZERO, |step| step.entry_at)
@@ -67,4 +72,10 @@ pub(crate) fn tables<P: Platform + ?Sized>(platform: &P, root: Gfn, acc: Acc) ->
     let path = walk::<Guest4, _>(&Peek(platform), root, acc.gva());
     let frames: Vec<Gfn> = path.steps().map(|step| step.entry_at.frame()).collect();
     frames.into_iter()
+}
+
+/// The last entry that a walk for `acc` reads, with its level.
+pub(crate) fn lowest<P: Platform + ?Sized>(platform: &P, root: Gfn, acc: Acc) -> Option<(Gpa, u8)> {
+    let path = walk::<Guest4, _>(&Peek(platform), root, acc.gva());
+    path.steps().next_back().map(|step| (step.entry_at, step.level.number()))
 }

@@ -68,12 +68,17 @@ fn predictions_hold(workload: &Workload, config: GuestConfig) {
         ("traps-vtlb", RegimeKind::ShadowVtlb),
         ("traps-lazy-fill", RegimeKind::ShadowLazyFill),
     ] {
-        let error = error(workload, config, predicted(model, &[], &events), regime);
+        let error = self::error(workload, config, predicted(model, &[], &events), regime);
         assert!(error < EXACT, "{name} under {regime}: {error}");
     }
     let propagating = predicted("traps-write-protect", &[("propagates", 1.0)], &events);
-    let error = error(workload, config, propagating, RegimeKind::ShadowPropagate);
+    let error = self::error(workload, config, propagating, RegimeKind::ShadowPropagate);
     assert!(error < 0.005, "{name}, propagating: {error}");
+    let drifting = predicted("traps-kvm", &[], &events);
+    let error = self::error(workload, config, drifting, RegimeKind::ShadowKvm61);
+    // Under isolation two roots share tables and KVM keeps marks of drifting ones for each, which are not followed here.
+    let most = if config.kpti { 0.05 } else { 0.02 };
+    assert!(error < most, "{name}, KVM: {error}");
 }
 
 /// No exit of a million may be missed.
@@ -87,7 +92,7 @@ fn exits_follow_from_the_native_run_to_the_last_one() {
 }
 
 #[test]
-fn kernel_page_table_isolation_changes_nothing_about_that() {
+fn they_follow_under_kernel_page_table_isolation_too() {
     for name in ["fork-and-exit", "churn"] {
         predictions_hold(&workload(name, 5_000.0), GuestConfig { kpti: true, ..GuestConfig::default() });
     }

@@ -142,32 +142,10 @@ fn a_demand_zero_page_costs_what_the_table_of_the_specification_says() {
         2.0,
         1e-12
     ));
-    let kvm = [
-        ("upgrades", 0.0),
-        ("table_epochs", 1.0),
-        ("fresh_fills", 1.0),
-        ("group_fills", 0.0),
-        ("links", 0.0),
-        ("upper_bursts", 0.0),
-        ("burst_stores", 0.0),
-    ];
+    let kvm = [("drift_upgrades", 0.0), ("table_epochs", 1.0), ("drift_fills", 1.0), ("noticed_stores", 0.0)];
     assert!(close(exits("traps-kvm", &kvm), 3.0, 1e-12), "2 (+1 per table and epoch)");
     let nested = [("faults", 1.0), ("stores", 1.0), ("invlpgs", 1.0), ("cr3_loads", 1.0), ("frames", 1.0)];
     assert!(close(output("traps-nested", "exits", &nested), 1.0, 1e-12), "0 (+1 first backing)");
-}
-
-#[test]
-fn flooding_ends_the_traps_of_upper_stores() {
-    let zero = ["faults", "table_epochs", "invlpgs", "cr3_loads", "fresh_fills", "group_fills", "upgrades", "links"];
-    let exits = |stores: f64| {
-        let mut point: Vec<_> = zero.iter().map(|name| (*name, 0.0)).collect();
-        point.extend([("upper_bursts", 1.0), ("burst_stores", stores)]);
-        output("traps-kvm", "exits", &point)
-    };
-    // The micro-trace: PDE stores #1..#5 without use cost 1, 1, 1, 1, 0.
-    for (stores, expected) in [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0), (4.0, 4.0), (5.0, 4.0), (512.0, 4.0)] {
-        assert!(close(exits(stores), expected, 1e-12), "{stores}");
-    }
 }
 
 #[test]
