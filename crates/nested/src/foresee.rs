@@ -128,6 +128,11 @@ where
     /// Translates the guest-physical address of each lane that is not translated yet.
     #[inline]
     fn translate(&self, lanes: &mut [Lane]) {
+        if let [lane] = lanes
+            && self.plainly(lane)
+        {
+            return;
+        }
         let mut level = H::ROOT;
         loop {
             for lane in &mut *lanes {
@@ -138,6 +143,34 @@ where
             let Some(below) = level.below() else { break };
             level = below;
         }
+    }
+
+    /// Translates the address of a lane alone, if all entries on the way are plain and lead to a page of 4 KiB; otherwise changes
+    /// nothing and returns false.
+    #[inline]
+    fn plainly(&self, lane: &mut Lane) -> bool {
+        if !lane.reads || lane.translated.is_some() {
+            return true;
+        }
+        let (table_bits, leaf_bits) = (H::PLAIN_TABLE, H::PLAIN_LEAF);
+        let (mut table, mut level) = (self.nested_root, H::ROOT);
+        loop {
+            let raw = self.mem.read(table.entry(H::index(lane.gpa, level)));
+            let (mask, value) = if level == Level::L1 { leaf_bits } else { table_bits };
+            if raw & (mask | self.accessed) != value | self.accessed {
+                return false;
+            }
+            table = Hfn::new((raw & ADDRESS) >> 12);
+            let Some(below) = level.below() else {
+                lane.host_dirty = raw & self.dirty == self.dirty;
+                break;
+            };
+            level = below;
+        }
+        lane.reads = lane.host_dirty || !lane.want.write;
+        (lane.table, lane.translated) = (table, Some(PageSize::Size4K));
+        lane.host_refs += H::ROOT.number();
+        true
     }
 
     /// One reference to a nested table.
