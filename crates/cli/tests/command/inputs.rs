@@ -84,10 +84,14 @@ fn missing_files_are_named() {
         assert!(error.contains("no/such.") && error.matches("No such file").count() == 1, "{error}");
     }
     let folder = TempDir::new().unwrap();
-    for args in [["compare", "--trace", "."], ["compare", "--workload", "./"], ["replay", ".", "--strict"]] {
+    fs::create_dir(folder.path().join("inner")).unwrap();
+    for args in [["compare", "--workload", "./inner"], ["replay", ".", "--strict"]] {
         let ran = memvirt_in(folder.path(), args);
         assert!(ran.only_error().contains("directory"), "{}", ran.stderr);
     }
+    // A directory of logs is a recording of several processes; this one holds none.
+    let ran = memvirt_in(folder.path(), ["compare", "--trace", "inner"]);
+    assert!(ran.only_error().contains("none of the 0 files in it is a recording"), "{}", ran.stderr);
     let ran = memvirt_in(folder.path(), ["machines", "./"]);
     assert!(ran.only_error().contains("is not a machine file: it is a directory"), "{}", ran.stderr);
 }
