@@ -6,7 +6,9 @@
 //! of the nested tables' own pages and clears them; a table that was not stored to for a whole interval goes back to shadow.
 //! What is below follows when it proves quiet in its turn.
 //!
-//! An interval is a number of TLB misses of the virtual machine, which stand for time here.
+//! An interval is a number of TLB misses of the virtual machine, which stand for time here. The paper's is a second, in which a
+//! program that such a policy is for misses millions of times. Much shorter ones make tables that are filled one page fault
+//! at a time go to and fro.
 
 use std::collections::BTreeMap;
 
@@ -26,13 +28,13 @@ pub enum Switching {
 pub struct Policy {
     /// How many trapped stores to one table in an interval make it nested; default 2.
     pub threshold: u32,
-    /// The length of an interval in TLB misses; default 4096.
+    /// The length of an interval in TLB misses; default 2^20 (an estimate).
     pub interval: u64,
 }
 
 impl Policy {
-    /// Two stores, 4096 misses.
-    pub const DEFAULT: Self = Self { threshold: 2, interval: 4096 };
+    /// Two stores, 2^20 misses.
+    pub const DEFAULT: Self = Self { threshold: 2, interval: 1 << 20 };
 }
 
 impl Default for Policy {
