@@ -293,12 +293,14 @@ impl Recording {
     }
 
     fn count(&mut self, batch: &Batch) {
+        // A fetch over a page's end is two accesses: instructions are counted as the recording counts them.
+        self.counted.fetches = self.counted.fetches.saturating_add(batch.instructions);
         for access in &batch.run {
-            self.counted.access(match access.kind() {
-                memvirt_addr::AccessKind::Fetch => crate::lackey::Kind::Fetch,
-                memvirt_addr::AccessKind::Read => crate::lackey::Kind::Load,
-                memvirt_addr::AccessKind::Write => crate::lackey::Kind::Store,
-            });
+            match access.kind() {
+                memvirt_addr::AccessKind::Fetch => {}
+                memvirt_addr::AccessKind::Read => self.counted.access(crate::lackey::Kind::Load),
+                memvirt_addr::AccessKind::Write => self.counted.access(crate::lackey::Kind::Store),
+            }
         }
         if let Some(op) = &batch.then {
             self.counted.operation(op);

@@ -54,8 +54,9 @@ fn people(info: &TraceInfo) -> String {
         ("  written", count(info.pages_written)),
     ];
     // What a recording of its kind does not have is not shown as nothing.
-    let wanted =
-        |label: &str, value: &str| value != "0" || matches!(label, "accesses as run" | "lines skipped as malformed");
+    let wanted = |label: &str, value: &str| {
+        (value != "0" && value != "0 B") || matches!(label, "accesses as run" | "lines skipped as malformed")
+    };
     for (label, value) in figures.iter().filter(|(label, value)| wanted(label, value)) {
         grid.add_row([*label, value]);
     }
