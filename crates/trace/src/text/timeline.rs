@@ -84,9 +84,15 @@ impl Timeline {
         }
         if !self.is_alive(task) {
             let is_first = self.is_idle();
+            let acts = self.current.is_some_and(|current| self.is_alive(current));
             let process = self.new_process(task);
             if !is_first {
                 self.orphans += 1;
+                // Only a process that lives can make one.
+                let maker = self.tasks.values().find(|other| other.alive && other.process != process).copied();
+                if let Some(maker) = maker.filter(|_| !acts) {
+                    self.steps.push_back(Step::Op(Op::Switch { to: maker.process }));
+                }
                 self.steps.extend([Step::Op(Op::Fork { child: process }), Step::Op(Op::Switch { to: process })]);
                 self.steps.push_back(Step::Op(Op::Exec));
             }
