@@ -9,6 +9,7 @@
 use memvirt_ops::process::ProcessId;
 use memvirt_pagetable::tree::Mapping;
 use memvirt_pagetable::{Attrs, Guest4, Teardown};
+use memvirt_platform::{Ledger, Platform};
 
 use super::area::Area;
 use super::memory::Hands;
@@ -78,6 +79,24 @@ impl Guest {
         // The parent goes on until the next switch, in the address space that the child holds now.
         self.current = Some(child);
         self.parent_on_cpu = true;
+    }
+
+    /// A child that is forked while nobody runs: the kernel makes it, with an empty address space, as it does for its own
+    /// helpers (`call_usermodehelper`).
+    pub(crate) fn orphan(
+        &mut self,
+        child: ProcessId,
+        platform: &mut dyn Platform,
+        ledger: &mut Ledger,
+    ) -> Result<(), Halted> {
+        if self.is_in_use(child) {
+            self.stats.ignored.number_in_use += 1;
+            return Ok(());
+        }
+        self.stats.forks += 1;
+        let process = self.with_hands(platform, ledger, |guest, hands| guest.new_process(hands))?;
+        self.processes.insert(child, process);
+        Ok(())
     }
 
     fn is_in_use(&self, id: ProcessId) -> bool {

@@ -145,6 +145,9 @@ impl Guest {
             return self.switch(to, platform, ledger);
         }
         let Some(current) = self.current else {
+            if let Op::Fork { child } = *op {
+                return self.orphan(child, platform, ledger);
+            }
             self.stats.ignored.without_process += 1;
             return Ok(());
         };
