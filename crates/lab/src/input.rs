@@ -99,6 +99,7 @@ impl Stream {
 /// The input as it stands in results.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "one stands in a comparison")]
 pub enum Described {
     /// A generated stream: its workload file.
     Workload(Box<Workload>),

@@ -122,7 +122,8 @@ impl Columns<'_> {
 
     /// The hit rates of the walk caches, where they were modelled.
     fn walk_caches(&self) -> Option<Group> {
-        let kinds: [(&str, fn(&WalkCacheCounts) -> [u64; 2]); 9] = [
+        type Kind = (&'static str, fn(&WalkCacheCounts) -> [u64; 2]);
+        let kinds: [Kind; 9] = [
             ("guest dimension: PDE", |c| [c.guest.pde_hits, c.guest.lookups()]),
             ("guest dimension: PDPTE", |c| [c.guest.pdpte_hits, c.guest.lookups()]),
             ("guest dimension: PML4E", |c| [c.guest.pml4e_hits, c.guest.lookups()]),

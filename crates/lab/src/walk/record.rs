@@ -117,12 +117,9 @@ impl Log {
     /// The hits, each with what the walk was looking for then.
     pub(super) fn hits(&self) -> Vec<WalkHit> {
         let mut hits = Vec::new();
-        let mut step = 1;
         for (i, event) in self.events.iter().enumerate() {
-            let Event::Hit(hit) = event else {
-                step += 1;
-                continue;
-            };
+            let Event::Hit(hit) = event else { continue };
+            let read = self.events[..i].iter().filter(|event| matches!(event, Event::Reference(_))).count();
             let next = self.events[i + 1..].iter().find_map(|event| match event {
                 Event::Reference(reference) => Some(reference),
                 Event::Hit(_) => None,
@@ -138,7 +135,7 @@ impl Log {
                     ("nested TLB".to_owned(), sought(at_once))
                 }
             };
-            hits.push(WalkHit { before_step: step, cache, serves: sought });
+            hits.push(WalkHit { before_step: read + 1, cache, serves: sought });
         }
         hits
     }

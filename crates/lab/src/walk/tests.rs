@@ -127,7 +127,7 @@ fn alternatives_make_the_published_numbers_of_references() {
     assert_eq!(order, "ngngngngn");
     assert!(
         walk.references[0].table == "flat"
-            && walk.references[0].address.ends_with(&format!("{:x}", 8 * walk.references[0].index & 0xfff))
+            && walk.references[0].address.ends_with(&format!("{:x}", (8 * walk.references[0].index) & 0xfff))
     );
     assert_eq!(walked(Tables::Flat(Five), Size2M, Size4K, CacheState::Off).total, 9);
 }
