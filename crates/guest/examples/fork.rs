@@ -6,6 +6,15 @@ use memvirt_ops::process::{Backing, Batch, Op, ProcessId, Prot, Range};
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_platform::{Engine, Host, Ledger, MemoryMap, Native, Tags, VmSpec};
 
+fn stores(start: Gva, pages: u64) -> Batch {
+    let page = |page| Acc::user(start.wrapping_add(page * 4096), AccessKind::Write);
+    Batch { run: (0..pages).map(page).collect(), ..Batch::default() }
+}
+
+fn does(op: Op) -> Batch {
+    Batch { then: Some(op), ..Batch::default() }
+}
+
 fn main() -> Result<(), Halted> {
     let config = GuestConfig { memory_bytes: 64 << 20, ..GuestConfig::default() };
     let vm = VmSpec { map: MemoryMap::identity(16384), vcpus: 1 };
@@ -15,30 +24,13 @@ fn main() -> Result<(), Halted> {
 
     let (start, child) = (Gva::new(0x40_0000), ProcessId(1));
     let range = Range { start, bytes: 100 * 4096 };
-    let stores = |pages: std::ops::Range<u64>| Batch {
-        run: pages.map(|page| Acc::user(start.wrapping_add(page * 4096), AccessKind::Write)).collect(),
-        ..Batch::default()
-    };
-    let does = |op| Batch { then: Some(op), ..Batch::default() };
     let map = Op::Mmap { range, prot: Prot::RW, backing: Backing::AnonymousPrivate };
-    let life = [
-        does(map),
-        stores(0..100),
-        does(Op::Fork { child }),
-        does(Op::Switch { to: child }),
-        stores(0..7),
-        does(Op::Exit),
-    ];
-    for batch in &life {
+    let fork = [does(Op::Fork { child }), does(Op::Switch { to: child })];
+    for batch in [does(map), stores(start, 100)].iter().chain(&fork).chain(&[stores(start, 7), does(Op::Exit)]) {
         guest.batch(batch, &mut cpu, &mut ledger)?;
     }
     let stats = guest.stats();
-    println!(
-        "{} faults, {} pages copied, {} stores to page tables",
-        stats.faults(),
-        stats.pages_copied,
-        stats.table_stores
-    );
+    println!("{} faults, {} pages copied, {} table stores", stats.faults(), stats.pages_copied, stats.table_stores);
     assert_eq!(stats.pages_copied, 7);
     Ok(())
 }
