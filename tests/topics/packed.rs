@@ -38,7 +38,8 @@ fn pack(recording: &Path, density: Density) -> Packed {
 
 fn result(path: &Path, reading: Reading, regime: RegimeKind, guest: GuestConfig) -> RunResult {
     let machine = MachineSpec::load(MachineSpec::DEFAULT).unwrap();
-    let setup = Setup { regime, guest, host: HostConfig::default(), machine, measure: Measure::default(), check: false };
+    let setup =
+        Setup { regime, guest, host: HostConfig::default(), machine, measure: Measure::default(), check: false };
     let finished = run(&setup, &mut Recording::open(path, reading).unwrap(), &mut |_| {}).unwrap();
     assert!(finished.input_error.is_none(), "{:?}", finished.input_error);
     finished.result

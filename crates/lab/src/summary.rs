@@ -5,8 +5,8 @@ use memvirt_machine::{Mode, Outcome, RunResult};
 use memvirt_platform::ExitReason;
 
 use crate::comparison::Comparison;
-use crate::walk_latency::WalkLatency;
 use crate::text::{bytes, count, fraction, share};
+use crate::walk_latency::WalkLatency;
 
 /// Rows that belong together.
 #[derive(Clone, Debug, PartialEq, Eq)]

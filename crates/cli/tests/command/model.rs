@@ -38,7 +38,11 @@ fn every_listed_model_is_shown_in_every_form_from_any_folder() {
         let shown = memvirt_in(Path::new("/"), ["model", "show", name]);
         assert!(shown.status == 0 && shown.stdout.starts_with(&format!("{name}: ")), "{}", shown.stderr);
         assert!(shown.stdout.contains("source: "), "{name}");
-        assert_eq!(shown.stdout.contains("an identity: it takes counters"), model["identity"].as_bool().unwrap(), "{name}");
+        assert_eq!(
+            shown.stdout.contains("an identity: it takes counters"),
+            model["identity"].as_bool().unwrap(),
+            "{name}"
+        );
         let latex = memvirt(&format!("model show {name} --format latex"));
         assert!(latex.stdout.contains("\\begin{align*}") && latex.stdout.contains("&="), "{name}");
         assert_eq!(memvirt(&format!("model show {name} --format json")).json(), *model, "{name}");
