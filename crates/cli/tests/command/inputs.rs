@@ -91,7 +91,7 @@ fn missing_files_are_named() {
     }
     // A directory of logs is a recording of several processes; this one holds none.
     let ran = memvirt_in(folder.path(), ["compare", "--trace", "inner"]);
-    assert!(ran.only_error().contains("none of the 0 files in it is a recording"), "{}", ran.stderr);
+    assert!(ran.only_error().contains("none of the 0 files in it is a Valgrind lackey log"), "{}", ran.stderr);
     let ran = memvirt_in(folder.path(), ["machines", "./"]);
     assert!(ran.only_error().contains("is not a machine file: it is a directory"), "{}", ran.stderr);
 }
