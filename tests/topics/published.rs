@@ -1,5 +1,4 @@
 //! Published measurements beside their predictions. `cargo test -p memvirt-tests --test published -- --nocapture` prints them.
-#![expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
 use memvirt_lab::published::{Row, pvm};
 
