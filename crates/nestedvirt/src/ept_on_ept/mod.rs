@@ -14,7 +14,7 @@ use memvirt_addr::{Gpa, GuestPhys, Hfn, L1fn, PageSize, PfCode};
 use memvirt_ops::arch::{Control, GfnRange, GuestFault, HostEvent, VcpuSet};
 use memvirt_pagetable::Attrs;
 use memvirt_platform::{
-    Cx, Dimension, ExitReason, Horizon, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Tags,
+    Cx, Dimension, ExitReason, Horizon, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes,
     WalkRefs, Work,
 };
 
@@ -215,14 +215,8 @@ impl<const N: u8> Regime for EptOnEpt<N> {
                 let _ = self.clear12(cx, &mut work);
                 self.stack.resume(cx, "L2 goes on");
             }
-            HostEvent::WorldSwitch(_) if cx.tags == Tags::Off => {
-                cx.cpu().flush_untagged();
-                cx.out.counters.tlb_flushes += 1;
-            }
-            HostEvent::WorldSwitch(_)
-            | HostEvent::DirtyLog(..)
-            | HostEvent::DirtyRound(_)
-            | HostEvent::ShadowPageLimit(..) => {}
+            HostEvent::WorldSwitch(_) => cx.cross(),
+            HostEvent::DirtyLog(..) | HostEvent::DirtyRound(_) | HostEvent::ShadowPageLimit(..) => {}
         }
         cx.out.counters.work += work;
         self.stack.world.publish(&mut cx.out.counters);

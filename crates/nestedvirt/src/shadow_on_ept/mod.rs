@@ -18,7 +18,7 @@ use memvirt_addr::{Gva, Hfn, L1fn, Privilege};
 use memvirt_ops::arch::{Control, CrWrite, GfnRange, HostEvent, VcpuSet};
 use memvirt_platform::{
     Cx, Dimension, ExitReason, Horizon, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Regs, Request, TableBytes,
-    Tags, WalkRefs, Work,
+    WalkRefs, Work,
 };
 
 use crate::config::{Arrangement, Config};
@@ -211,14 +211,8 @@ impl<const N: u8> Regime for ShadowOnEpt<N> {
                 self.flush_if(cx, change.unwrap_or(Change::Lost), &mut work);
                 self.stack.resume(cx, "L2 goes on");
             }
-            HostEvent::WorldSwitch(_) if cx.tags == Tags::Off => {
-                cx.cpu().flush_untagged();
-                cx.out.counters.tlb_flushes += 1;
-            }
-            HostEvent::WorldSwitch(_)
-            | HostEvent::DirtyLog(..)
-            | HostEvent::DirtyRound(_)
-            | HostEvent::ShadowPageLimit(..) => {}
+            HostEvent::WorldSwitch(_) => cx.cross(),
+            HostEvent::DirtyLog(..) | HostEvent::DirtyRound(_) | HostEvent::ShadowPageLimit(..) => {}
         }
         cx.out.counters.work += work;
         self.stack.world.publish(&mut cx.out.counters);
