@@ -45,7 +45,7 @@ pub enum LabError {
     #[error("cannot draw figure `{figure}`: {reason}")]
     Draw {
         /// The figure.
-        figure: &'static str,
+        figure: String,
         /// What the plotting library said.
         reason: String,
     },

@@ -1,68 +1,14 @@
 //! One kind of chart for every figure: horizontal bars, stacked or not, in panels. Drawn by plotters' SVG backend in whole
 //! pixels, so the same data gives the same bytes.
 //!
-//! Each chart is drawn twice, for a wide and a narrow page: scaling one drawing down would leave its text unreadable. Colours
-//! are those of a light page; a style sheet maps them for a dark one ([`Ink`]).
+//! Curves and points over two axes are next door, in [`xy`](super::xy).
 
-use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::drawing::IntoDrawingArea;
+use plotters::prelude::SVGBackend;
+use plotters::style::FontStyle;
+use plotters::style::text_anchor::HPos;
 
-/// A colour by meaning. The data colours are Okabe and Ito's, distinguishable with all common colour vision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ink {
-    Text,
-    Muted,
-    Grid,
-    Blue,
-    Green,
-    Vermillion,
-    Purple,
-    Orange,
-    Grey,
-}
-
-impl Ink {
-    pub(crate) const ALL: [Self; 9] = [
-        Self::Text,
-        Self::Muted,
-        Self::Grid,
-        Self::Blue,
-        Self::Green,
-        Self::Vermillion,
-        Self::Purple,
-        Self::Orange,
-        Self::Grey,
-    ];
-
-    /// On a light page and on a dark one.
-    const fn colours(self) -> (u32, u32) {
-        match self {
-            Self::Text => (0x001c_2530, 0x00e6_edf3),
-            Self::Muted => (0x0056_6473, 0x009f_acb9),
-            Self::Grid => (0x00d8_dfe6, 0x0033_3c46),
-            Self::Blue => (0x0000_72b2, 0x0056_b4e9),
-            Self::Green => (0x0000_9e73, 0x0034_cfa2),
-            Self::Vermillion => (0x00d5_5e00, 0x00ff_8a3d),
-            Self::Purple => (0x00cc_79a7, 0x00e6_a8cb),
-            Self::Orange => (0x00e6_9f00, 0x00f2_c14e),
-            Self::Grey => (0x007f_7f7f, 0x00a9_a9a9),
-        }
-    }
-
-    /// As plotters writes it.
-    pub(crate) fn light(self) -> String {
-        format!("#{:06X}", self.colours().0)
-    }
-
-    pub(crate) fn dark(self) -> String {
-        format!("#{:06X}", self.colours().1)
-    }
-
-    fn rgb(self) -> RGBColor {
-        let [_, red, green, blue] = self.colours().0.to_be_bytes();
-        RGBColor(red, green, blue)
-    }
-}
+use super::paint::{Area, Drawn, FONT, Ink, Shape, counted, legend_places, line, pixels, rectangle, text};
 
 /// How the axis is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,19 +44,6 @@ pub(crate) struct Chart {
     pub(crate) marks: Vec<(f64, &'static str)>,
 }
 
-/// For which page a chart is drawn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shape {
-    Wide,
-    Narrow,
-}
-
-type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
-type Drawn = Result<(), Box<dyn std::error::Error>>;
-
-const FONT: f64 = 13.0;
-/// An estimate of a character's width in pixels; the backend knows no fonts.
-const CHARACTER: usize = 7;
 const LEGEND_LINE: i32 = 22;
 const HEADING: i32 = 26;
 const AXIS: i32 = 46;
@@ -142,7 +75,11 @@ impl Layout {
         };
         let bars: usize = chart.panels.iter().map(|panel| panel.bars.len()).sum();
         let headings = chart.panels.iter().filter(|panel| panel.heading.is_some()).count();
-        let legend_lines = legend(chart, width).iter().map(|(_, _, line)| line + 1).max().unwrap_or(0);
+        let legend_lines = legend_places(chart.legend.iter().map(|(_, name)| *name), width)
+            .iter()
+            .map(|(_, _, line)| line + 1)
+            .max()
+            .unwrap_or(0);
         let marks = if chart.marks.is_empty() { 0 } else { MARK };
         let top = legend_lines * LEGEND_LINE + marks + 6;
         let height = top + counted(bars) * row + counted(headings) * HEADING + AXIS;
@@ -173,14 +110,6 @@ impl Layout {
     }
 }
 
-fn counted(n: usize) -> i32 {
-    i32::try_from(n).unwrap_or(i32::MAX / 1000)
-}
-
-fn pixels(characters: usize) -> i32 {
-    counted(characters * CHARACTER)
-}
-
 /// The end of the axis and the distance of its ticks: at most six of them, at round values.
 fn extent(chart: &Chart) -> (f64, f64) {
     let bars = chart.panels.iter().flat_map(|panel| &panel.bars);
@@ -198,21 +127,6 @@ fn extent(chart: &Chart) -> (f64, f64) {
     (maximum * 1.02, step)
 }
 
-/// Where each entry of the legend stands: its index, x and line.
-fn legend(chart: &Chart, width: i32) -> Vec<(usize, i32, i32)> {
-    let (mut x, mut line) = (2, 0);
-    let mut places = Vec::new();
-    for (i, (_, name)) in chart.legend.iter().enumerate() {
-        let wide = pixels(name.chars().count()) + 34;
-        if x + wide > width && x > 2 {
-            (x, line) = (2, line + 1);
-        }
-        places.push((i, x, line));
-        x += wide;
-    }
-    places
-}
-
 /// Draws a chart as SVG.
 pub(crate) fn draw(chart: &Chart, shape: Shape) -> Result<String, String> {
     let layout = Layout::of(chart, shape);
@@ -227,7 +141,7 @@ pub(crate) fn draw(chart: &Chart, shape: Shape) -> Result<String, String> {
 }
 
 fn paint(area: &Area<'_>, chart: &Chart, layout: &Layout) -> Drawn {
-    for (i, x, line) in legend(chart, layout.width) {
+    for (i, x, line) in legend_places(chart.legend.iter().map(|(_, name)| *name), layout.width) {
         let (ink, name) = chart.legend[i];
         let y = line * LEGEND_LINE + 4;
         rectangle(area, ink, (x, y), (x + 12, y + 12))?;
@@ -329,20 +243,6 @@ fn marks(area: &Area<'_>, chart: &Chart, layout: &Layout) -> Drawn {
         text(area, name, (x, y), Ink::Text, anchor, FONT - 1.0, FontStyle::Normal)?;
     }
     Ok(())
-}
-
-fn rectangle(area: &Area<'_>, ink: Ink, from: (i32, i32), to: (i32, i32)) -> Drawn {
-    Ok(area.draw(&Rectangle::new([from, to], ink.rgb().filled()))?)
-}
-
-fn line(area: &Area<'_>, ink: Ink, from: (i32, i32), to: (i32, i32)) -> Drawn {
-    Ok(area.draw(&PathElement::new(vec![from, to], ink.rgb()))?)
-}
-
-fn text(area: &Area<'_>, words: &str, at: (i32, i32), ink: Ink, anchor: HPos, pixels: f64, style: FontStyle) -> Drawn {
-    // The backend divides sizes by 1.24.
-    let font = FontDesc::new(FontFamily::SansSerif, pixels * 1.24, style).color(&ink.rgb());
-    Ok(area.draw(&Text::new(words.to_owned(), at, font.pos(Pos::new(anchor, VPos::Center))))?)
 }
 
 #[cfg(test)]

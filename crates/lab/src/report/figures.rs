@@ -2,7 +2,8 @@
 
 use memvirt_machine::RunResult;
 
-use super::chart::{Bar, Chart, Ink, Panel, Scale, Shape, draw};
+use super::chart::{Bar, Chart, Panel, Scale, draw};
+use super::paint::{Ink, Shape};
 use crate::comparison::Comparison;
 use crate::error::LabError;
 use crate::summary::{exits_for, reason_name, reasons};
@@ -11,14 +12,29 @@ use crate::text::{bytes, count, fraction, share, short};
 /// A figure, drawn.
 pub(crate) struct Figure {
     /// The stem of its files and its anchor on the page.
-    pub(crate) id: &'static str,
-    pub(crate) title: &'static str,
+    pub(crate) id: String,
+    pub(crate) title: String,
     /// What it shows, and in which unit.
     pub(crate) caption: String,
     pub(crate) header: Vec<String>,
     pub(crate) rows: Vec<Vec<String>>,
     pub(crate) wide: String,
     pub(crate) narrow: String,
+}
+
+impl Figure {
+    /// Draws a figure in both shapes; `table` is the data behind it, header and rows.
+    pub(crate) fn new(
+        id: &str,
+        title: &str,
+        caption: String,
+        (header, rows): (Vec<String>, Vec<Vec<String>>),
+        draw: impl Fn(Shape) -> Result<String, String>,
+    ) -> Result<Self, LabError> {
+        let drawn = |shape| draw(shape).map_err(|reason| LabError::Draw { figure: id.to_owned(), reason });
+        let (wide, narrow) = (drawn(Shape::Wide)?, drawn(Shape::Narrow)?);
+        Ok(Self { id: id.to_owned(), title: title.to_owned(), caption, header, rows, wide, narrow })
+    }
 }
 
 struct Sketch {
@@ -33,8 +49,7 @@ struct Sketch {
 impl Sketch {
     fn draw(self) -> Result<Figure, LabError> {
         let Self { id, title, caption, header, rows, chart } = self;
-        let drawn = |shape| draw(&chart, shape).map_err(|reason| LabError::Draw { figure: id, reason });
-        Ok(Figure { id, title, caption, header, rows, wide: drawn(Shape::Wide)?, narrow: drawn(Shape::Narrow)? })
+        Figure::new(id, title, caption, (header, rows), |shape| draw(&chart, shape))
     }
 }
 

@@ -3,9 +3,11 @@
 //! The page needs no network and no other file: figures stand in it as inline SVG. Whoever writes a larger report adds
 //! sections and figures here; there is one writer.
 
-mod chart;
+pub(crate) mod chart;
 mod figures;
 mod page;
+pub(crate) mod paint;
+pub(crate) mod xy;
 
 use std::fs;
 use std::io;
@@ -14,6 +16,7 @@ use std::path::Path;
 use crate::comparison::Comparison;
 use crate::error::LabError;
 use crate::table::csv_line;
+pub(crate) use figures::Figure;
 
 /// Writes the report of `comparison` into the folder `dir`, which is made where it does not exist:
 ///
@@ -28,11 +31,17 @@ use crate::table::csv_line;
 /// [`LabError::Write`] where the folder or a file cannot be written.
 pub fn write_report(dir: &Path, comparison: &Comparison) -> Result<(), LabError> {
     let figures = figures::figures(comparison)?;
-    let folder = dir.join("figures");
-    fs::create_dir_all(&folder).map_err(|source| failed(&folder, source))?;
+    write_figures(dir, &figures)?;
     write(&dir.join("comparison.json"), &comparison.to_json()?)?;
     write(&dir.join("comparison.csv"), &comparison.to_csv()?)?;
-    for figure in &figures {
+    write(&dir.join("index.html"), &page::page(comparison, &figures))
+}
+
+/// Writes `figures/NAME.svg` and `figures/NAME.csv` for each figure into the folder `dir`, which is made where it does not exist.
+pub(crate) fn write_figures(dir: &Path, figures: &[Figure]) -> Result<(), LabError> {
+    let folder = dir.join("figures");
+    fs::create_dir_all(&folder).map_err(|source| failed(&folder, source))?;
+    for figure in figures {
         write(&folder.join(format!("{}.svg", figure.id)), &page::standalone(figure))?;
         let mut data = String::new();
         for row in std::iter::once(&figure.header).chain(&figure.rows) {
@@ -41,10 +50,10 @@ pub fn write_report(dir: &Path, comparison: &Comparison) -> Result<(), LabError>
         }
         write(&folder.join(format!("{}.csv", figure.id)), &data)?;
     }
-    write(&dir.join("index.html"), &page::page(comparison, &figures))
+    Ok(())
 }
 
-fn write(path: &Path, text: &str) -> Result<(), LabError> {
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), LabError> {
     fs::write(path, text).map_err(|source| failed(path, source))
 }
 

@@ -6,8 +6,8 @@ use memvirt_machine::spec::Listed;
 use memvirt_machine::{Outcome, RunResult};
 use memvirt_platform::ExitReason;
 
-use super::chart::Ink;
 use super::figures::Figure;
+use super::paint::Ink;
 use crate::comparison::Comparison;
 use crate::summary::{outcome, reason_name, reasons, summary};
 use crate::text::{bytes, count, short, signed_percent};
@@ -34,7 +34,7 @@ pub(crate) fn standalone(figure: &Figure) -> String {
         "<style>svg{{background:#FFFFFF}}@media (prefers-color-scheme:dark){{svg{{background:#11161C}}{}}}</style>\n",
         inks("svg")
     );
-    let label = format!("<title>{}</title>\n", escape(figure.title));
+    let label = format!("<title>{}</title>\n", escape(&figure.title));
     figure.wide.replacen(">\n", &format!(" role=\"img\">\n{label}{style}"), 1)
 }
 
@@ -136,15 +136,15 @@ fn benefits(comparison: &Comparison) -> String {
 }
 
 fn figure_section(figure: &Figure, comparison: &Comparison) -> String {
-    let id = figure.id;
+    let id = &figure.id;
     let more = if id == "exits" { glossary(comparison) } else { String::new() };
     format!(
         "<figure id=\"{id}\">\n<h2>{}</h2>\n{}{}<figcaption>{} <span class=\"made\">Made by <code>{} --out DIR</code>; \
          <a href=\"figures/{id}.svg\">figure</a>, <a href=\"figures/{id}.csv\">data</a>.</span></figcaption>\n{more}\
          <details><summary>The numbers</summary>{}</details>\n</figure>\n",
-        escape(figure.title),
-        inline(&figure.wide, "wide", figure.title),
-        inline(&figure.narrow, "narrow", figure.title),
+        escape(&figure.title),
+        inline(&figure.wide, "wide", &figure.title),
+        inline(&figure.narrow, "narrow", &figure.title),
         escape(&figure.caption),
         escape(&comparison.command),
         table(&figure.header, figure.rows.iter().map(|row| (row.as_slice(), "")))

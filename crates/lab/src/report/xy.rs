@@ -1,0 +1,313 @@
+//! Curves and points over two axes, linear or logarithmic: scaling, footprints, fits, planes of two rates.
+//!
+//! Points come with a colour by meaning ([`Ink`]); a series is drawn as a line, a dashed line, dots, or dots with words. What lies
+//! outside an axis' range is not drawn; a logarithmic axis shows positive values only.
+
+use plotters::drawing::IntoDrawingArea;
+use plotters::prelude::SVGBackend;
+use plotters::style::FontStyle;
+use plotters::style::text_anchor::HPos;
+
+use super::paint::{Area, Drawn, FONT, Ink, Shape, counted, disc, legend_places, line, pixels, rectangle, text};
+
+/// How an axis is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spacing {
+    /// Evenly, from 0 where no value is negative.
+    Linear,
+    /// By powers of two: numbers of CPUs, of processes, bytes.
+    Powers2,
+    /// By powers of ten.
+    Powers10,
+}
+
+/// One axis: what stands on it and in which unit.
+#[derive(Clone, Debug)]
+pub(crate) struct Axis {
+    pub(crate) name: String,
+    pub(crate) spacing: Spacing,
+    pub(crate) tick: fn(f64) -> String,
+}
+
+/// How a series is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// Dots joined by a line: something measured.
+    DottedLine,
+    /// A line: something computed.
+    Line,
+    /// A dashed line.
+    Dashed,
+    /// Dots alone.
+    Dots,
+    /// Small squares alone: the cells of a plane.
+    Squares,
+}
+
+/// Values that belong together.
+#[derive(Clone, Debug)]
+pub(crate) struct Series {
+    pub(crate) ink: Ink,
+    /// The name in the legend; nothing where it has no entry.
+    pub(crate) name: String,
+    pub(crate) mark: Mark,
+    pub(crate) points: Vec<(f64, f64)>,
+    /// Words beside the points, in their order; may be shorter.
+    pub(crate) labels: Vec<String>,
+}
+
+impl Series {
+    /// A series without words at its points.
+    pub(crate) fn new(ink: Ink, name: impl Into<String>, mark: Mark, points: Vec<(f64, f64)>) -> Self {
+        Self { ink, name: name.into(), mark, points, labels: Vec::new() }
+    }
+}
+
+/// A plot.
+#[derive(Clone, Debug)]
+pub(crate) struct Plot {
+    pub(crate) x: Axis,
+    pub(crate) y: Axis,
+    pub(crate) series: Vec<Series>,
+}
+
+const LEGEND_LINE: i32 = 22;
+const BELOW: i32 = 46;
+
+/// One axis laid out over pixels.
+struct Ruler {
+    spacing: Spacing,
+    from: f64,
+    to: f64,
+    pixels: (i32, i32),
+    ticks: Vec<f64>,
+}
+
+impl Ruler {
+    fn of(values: impl Iterator<Item = f64>, spacing: Spacing, pixels: (i32, i32), most: usize) -> Self {
+        let shown = |value: &f64| value.is_finite() && (spacing == Spacing::Linear || *value > 0.0);
+        let (low, high) = values.filter(shown).fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
+        let (low, high) = if low > high { (1.0, 2.0) } else { (low, high) };
+        let (from, to, ticks) = match spacing {
+            Spacing::Linear => linear(low, high, most),
+            Spacing::Powers2 => powers(low, high, 2.0, most),
+            Spacing::Powers10 => powers(low, high, 10.0, most),
+        };
+        Self { spacing, from, to, pixels, ticks }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "pixels of a small drawing")]
+    fn at(&self, value: f64) -> Option<i32> {
+        let map = |v: f64| if self.spacing == Spacing::Linear { v } else { v.ln() };
+        let share = (map(value) - map(self.from)) / (map(self.to) - map(self.from));
+        let inside = (-1e-9..=1.0 + 1e-9).contains(&share);
+        inside.then(|| self.pixels.0 + (f64::from(self.pixels.1 - self.pixels.0) * share).round() as i32)
+    }
+}
+
+/// At most about `most` ticks at round values, and the range that they cover.
+fn linear(low: f64, high: f64, most: usize) -> (f64, f64, Vec<f64>) {
+    let (low, high) = (low.min(0.0), if high > low { high } else { low + 1.0 }.max(0.0));
+    let rough = (high - low) / f64::from(counted(most));
+    let magnitude = 10f64.powf(rough.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].map(|f| f * magnitude).into_iter().find(|s| *s >= rough).unwrap_or(rough);
+    let (first, last) = ((low / step).floor(), (high / step).ceil());
+    let mut ticks = Vec::new();
+    let mut i = first;
+    while i <= last {
+        ticks.push(i * step);
+        i += 1.0;
+    }
+    (first * step, last * step, ticks)
+}
+
+fn powers(low: f64, high: f64, base: f64, most: usize) -> (f64, f64, Vec<f64>) {
+    let first = (low.ln() / base.ln() + 1e-9).floor();
+    let last = (high.ln() / base.ln() - 1e-9).ceil().max(first + 1.0);
+    let every = ((last - first) / f64::from(counted(most))).ceil().max(1.0);
+    let mut ticks = Vec::new();
+    let mut i = first;
+    while i <= last {
+        ticks.push(base.powf(i));
+        i += every;
+    }
+    (base.powf(first), base.powf(last), ticks)
+}
+
+struct Layout {
+    width: i32,
+    height: i32,
+    x: Ruler,
+    y: Ruler,
+}
+
+impl Layout {
+    fn of(plot: &Plot, shape: Shape) -> Self {
+        let (width, field) = match shape {
+            Shape::Wide => (900, 380),
+            Shape::Narrow => (340, 260),
+        };
+        let named = plot.series.iter().filter(|series| !series.name.is_empty()).map(|series| series.name.as_str());
+        let legend_lines = legend_places(named, width).iter().map(|(_, _, line)| line + 1).max().unwrap_or(0);
+        let top = legend_lines * LEGEND_LINE + 24;
+        let points = || plot.series.iter().flat_map(|series| &series.points);
+        let y = Ruler::of(points().map(|p| p.1), plot.y.spacing, (top + field, top), 6);
+        let longest = y.ticks.iter().map(|tick| (plot.y.tick)(*tick).chars().count()).max().unwrap_or(0);
+        let left = pixels(longest) + 14;
+        let most = if shape == Shape::Wide { 10 } else { 5 };
+        let x = Ruler::of(points().map(|p| p.0), plot.x.spacing, (left, width - 22), most);
+        Self { width, height: top + field + BELOW, x, y }
+    }
+}
+
+/// Draws a plot as SVG.
+pub(crate) fn draw_plot(plot: &Plot, shape: Shape) -> Result<String, String> {
+    let layout = Layout::of(plot, shape);
+    let mut svg = String::new();
+    {
+        let size = (layout.width.unsigned_abs(), layout.height.unsigned_abs());
+        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        paint(&area, plot, &layout).map_err(|error| error.to_string())?;
+        area.present().map_err(|error| error.to_string())?;
+    }
+    Ok(svg)
+}
+
+fn paint(area: &Area<'_>, plot: &Plot, layout: &Layout) -> Drawn {
+    let named: Vec<_> = plot.series.iter().filter(|series| !series.name.is_empty()).collect();
+    for (i, x, row) in legend_places(named.iter().map(|series| series.name.as_str()), layout.width) {
+        let y = row * LEGEND_LINE + 10;
+        swatch(area, named[i], (x, y))?;
+        text(area, &named[i].name, (x + 18, y), Ink::Text, HPos::Left, FONT, FontStyle::Normal)?;
+    }
+    grid(area, plot, layout)?;
+    for series in &plot.series {
+        curve(area, series, layout)?;
+    }
+    for series in &plot.series {
+        words(area, series, layout)?;
+    }
+    Ok(())
+}
+
+fn swatch(area: &Area<'_>, series: &Series, (x, y): (i32, i32)) -> Drawn {
+    match series.mark {
+        Mark::Line => stroke(area, series.ink, (x, y), (x + 12, y)),
+        Mark::Dashed => dashes(area, series.ink, (x, y), (x + 12, y)),
+        Mark::Squares => rectangle(area, series.ink, (x, y - 6), (x + 12, y + 6)),
+        Mark::Dots => disc(area, series.ink, (x + 6, y), 4),
+        Mark::DottedLine => {
+            stroke(area, series.ink, (x, y), (x + 12, y))?;
+            disc(area, series.ink, (x + 6, y), 4)
+        }
+    }
+}
+
+fn grid(area: &Area<'_>, plot: &Plot, layout: &Layout) -> Drawn {
+    let ((left, right), (bottom, top)) = (layout.x.pixels, layout.y.pixels);
+    let small = FONT - 1.0;
+    for tick in &layout.x.ticks {
+        let Some(x) = layout.x.at(*tick) else { continue };
+        line(area, Ink::Grid, (x, top), (x, bottom))?;
+        text(area, &(plot.x.tick)(*tick), (x, bottom + 12), Ink::Muted, HPos::Center, small, FontStyle::Normal)?;
+    }
+    for tick in &layout.y.ticks {
+        let Some(y) = layout.y.at(*tick) else { continue };
+        line(area, Ink::Grid, (left, y), (right, y))?;
+        text(area, &(plot.y.tick)(*tick), (left - 6, y), Ink::Muted, HPos::Right, small, FontStyle::Normal)?;
+    }
+    let middle = i32::midpoint(left, right);
+    text(area, &plot.x.name, (middle, bottom + 32), Ink::Muted, HPos::Center, small, FontStyle::Normal)?;
+    text(area, &plot.y.name, (2, top - 14), Ink::Muted, HPos::Left, small, FontStyle::Normal)
+}
+
+fn placed(series: &Series, layout: &Layout) -> Vec<Option<(i32, i32)>> {
+    series.points.iter().map(|(x, y)| layout.x.at(*x).zip(layout.y.at(*y))).collect()
+}
+
+fn curve(area: &Area<'_>, series: &Series, layout: &Layout) -> Drawn {
+    let places = placed(series, layout);
+    for pair in places.windows(2) {
+        if let [Some(from), Some(to)] = *pair {
+            match series.mark {
+                Mark::Line | Mark::DottedLine => stroke(area, series.ink, from, to)?,
+                Mark::Dashed => dashes(area, series.ink, from, to)?,
+                Mark::Dots | Mark::Squares => {}
+            }
+        }
+    }
+    for (x, y) in places.into_iter().flatten() {
+        match series.mark {
+            Mark::Dots | Mark::DottedLine => disc(area, series.ink, (x, y), 4)?,
+            Mark::Squares => rectangle(area, series.ink, (x - 5, y - 5), (x + 5, y + 5))?,
+            Mark::Line | Mark::Dashed => {}
+        }
+    }
+    Ok(())
+}
+
+fn words(area: &Area<'_>, series: &Series, layout: &Layout) -> Drawn {
+    for (at, word) in placed(series, layout).into_iter().zip(&series.labels) {
+        let Some((x, y)) = at else { continue };
+        let fits = x + 8 + pixels(word.chars().count()) < layout.width;
+        let (x, anchor) = if fits { (x + 8, HPos::Left) } else { (x - 8, HPos::Right) };
+        text(area, word, (x, y - 7), Ink::Text, anchor, FONT - 2.0, FontStyle::Normal)?;
+    }
+    Ok(())
+}
+
+/// A line of two pixels.
+fn stroke(area: &Area<'_>, ink: Ink, from: (i32, i32), to: (i32, i32)) -> Drawn {
+    line(area, ink, from, to)?;
+    line(area, ink, (from.0, from.1 + 1), (to.0, to.1 + 1))
+}
+
+fn dashes(area: &Area<'_>, ink: Ink, from: (i32, i32), to: (i32, i32)) -> Drawn {
+    let (dx, dy) = (to.0 - from.0, to.1 - from.1);
+    let count = (dx.abs().max(dy.abs()) / 8).max(1);
+    let at = |k: i32, tenths: i32| {
+        let part = |d: i32| d * (10 * k + tenths) / (10 * count);
+        (from.0 + part(dx), from.1 + part(dy))
+    };
+    (0..count).try_for_each(|k| stroke(area, ink, at(k, 0), at(k, 6)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn axis(spacing: Spacing) -> Axis {
+        Axis { name: "things".into(), spacing, tick: |x| x.to_string() }
+    }
+
+    #[test]
+    fn axes_have_few_round_ticks_that_cover_the_values() {
+        assert_eq!(linear(0.3, 97.0, 6).2, [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]);
+        assert_eq!(linear(-0.4, 1.7, 6).2, [-0.5, 0.0, 0.5, 1.0, 1.5, 2.0]);
+        assert_eq!(powers(1.0, 64.0, 2.0, 10).2, [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]);
+        let (from, to, _) = powers(0.02, 40.0, 10.0, 6);
+        assert!((from - 0.01).abs() < 1e-12 && (to - 100.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_doubling_is_as_far_everywhere_on_a_logarithmic_axis() {
+        let ruler = Ruler::of([1.0, 16.0].into_iter(), Spacing::Powers2, (0, 400), 10);
+        assert_eq!([1.0, 2.0, 4.0, 8.0, 16.0].map(|v| ruler.at(v)), [0, 100, 200, 300, 400].map(Some));
+        assert_eq!((ruler.at(0.0), ruler.at(-1.0), ruler.at(32.0)), (None, None, None));
+    }
+
+    #[test]
+    fn nothing_and_what_cannot_be_shown_still_make_a_drawing() {
+        for points in [vec![], vec![(0.0, f64::NAN), (f64::INFINITY, -1.0)], vec![(5.0, 5.0)]] {
+            for spacing in [Spacing::Linear, Spacing::Powers2, Spacing::Powers10] {
+                let series = [Mark::DottedLine, Mark::Line, Mark::Dashed, Mark::Dots, Mark::Squares]
+                    .map(|mark| Series::new(Ink::Blue, "<b>", mark, points.clone()));
+                let plot = Plot { x: axis(spacing), y: axis(spacing), series: series.to_vec() };
+                for shape in [Shape::Wide, Shape::Narrow] {
+                    let svg = draw_plot(&plot, shape).unwrap();
+                    assert!(svg.ends_with("</svg>\n") && !svg.contains("<b>"));
+                }
+            }
+        }
+    }
+}
