@@ -301,4 +301,8 @@ impl<P: Platform> Platform for Census<P> {
     fn table_bytes(&self) -> TableBytes {
         self.inner.table_bytes()
     }
+
+    fn attribution(&self, vm: VmId) -> Option<memvirt_platform::Attribution> {
+        self.inner.attribution(vm)
+    }
 }

@@ -7,11 +7,15 @@ pub mod regime;
 pub mod result;
 pub mod run;
 pub mod spec;
+pub mod watch;
 
 pub use measure::{Measure, Mode};
 pub use memvirt_guest::{Guest, GuestConfig, GuestStats, Halted, Invlpg, TableFrames, Undeclared};
-pub use price::{Cycles, Part, ServedReferences, price};
+pub use price::{
+    Cycles, ExitPrice, GuestCycles, Part, ServedReferences, exit_price, guest_cycles, price, translation_cycles, work_cycles,
+};
 pub use regime::{FrameOrder, HostConfig, RegimeKind};
 pub use result::{NestedVirtCounts, Outcome, RunResult};
-pub use run::{Finished, Setup, run};
+pub use run::{Finished, Setup, run, run_watched};
 pub use spec::{MachineError, MachineSpec};
+pub use watch::Watch;

@@ -209,6 +209,9 @@ pub struct HostConfig {
     pub walk_caches: bool,
     /// In which order the host hands out its frames; default contiguous. A machine without virtualization has no host.
     pub host_frames: FrameOrder,
+    /// The limit on shadow pages, where it is not the regime's own (KVM's: one page for 50 guest frames); no less than 64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shadow_page_limit: Option<u32>,
 }
 
 /// In which order a host hands out frames.
@@ -251,6 +254,7 @@ impl Default for HostConfig {
             ept_ad: true,
             walk_caches: false,
             host_frames: FrameOrder::Contiguous,
+            shadow_page_limit: None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One run: a stream of process operations, a guest, a platform, a price list.
 
+use memvirt_ops::arch::HostEvent;
 use memvirt_ops::process::{Batch, Op, Source};
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_platform::{Ledger, Platform, TimingSpec};
@@ -9,6 +10,7 @@ use crate::price::price;
 use crate::regime::{Bench, Hardware, HostConfig, RegimeKind, build};
 use crate::result::{NestedVirtCounts, Outcome, RefCounts, RunResult, Stale, Switches, TableCounts, TlbCounts, exits};
 use crate::spec::{MachineError, MachineSpec};
+use crate::watch::Watch;
 use memvirt_guest::{Guest, GuestConfig, GuestStats, Halted};
 
 /// Everything a run depends on but its input.
@@ -49,12 +51,29 @@ pub fn run<S: Source>(
     source: &mut S,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Finished<S::Error>, MachineError> {
+    run_watched(setup, source, progress, &mut ())
+}
+
+/// As [`run`], with somebody who looks at it between batches.
+///
+/// # Errors
+///
+/// [`MachineError`] where the machine's TLB shape is impossible.
+pub fn run_watched<S: Source>(
+    setup: &Setup,
+    source: &mut S,
+    progress: &mut dyn FnMut(u64),
+    watch: &mut dyn Watch,
+) -> Result<Finished<S::Error>, MachineError> {
     let setup = &Setup { guest: setup.regime.asks_of(setup.guest), ..setup.clone() };
     let hardware = hardware(setup)?;
     let bench = build(setup.regime, setup.guest.memory_bytes, &setup.host, &hardware, setup.check);
     let Some(mut bench) = bench else {
         return Ok(Recorder::default().finish(setup, None, GuestStats::default(), 0, Outcome::HostOutOfMemory, None));
     };
+    if let Some(limit) = setup.host.shadow_page_limit {
+        bench.platform().host(&HostEvent::ShadowPageLimit(VmId::FIRST, limit), &mut Ledger::sums());
+    }
     let mut recorder = Recorder::default();
     let booted = Guest::boot(setup.guest, VmId::FIRST, VcpuId::FIRST, bench.platform(), &mut recorder.ledger);
     let mut guest = match booted {
@@ -64,7 +83,8 @@ pub fn run<S: Source>(
             return Ok(recorder.finish(setup, Some(&mut bench), stats, 0, halted.into(), None));
         }
     };
-    let (outcome, input_error) = recorder.drive(&setup.measure, &mut guest, bench.platform(), source, progress);
+    let mut observers = Observers { progress, watch };
+    let (outcome, input_error) = recorder.drive(&setup.measure, &mut guest, bench.platform(), source, &mut observers);
     let (stats, tables) = (guest.stats(), guest.table_bytes());
     Ok(recorder.finish(setup, Some(&mut bench), stats, tables, outcome, input_error))
 }
@@ -96,6 +116,12 @@ impl From<Halted> for Outcome {
     }
 }
 
+/// Who is told of a run as it goes on.
+struct Observers<'a> {
+    progress: &'a mut dyn FnMut(u64),
+    watch: &'a mut dyn Watch,
+}
+
 #[derive(Default)]
 struct Recorder {
     ledger: Ledger,
@@ -109,7 +135,7 @@ impl Recorder {
         guest: &mut Guest,
         platform: &mut dyn Platform,
         source: &mut S,
-        progress: &mut dyn FnMut(u64),
+        observers: &mut Observers<'_>,
     ) -> (Outcome, Option<S::Error>) {
         let mut batch = Batch::default();
         let (mut warming, mut uncounted) = (measure.warm_up_accesses > 0, 0);
@@ -128,7 +154,7 @@ impl Recorder {
             let then = batch.then.take();
             let maps = matches!(then, Some(Op::Mmap { .. }));
             let run = guest.batch(&batch, platform, &mut self.ledger);
-            self.sample(guest, platform);
+            self.sample(guest, platform, observers.watch);
             let done = match (run, then) {
                 (Ok(()), Some(op)) => {
                     batch.clear();
@@ -138,17 +164,18 @@ impl Recorder {
                 (run, _) => run,
             };
             let done = if measure.prefault && maps { done.and_then(|()| guest.prefault(platform)) } else { done };
-            self.sample(guest, platform);
+            self.sample(guest, platform, observers.watch);
             if let Err(halted) = done {
                 return (halted.into(), None);
             }
-            progress(uncounted + guest.stats().user_accesses);
+            (observers.progress)(uncounted + guest.stats().user_accesses);
         }
     }
 
-    fn sample(&mut self, guest: &Guest, platform: &dyn Platform) {
+    fn sample(&mut self, guest: &Guest, platform: &dyn Platform, watch: &mut dyn Watch) {
         let below = platform.table_bytes();
         self.peak = self.peak.max(guest.table_bytes() + below.shadow + below.nested + below.metadata);
+        watch.look(guest, platform, &self.ledger.counters);
     }
 
     fn finish<E>(

@@ -17,7 +17,7 @@ use crate::foresee::{Foreseen, Foresight, Lookout};
 use crate::host::{GuestMem, Host, MemoryMap, read_guest};
 use crate::ledger::Ledger;
 use crate::mmu::{Mmu, MmuGeometry};
-use crate::seam::{Horizon, Platform, Reached, Refusal, Stop, TableBytes};
+use crate::seam::{Attribution, Horizon, Platform, Reached, Refusal, Stop, TableBytes};
 use crate::timed::{Overlap, Timing};
 
 /// An access that missed the TLB.
@@ -85,6 +85,12 @@ pub trait Regime {
 
     /// The bytes of all tables that this regime keeps.
     fn table_bytes(&self) -> TableBytes;
+
+    /// Whom its shadow pages serve; `None` where it has none, or they cannot be told.
+    fn attribution(&self, host: &Host) -> Option<Attribution> {
+        let _ = host;
+        None
+    }
 }
 
 /// One virtual machine to be made.
@@ -508,5 +514,9 @@ impl<R: Regime> Platform for Engine<R> {
             sum.metadata += bytes.metadata;
         }
         sum
+    }
+
+    fn attribution(&self, vm: VmId) -> Option<Attribution> {
+        self.vms[vm.index()].regime.attribution(&self.host)
     }
 }

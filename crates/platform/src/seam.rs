@@ -68,6 +68,77 @@ pub struct TableBytes {
     pub metadata: u64,
 }
 
+/// The shadow pages that hang below one guest root, and below no other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RootTables {
+    /// The guest frame of the root.
+    pub root: Gfn,
+    /// Shadow pages.
+    pub pages: u64,
+    /// Those of them that keep what they shadow beside their entries: KVM's shadowed translations.
+    pub described: u64,
+}
+
+/// Whom shadow pages serve, found by going down from every shadowed root.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attribution {
+    /// By root, in the order of the roots' frames.
+    pub roots: Vec<RootTables>,
+    /// Pages that serve several roots: the kernel's.
+    pub shared: u64,
+    /// Those of them that keep what they shadow.
+    pub shared_described: u64,
+    /// Pages that no root leads to: kept to be found again.
+    pub detached: u64,
+}
+
+impl Attribution {
+    /// All pages.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.roots.iter().map(|root| root.pages).sum::<u64>() + self.shared + self.detached
+    }
+
+    /// Enters one page: the roots that lead to it, by number, and whether it keeps what it shadows.
+    pub fn enter(&mut self, served: Served, described: bool) {
+        match served {
+            Served::Nobody => self.detached += 1,
+            Served::One(root) => {
+                self.roots[root].pages += 1;
+                self.roots[root].described += u64::from(described);
+            }
+            Served::Several => {
+                self.shared += 1;
+                self.shared_described += u64::from(described);
+            }
+        }
+    }
+}
+
+/// Whom one shadow page serves, while roots are gone through one after the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Served {
+    /// No root so far.
+    #[default]
+    Nobody,
+    /// The root with this number.
+    One(usize),
+    /// Two or more.
+    Several,
+}
+
+impl Served {
+    /// The same with `root`.
+    #[must_use]
+    pub fn and(self, root: usize) -> Self {
+        match self {
+            Self::Nobody => Self::One(root),
+            Self::One(other) if other == root => self,
+            _ => Self::Several,
+        }
+    }
+}
+
 /// What executes a guest.
 pub trait Platform {
     /// Performs the accesses of `run` in order on vCPU `v`. Returns how many were completed, and why it stopped there.
@@ -105,6 +176,12 @@ pub trait Platform {
 
     /// The bytes of all tables below the guest.
     fn table_bytes(&self) -> TableBytes;
+
+    /// Whom the shadow pages of `vm` serve; `None` where it has none, or they cannot be told. Slow: it goes through all of them.
+    fn attribution(&self, vm: VmId) -> Option<Attribution> {
+        let _ = vm;
+        None
+    }
 }
 
 impl<P: Platform + ?Sized> Platform for Box<P> {
@@ -142,5 +219,9 @@ impl<P: Platform + ?Sized> Platform for Box<P> {
 
     fn table_bytes(&self) -> TableBytes {
         (**self).table_bytes()
+    }
+
+    fn attribution(&self, vm: VmId) -> Option<Attribution> {
+        (**self).attribution(vm)
     }
 }

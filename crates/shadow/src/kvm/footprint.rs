@@ -4,9 +4,12 @@
 //! slot costs a word and a count for each frame, whether anything is shadowed or not. Source: spec A17 (slab sizes measured on
 //! Linux 6.1 and 6.12).
 
-use memvirt_platform::TableBytes;
+use memvirt_addr::Gfn;
+use memvirt_platform::{Attribution, Host, RootTables, Served, TableBytes};
 
 use super::Kvm;
+use super::page::{NONE, PageId};
+use super::spte::Spte;
 
 const TABLE: u64 = 4096;
 const HEADER: u64 = 184;
@@ -26,6 +29,50 @@ impl Kvm {
                 + DESCRIPTOR * (self.lists.descriptors() + self.links.descriptors()) as u64
                 + slot
                 + HASH,
+        }
+    }
+
+    /// Whom the pages serve, by the entries in memory.
+    pub(crate) fn served(&self, host: &Host) -> Attribution {
+        let mut roots: Vec<_> =
+            self.pages.iter().filter(|(_, page)| page.level() == 4).map(|(id, page)| (page.gfn, id)).collect();
+        roots.sort_unstable();
+        let mut sum = Attribution::default();
+        let mut served: Vec<(PageId, Served)> = self.pages.iter().map(|(id, _)| (id, Served::Nobody)).collect();
+        let mut stack = Vec::new();
+        for (gfn, root) in roots {
+            // A root that was zapped while held lives beside its successor: one address space.
+            if sum.roots.last().is_none_or(|last| last.root.number() != gfn) {
+                sum.roots.push(RootTables { root: Gfn::new(gfn), pages: 0, described: 0 });
+            }
+            let number = sum.roots.len() - 1;
+            stack.push(root);
+            while let Some(id) = stack.pop() {
+                let Ok(at) = served.binary_search_by_key(&id, |(id, _)| *id) else { continue };
+                let before = served[at].1;
+                served[at].1 = before.and(number);
+                if served[at].1 != before {
+                    self.children(host, id, &mut stack);
+                }
+            }
+        }
+        for (id, served) in served {
+            sum.enter(served, self.pages[id].has_gptes());
+        }
+        sum
+    }
+
+    /// Appends the pages that the entries of a page lead to.
+    fn children(&self, host: &Host, id: PageId, found: &mut Vec<PageId>) {
+        if self.pages[id].level() == 1 {
+            return;
+        }
+        for word in host.mem.words(self.pages[id].table).iter().filter(|word| **word != 0) {
+            let entry = Spte(*word);
+            let child = if entry.is_present() && !entry.is_large() { self.pages.of_table(entry.frame()) } else { NONE };
+            if child != NONE {
+                found.push(child);
+            }
         }
     }
 }

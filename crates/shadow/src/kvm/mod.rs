@@ -43,7 +43,7 @@ mod zap;
 
 use memvirt_addr::{Acc, Gfn, Hfn};
 use memvirt_ops::arch::{Control, HostEvent, VcpuSet};
-use memvirt_platform::{Cx, Foresight, Horizon, Outcome, Refusal, Regime, Request, TableBytes, Work};
+use memvirt_platform::{Attribution, Cx, Foresight, Horizon, Host, Outcome, Refusal, Regime, Request, TableBytes, Work};
 
 pub use check::Defect;
 pub use config::{Kernel, KvmConfig};
@@ -200,5 +200,9 @@ impl Regime for Kvm {
 
     fn table_bytes(&self) -> TableBytes {
         self.footprint()
+    }
+
+    fn attribution(&self, host: &Host) -> Option<Attribution> {
+        Some(self.served(host))
     }
 }

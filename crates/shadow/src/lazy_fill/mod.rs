@@ -12,7 +12,7 @@ use memvirt_addr::Acc;
 use memvirt_ops::arch::{Control, CrWrite, HostEvent, Invpcid, VcpuSet};
 use memvirt_pagetable::{Guest4, Path};
 use memvirt_platform::{
-    Cx, Foresight, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work,
+    Attribution, Cx, Foresight, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work,
 };
 
 use crate::exits::leading_exits;
@@ -139,5 +139,9 @@ impl Regime for LazyFill {
 
     fn table_bytes(&self) -> TableBytes {
         self.rooted.tree.store.table_bytes()
+    }
+
+    fn attribution(&self, _: &Host) -> Option<Attribution> {
+        Some(self.rooted.tree.store.attribution())
     }
 }

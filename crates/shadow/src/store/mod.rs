@@ -19,6 +19,7 @@ mod footprint;
 mod nodes;
 mod page;
 mod pages;
+mod served;
 mod switch;
 
 use std::collections::BTreeMap;

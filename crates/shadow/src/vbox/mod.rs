@@ -28,7 +28,8 @@ use memvirt_addr::{Acc, Gfn, Level, PageSize, Privilege};
 use memvirt_ops::arch::{Control, CrWrite, HostEvent, StoreOp, VcpuSet};
 use memvirt_pagetable::{Attrs, Entry, Format, Guest4, Path};
 use memvirt_platform::{
-    Cx, ExitReason, Foresight, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work,
+    Attribution, Cx, ExitReason, Foresight, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes,
+    Vendor, Work,
 };
 
 use crate::exits::leading_exits;
@@ -446,5 +447,9 @@ impl Regime for Vbox {
 
     fn table_bytes(&self) -> TableBytes {
         self.graph.store.table_bytes()
+    }
+
+    fn attribution(&self, _: &Host) -> Option<Attribution> {
+        Some(self.graph.store.attribution())
     }
 }

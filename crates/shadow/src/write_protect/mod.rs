@@ -23,7 +23,8 @@ use memvirt_addr::{Acc, PageSize, Privilege};
 use memvirt_ops::arch::{Control, HostEvent, VcpuSet};
 use memvirt_pagetable::{Guest4, Path};
 use memvirt_platform::{
-    Cx, ExitReason, Foresight, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work,
+    Attribution, Cx, ExitReason, Foresight, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes,
+    Vendor, Work,
 };
 
 use crate::exits::leading_exits;
@@ -199,5 +200,9 @@ impl Regime for WriteProtect {
 
     fn table_bytes(&self) -> TableBytes {
         self.graph.store.table_bytes()
+    }
+
+    fn attribution(&self, _: &Host) -> Option<Attribution> {
+        Some(self.graph.store.attribution())
     }
 }

@@ -28,7 +28,8 @@ use memvirt_ops::VcpuId;
 use memvirt_ops::arch::{Control, CrWrite, HostEvent, Invpcid, StoreOp, VcpuSet};
 use memvirt_pagetable::{Attrs, Entry, Format, Guest4, Path, Shadow4};
 use memvirt_platform::{
-    Cx, ExitReason, Foresight, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work,
+    Attribution, Cx, ExitReason, Foresight, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes,
+    Vendor, Work,
 };
 
 use crate::exits::leading_exits;
@@ -392,5 +393,9 @@ impl Regime for Xen {
 
     fn table_bytes(&self) -> TableBytes {
         self.graph.store.table_bytes()
+    }
+
+    fn attribution(&self, _: &Host) -> Option<Attribution> {
+        Some(self.graph.store.attribution())
     }
 }
