@@ -12,7 +12,8 @@ pub mod watch;
 pub use measure::{Measure, Mode};
 pub use memvirt_guest::{Guest, GuestConfig, GuestStats, Halted, Invlpg, TableFrames, Undeclared};
 pub use price::{
-    Cycles, ExitPrice, GuestCycles, Part, ServedReferences, exit_price, guest_cycles, price, translation_cycles, work_cycles,
+    Cycles, ExitPrice, GuestCycles, Part, ServedReferences, exit_price, guest_cycles, price, translation_cycles,
+    work_cycles,
 };
 pub use regime::{FrameOrder, HostConfig, RegimeKind};
 pub use result::{NestedVirtCounts, Outcome, RunResult};

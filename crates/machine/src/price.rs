@@ -1,11 +1,14 @@
 //! Prices: counted things times the figures of a machine file. Nothing is counted here, and nothing priced elsewhere.
+//!
+//! [`price`] makes the account of a whole run; [`guest_cycles`] and [`exit_price`] are the same prices without its items, for
+//! whoever prices step by step (simulated time) and cannot allocate for each.
 
 use memvirt_addr::Level;
 use memvirt_cache::Purpose;
-use memvirt_platform::{Account, Counters, ExitReason, ServedBy};
+use memvirt_platform::{Account, Counters, Exit, ExitReason, ServedBy, Work};
 use serde::Serialize;
 
-use crate::spec::{Caches, MachineSpec};
+use crate::spec::{Caches, Figure, MachineSpec};
 use memvirt_guest::GuestStats;
 
 /// One item of the account.
@@ -95,26 +98,91 @@ impl Cycles {
 #[must_use]
 pub fn price(spec: &MachineSpec, counters: &Counters, guest: &GuestStats, served: Option<&Account>) -> Cycles {
     let mut cycles = Cycles::default();
-    base(&mut cycles, spec, counters, guest);
+    base(spec, counters, guest, &mut |name, count, cost| cycles.add("base", name, count, cost));
     match served.zip(spec.caches.as_ref()) {
-        None => translation(&mut cycles, spec, counters),
+        None => {
+            translation(spec, counters, &mut |name, count, cost| cycles.add("translation", name, count, cost));
+        }
         Some((account, caches)) => {
             data(&mut cycles, caches, account);
             followed(&mut cycles, spec, counters, caches, account);
         }
     }
-    exits(&mut cycles, spec, counters);
+    exits(spec, counters, &mut |name, count, cost| cycles.add("exits", name, count, cost));
     cycles
 }
 
-fn base(cycles: &mut Cycles, spec: &MachineSpec, counters: &Counters, guest: &GuestStats) {
+/// Cycles in guest mode: base and translation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GuestCycles {
+    /// The guest's own work, its kernel's included.
+    pub base: u64,
+    /// TLB misses and walks.
+    pub translation: u64,
+}
+
+/// What a run cost in guest mode, in the mode `counts`: the sums of [`price`] without their items.
+#[must_use]
+pub fn guest_cycles(spec: &MachineSpec, counters: &Counters, guest: &GuestStats) -> GuestCycles {
+    let mut cycles = GuestCycles::default();
+    base(spec, counters, guest, &mut |_, _, cost| cycles.base += cost);
+    translation(spec, counters, &mut |_, _, cost| cycles.translation += cost);
+    cycles
+}
+
+/// What translation cost, in the mode `counts`.
+#[must_use]
+pub fn translation_cycles(spec: &MachineSpec, counters: &Counters) -> u64 {
+    let mut sum = 0;
+    translation(spec, counters, &mut |_, _, cost| sum += cost);
+    sum
+}
+
+/// What one exit cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExitPrice {
+    /// Exit, entry, and what the handler does without the MMU lock: dispatch, the walk of the guest's tables, bringing in the
+    /// host's page, emulation.
+    pub unlocked: u64,
+    /// What it does under the lock, where it takes it: shadow and nested tables, reverse maps, flushes.
+    pub locked: u64,
+}
+
+/// What one exit cost; the sum over all exits is the part `exits` of [`price`], where nothing is worked for but exits.
+///
+/// Which work is done under the lock follows `direct_page_fault` and `FNAME(page_fault)` of Linux 6.1, `arch/x86/kvm/mmu/`:
+/// guest tables are walked and the host's page is found (`kvm_faultin_pfn`) before `mmu_lock` is taken.
+#[must_use]
+pub fn exit_price(spec: &MachineSpec, exit: &Exit) -> ExitPrice {
+    let mut price =
+        ExitPrice { unlocked: spec.exits.round_trip.times(1) + handler(spec, exit.reason).times(1), locked: 0 };
+    for ((name, count), (_, figure)) in exit.work.units().zip(spec.work.figures()) {
+        let cost = figure.times(count);
+        if needs_lock(name) { price.locked += cost } else { price.unlocked += cost }
+    }
+    if exit.lock.is_none() {
+        price = ExitPrice { unlocked: price.unlocked + price.locked, locked: 0 };
+    }
+    price
+}
+
+/// What a handler's work costs that belongs to no exit: the host acted by itself.
+#[must_use]
+pub fn work_cycles(spec: &MachineSpec, work: &Work) -> u64 {
+    work.units().zip(spec.work.figures()).map(|((_, count), (_, figure))| figure.times(count)).sum()
+}
+
+/// Whether a handler does this work under the MMU lock.
+fn needs_lock(unit: &str) -> bool {
+    !matches!(unit, "guest_entries_read" | "frames_backed" | "instructions_emulated")
+}
+
+/// Takes an item: what it is, how many there were, cycles for all of them.
+type Items<'a> = &'a mut dyn FnMut(&'static str, u64, u64);
+
+fn base(spec: &MachineSpec, counters: &Counters, guest: &GuestStats, add: Items<'_>) {
     let costs = &spec.base;
-    cycles.add(
-        "base",
-        "instructions",
-        guest.instructions,
-        costs.per_1000_instructions.times(guest.instructions) / 1000,
-    );
+    add("instructions", guest.instructions, costs.per_1000_instructions.times(guest.instructions) / 1000);
     // A CR3 load or INVLPG that exits is paid for as an exit.
     let cr3 = guest.cr3_loads.saturating_sub(counters.exits_for(ExitReason::Cr3Load));
     let invlpg = guest.invlpgs.saturating_sub(counters.exits_for(ExitReason::Invlpg));
@@ -130,11 +198,11 @@ fn base(cycles: &mut Cycles, spec: &MachineSpec, counters: &Counters, guest: &Gu
         ("INVLPG", &costs.invlpg, invlpg),
     ];
     for (name, figure, count) in items {
-        cycles.add("base", name, count, figure.times(count));
+        add(name, count, figure.times(count));
     }
 }
 
-fn translation(cycles: &mut Cycles, spec: &MachineSpec, counters: &Counters) {
+fn translation(spec: &MachineSpec, counters: &Counters, add: Items<'_>) {
     let costs = &spec.translation;
     let items = [
         ("second-level TLB hits", &costs.l2_tlb_hit, counters.l2_hits),
@@ -144,7 +212,7 @@ fn translation(cycles: &mut Cycles, spec: &MachineSpec, counters: &Counters) {
         ("accessed and dirty bits", &costs.ad_update, counters.ad_updates),
     ];
     for (name, figure, count) in items {
-        cycles.add("translation", name, count, figure.times(count));
+        add(name, count, figure.times(count));
     }
 }
 
@@ -246,35 +314,40 @@ const fn place(served: ServedBy) -> &'static str {
     }
 }
 
-fn exits(cycles: &mut Cycles, spec: &MachineSpec, counters: &Counters) {
+/// The handler's fixed part.
+fn handler(spec: &MachineSpec, reason: ExitReason) -> &Figure {
     let costs = &spec.exits;
-    cycles.add("exits", "round trips", counters.total_exits(), costs.round_trip.times(counters.total_exits()));
-    for reason in ExitReason::ALL {
-        let figure = match reason {
-            ExitReason::HiddenFault => &costs.hidden_fault,
-            ExitReason::ReflectedFault => &costs.reflected_fault,
-            ExitReason::TableWrite => &costs.table_write,
-            ExitReason::Invlpg | ExitReason::Invpcid => &costs.invlpg,
-            ExitReason::Cr3Load => &costs.cr3_load,
-            ExitReason::CrAccess => &costs.cr_access,
-            ExitReason::EptViolation => &costs.ept_violation,
-            // A hypervisor makes entries with illegal bits for devices: the access goes on to user space.
-            ExitReason::EptMisconfig | ExitReason::Mmio => &costs.mmio,
-            _ => &costs.other,
-        };
-        let count = counters.exits_for(*reason);
-        cycles.add("exits", reason.key(), count, figure.times(count));
+    match reason {
+        ExitReason::HiddenFault => &costs.hidden_fault,
+        ExitReason::ReflectedFault => &costs.reflected_fault,
+        ExitReason::TableWrite => &costs.table_write,
+        ExitReason::Invlpg | ExitReason::Invpcid => &costs.invlpg,
+        ExitReason::Cr3Load => &costs.cr3_load,
+        ExitReason::CrAccess => &costs.cr_access,
+        ExitReason::EptViolation => &costs.ept_violation,
+        // A hypervisor makes entries with illegal bits for devices: the access goes on to user space.
+        ExitReason::EptMisconfig | ExitReason::Mmio => &costs.mmio,
+        _ => &costs.other,
     }
-    let work = &counters.work;
-    for ((name, count), (_, figure)) in work.units().zip(spec.work.figures()) {
-        cycles.add("exits", name, count, figure.times(count));
+}
+
+fn exits(spec: &MachineSpec, counters: &Counters, add: Items<'_>) {
+    let all = counters.total_exits();
+    add("round trips", all, spec.exits.round_trip.times(all));
+    for reason in ExitReason::ALL {
+        let count = counters.exits_for(*reason);
+        add(reason.key(), count, handler(spec, *reason).times(count));
+    }
+    for ((name, count), (_, figure)) in counters.work.units().zip(spec.work.figures()) {
+        add(name, count, figure.times(count));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use memvirt_platform::Work;
+    use memvirt_ops::arch::VcpuSet;
+    use memvirt_platform::{Ledger, LockMode};
 
     #[test]
     fn work_units_and_prices_have_the_same_names_in_the_same_order() {
@@ -297,5 +370,29 @@ mod tests {
         assert_eq!(cycles.total, cycles.parts.iter().map(|part| part.cycles).sum::<u64>());
         let cr3: Vec<_> = cycles.parts.iter().filter(|part| part.name.contains("CR3")).map(|part| part.count).collect();
         assert_eq!(cr3, [1], "five of six CR3 loads exited and are paid for as exits");
+    }
+
+    #[test]
+    fn step_by_step_costs_what_the_whole_costs() {
+        let spec = MachineSpec::load(MachineSpec::DEFAULT).unwrap();
+        let mut ledger = Ledger::listing();
+        for (i, reason) in (0u64..).zip(ExitReason::ALL) {
+            let mut work = Work { entries_set: i, guest_entries_read: 2, ..Work::default() };
+            work.frames_backed = i % 3;
+            let lock = (i % 2 == 0).then_some(LockMode::Exclusive);
+            ledger.exit(Exit { at: 0, reason: *reason, work, lock, kick: VcpuSet::EMPTY });
+        }
+        let (mut counters, exits) = (ledger.counters, ledger.exits.unwrap());
+        (counters.l2_hits, counters.refs.shadow, counters.ad_updates) = (5, 7, 11);
+        let guest = GuestStats { instructions: 12_345, cr3_loads: 6, pages_copied: 3, ..GuestStats::default() };
+        let whole = price(&spec, &counters, &guest, None);
+        let GuestCycles { base, translation } = guest_cycles(&spec, &counters, &guest);
+        assert_eq!((base, translation), (whole.base, whole.translation));
+        let prices: Vec<_> = exits.iter().map(|exit| exit_price(&spec, exit)).collect();
+        assert_eq!(prices.iter().map(|price| price.unlocked + price.locked).sum::<u64>(), whole.exits);
+        let without: Vec<_> = exits.iter().zip(&prices).filter(|(exit, _)| exit.lock.is_none()).collect();
+        assert!(without.iter().all(|(_, price)| price.locked == 0));
+        let locked = spec.work.entries_set.times((0..17).step_by(2).sum());
+        assert_eq!(prices.iter().map(|price| price.locked).sum::<u64>(), locked);
     }
 }
