@@ -54,6 +54,16 @@ pub enum WorkloadError {
         /// What is wrong, and what is accepted.
         reason: String,
     },
+    /// A field cannot be set to a value.
+    #[error("cannot set `{path}` of workload `{name}`: {message}")]
+    Set {
+        /// The workload.
+        name: String,
+        /// The field, from the generator's table.
+        path: String,
+        /// What is wrong, and what is accepted.
+        message: String,
+    },
     /// A run cannot be made so much longer or shorter.
     #[error("cannot scale workload `{name}` by {factor}: {reason}")]
     Scale {

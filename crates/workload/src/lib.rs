@@ -10,6 +10,7 @@ mod guest;
 mod parse;
 mod program;
 pub mod script;
+mod set;
 pub mod spec;
 mod text;
 pub mod units;

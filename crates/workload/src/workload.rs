@@ -105,15 +105,18 @@ impl Workload {
     ///
     /// [`WorkloadError::Invalid`] with line, field and what is accepted.
     pub fn parse(file: &str, text: &str) -> Result<Self, WorkloadError> {
-        let parse::Parts { header, spec } = parse::parse(file, text)?;
-        Ok(Self {
+        parse::parse(file, text).map(Self::of)
+    }
+
+    pub(crate) fn of(parse::Parts { header, spec }: parse::Parts) -> Self {
+        Self {
             name: header.name.0,
             title: header.title.0,
             about: header.about.0,
             source: header.source.0,
             generator: spec,
             guest: header.guest,
-        })
+        }
     }
 
     /// The key: lower-case letters, digits and `-`.
