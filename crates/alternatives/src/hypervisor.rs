@@ -99,11 +99,7 @@ impl<S: HostTables> Hypervisor<S> {
                 self.stage.protect_all(cx.host, &mut work)
             }
             HostEvent::SlotChange(_) => self.stage.clear(cx.host, &mut work).or(Change::Lost),
-            HostEvent::WorldSwitch(_) => {
-                cx.cross();
-                Change::Kept
-            }
-            HostEvent::DirtyRound(_) | HostEvent::ShadowPageLimit(..) => Change::Kept,
+            HostEvent::DirtyRound(_) | HostEvent::WorldSwitch(_) | HostEvent::ShadowPageLimit(..) => Change::Kept,
         };
         flush_if(cx, change, &mut work);
         cx.out.counters.work += work;

@@ -74,7 +74,8 @@ pub trait Regime {
     /// [`Refusal`], where the operation cannot be carried out.
     fn control(&mut self, cx: &mut Cx<'_>, control: &Control) -> Result<(), Refusal>;
 
-    /// Something the host does by itself to the virtual machine of `cx`.
+    /// Something the host does by itself to the virtual machine of `cx`. What a world switch flushes for want of tags has been
+    /// flushed by then ([`Cx::cross`]); a regime adds what only it knows of.
     fn host(&mut self, cx: &mut Cx<'_>, event: &HostEvent);
 
     /// Maps the memory behind a range, all of which is there, where that is possible before the guest touches it: nested tables
@@ -461,6 +462,10 @@ impl<R: Regime> Platform for Engine<R> {
         let Some(first) = self.vcpus.iter().position(|vcpu| vcpu.vm == vm) else { return };
         let first = VcpuId(u16::try_from(first).unwrap_or(u16::MAX));
         self.with(first, 0, Horizon::Open, out, |regime, cx| {
+            // The hardware's part, the same under every hypervisor. A bare machine has no other machine to switch to.
+            if matches!(event, HostEvent::WorldSwitch(_)) && !cx.map.is_bare() {
+                cx.cross();
+            }
             regime.host(cx, event);
             if let HostEvent::Discard(_, range) = event {
                 cx.guest().forget(*range);

@@ -132,6 +132,12 @@ impl MemoryMap {
         self.size
     }
 
+    /// Whether it is the map of a machine without virtualization.
+    #[must_use]
+    pub const fn is_bare(&self) -> bool {
+        self.identity
+    }
+
     /// Whether guest memory is all of the host's, every frame itself: then a guest address is a host address.
     #[must_use]
     #[inline]

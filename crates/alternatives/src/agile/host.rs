@@ -35,11 +35,7 @@ impl Agile {
                 self.tables.store.set_limit(u64::from(limit));
                 self.tables.store.make_room(cx.host, 0, &mut work).1
             }
-            HostEvent::WorldSwitch(_) => {
-                cx.cross();
-                Change::Kept
-            }
-            HostEvent::DirtyRound(_) => Change::Kept,
+            HostEvent::DirtyRound(_) | HostEvent::WorldSwitch(_) => Change::Kept,
         };
         flush_if(cx, change, &mut work);
         cx.out.counters.work += work;

@@ -33,10 +33,7 @@ where
                 self.next_device_generation(cx, &mut work);
                 self.zap_all(cx, &mut work);
             }
-            HostEvent::WorldSwitch(_) => {
-                cx.cross();
-                self.crossed(cx);
-            }
+            HostEvent::WorldSwitch(_) => self.crossed(cx),
             // There are no shadow pages to limit.
             HostEvent::ShadowPageLimit(..) => {}
         }

@@ -211,8 +211,10 @@ impl<const N: u8> Regime for ShadowOnEpt<N> {
                 self.flush_if(cx, change.unwrap_or(Change::Lost), &mut work);
                 self.stack.resume(cx, "L2 goes on");
             }
-            HostEvent::WorldSwitch(_) => cx.cross(),
-            HostEvent::DirtyLog(..) | HostEvent::DirtyRound(_) | HostEvent::ShadowPageLimit(..) => {}
+            HostEvent::DirtyLog(..)
+            | HostEvent::DirtyRound(_)
+            | HostEvent::WorldSwitch(_)
+            | HostEvent::ShadowPageLimit(..) => {}
         }
         cx.out.counters.work += work;
         self.stack.world.publish(&mut cx.out.counters);

@@ -36,7 +36,7 @@ impl Kvm {
             HostEvent::DirtyLog(_, false) => self.stop_logging(cx),
             HostEvent::DirtyRound(_) => self.dirty_round(cx),
             HostEvent::SlotChange(_) => self.zap_all_fast(cx),
-            HostEvent::WorldSwitch(_) => cx.cross(),
+            HostEvent::WorldSwitch(_) => {}
             HostEvent::ShadowPageLimit(_, limit) => {
                 self.change_limit(cx, u64::from(limit.max(KvmConfig::MIN_PAGE_LIMIT)));
             }

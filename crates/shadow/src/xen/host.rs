@@ -54,7 +54,7 @@ impl Xen {
             }
             HostEvent::DirtyRound(_) | HostEvent::SlotChange(_) => self.blow_tables(cx, &mut work),
             HostEvent::ShadowPageLimit(_, pages) => {
-                self.graph.store.set_limit(u64::from(pages).max(LEAST * self.places.len() as u64));
+                self.graph.store.set_limit(u64::from(pages).max(LEAST * u64::from(self.vcpus)));
                 let _ = self.make_room(cx, &mut work);
             }
             HostEvent::Unmap(..) | HostEvent::Discard(..) => {

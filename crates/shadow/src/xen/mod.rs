@@ -66,8 +66,11 @@ pub struct XenStats {
 pub struct Xen {
     graph: Graph,
     vendor: Vendor,
+    /// How many vCPUs the machine has.
+    vcpus: u16,
+    /// By vCPU, as the host numbers them over all its machines.
     places: Vec<Places>,
-    /// By vCPU: the table that it last stored a zero to, if nothing else came since.
+    /// By vCPU, likewise: the table that it last stored a zero to, if nothing else came since.
     last_zero: Vec<Option<Gfn>>,
     /// Top-level shadows, least recently loaded first.
     pinned: Vec<PageId>,
@@ -86,7 +89,7 @@ impl Xen {
         graph.store.count_references();
         let places = (0..vcpus).map(|_| Places::default()).collect();
         let last_zero = vec![None; usize::from(vcpus)];
-        Self { graph, vendor, places, last_zero, pinned: Vec::new(), stats: XenStats::default() }
+        Self { graph, vendor, vcpus, places, last_zero, pinned: Vec::new(), stats: XenStats::default() }
     }
 
     /// The shadow pages.
@@ -239,7 +242,7 @@ impl Xen {
         if !zero {
             return Change::Kept;
         }
-        let again = self.last_zero[cx.me.index()].replace(gfn) == Some(gfn);
+        let again = self.last_zero(cx.me).replace(gfn) == Some(gfn);
         if !again || self.graph.is_root(gfn) {
             return Change::Kept;
         }
@@ -339,7 +342,7 @@ impl Policy for Xen {
     }
 
     fn reflected(&mut self, cx: &mut Cx<'_>, request: &Request<'_>, _: &Path<Guest4>, work: &mut Work) -> VcpuSet {
-        self.last_zero[cx.me.index()] = None;
+        *self.last_zero(cx.me) = None;
         self.invlpg(cx, request.acc.gva(), work)
     }
 
@@ -349,7 +352,7 @@ impl Policy for Xen {
         if emulate {
             return self.table_store(cx, request, page, work);
         }
-        self.last_zero[cx.me.index()] = None;
+        *self.last_zero(cx.me) = None;
         if fault::beats_write_protection(request, page) {
             return fault::store_despite_protection(cx, request, page, work);
         }

@@ -16,7 +16,18 @@ use crate::store::{Change, Kind, Slot, below};
 
 impl Xen {
     pub(super) fn places(&mut self, v: VcpuId) -> &mut Places {
+        if self.places.len() <= v.index() {
+            self.places.resize_with(v.index() + 1, Places::default);
+        }
         &mut self.places[v.index()]
+    }
+
+    /// The table that the vCPU last stored a zero to, if nothing else came since.
+    pub(super) fn last_zero(&mut self, v: VcpuId) -> &mut Option<Gfn> {
+        if self.last_zero.len() <= v.index() {
+            self.last_zero.resize(v.index() + 1, None);
+        }
+        &mut self.last_zero[v.index()]
     }
 
     pub(super) fn record(&mut self, gfn: Gfn) -> Option<&mut OutOfSync> {
