@@ -205,7 +205,7 @@ impl<'a> Sim<'a> {
         }
     }
 
-    /// Sends a shootdown; the sender waits for it from now on.
+    /// Sends a shootdown.
     fn shoot_down(&mut self, vcpu: usize, targets: Vec<(usize, Vec<Work>)>) {
         self.vcpus[vcpu].account.shootdowns += 1;
         let arrival = self.now.saturating_add(self.setup.latencies.interrupt);
@@ -218,7 +218,6 @@ impl<'a> Sim<'a> {
                 );
             }
         }
-        self.vcpus[vcpu].waits = true;
     }
 
     /// A vCPU goes on to whatever is next.
@@ -247,7 +246,12 @@ impl<'a> Sim<'a> {
             }
             match this.next() {
                 Some(Step::Work(work)) => self.work(vcpu, work),
-                Some(Step::Shootdown(targets)) => self.shoot_down(vcpu, targets),
+                Some(Step::Shootdown(targets)) => {
+                    self.shoot_down(vcpu, targets);
+                    self.vcpus[vcpu].waits = true;
+                }
+                Some(Step::Interrupt(targets)) => self.shoot_down(vcpu, targets),
+                Some(Step::Await) => this.waits = true,
                 None => {
                     if let Some(served) = self.vcpus[vcpu].handler.take() {
                         self.acknowledge(served.from);

@@ -48,6 +48,10 @@ pub enum Step {
     /// Interrupts other vCPUs, each of which does the work it is sent, and waits for all of them. vCPUs that do not exist or
     /// whose programs have ended acknowledge at once; nobody interrupts itself.
     Shootdown(Vec<(usize, Vec<Work>)>),
+    /// The first half of a shootdown: interrupts the others and goes on, as a kernel does that flushes its own TLB meanwhile.
+    Interrupt(Vec<(usize, Vec<Work>)>),
+    /// The second half: waits for all that were interrupted.
+    Await,
 }
 
 impl From<Work> for Step {

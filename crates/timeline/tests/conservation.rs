@@ -30,7 +30,12 @@ fn work() -> impl Strategy<Value = Work> {
 
 fn step() -> impl Strategy<Value = Step> {
     let targets = prop::collection::vec((0..VCPUS + 1, prop::collection::vec(work(), 0..4)), 0..4);
-    prop_oneof![4 => work().prop_map(Step::Work), 1 => targets.prop_map(Step::Shootdown)]
+    prop_oneof![
+        8 => work().prop_map(Step::Work),
+        1 => targets.clone().prop_map(Step::Shootdown),
+        1 => targets.prop_map(Step::Interrupt),
+        1 => Just(Step::Await),
+    ]
 }
 
 fn programs() -> impl Strategy<Value = Vec<Vec<Step>>> {
@@ -65,8 +70,10 @@ fn asked(programs: &[Vec<Step>], sent: bool) -> [u64; 4] {
     for step in programs.iter().flatten() {
         match step {
             Step::Work(work) => add(work),
-            Step::Shootdown(targets) if sent => targets.iter().flat_map(|(_, work)| work).for_each(&mut add),
-            Step::Shootdown(_) => {}
+            Step::Shootdown(targets) | Step::Interrupt(targets) if sent => {
+                targets.iter().flat_map(|(_, work)| work).for_each(&mut add);
+            }
+            Step::Shootdown(_) | Step::Interrupt(_) | Step::Await => {}
         }
     }
     sum

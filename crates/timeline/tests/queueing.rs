@@ -131,6 +131,21 @@ fn a_shootdown_waits_for_the_slowest() {
 }
 
 #[test]
+fn a_sender_that_goes_on_waits_for_the_rest() {
+    let halves = |meanwhile| {
+        let targets = vec![(1, vec![Work::Guest(50)])];
+        let steps = vec![Step::Interrupt(targets), Work::Guest(meanwhile).into(), Step::Await, Work::Guest(1).into()];
+        let mut setup = Setup::alone(2);
+        setup.latencies.interrupt = 10;
+        run(&setup, &mut script(vec![steps, vec![Work::Guest(1000).into()]])).vcpus[0]
+    };
+    // 60 cycles pass until the target has done it; what the sender does meanwhile is not waited for.
+    assert_eq!((halves(20).shootdown_wait, halves(20).end), (40, 61));
+    assert_eq!((halves(80).shootdown_wait, halves(80).end), (0, 81));
+    assert_eq!(halves(80).shootdowns, 1);
+}
+
+#[test]
 fn two_who_shoot_at_each_other_serve_each_other() {
     let shoot = |at| vec![Work::Guest(100).into(), Step::Shootdown(vec![(at, vec![Work::Guest(50)])])];
     let mut setup = Setup::alone(2);
