@@ -29,11 +29,11 @@ fn work() -> impl Strategy<Value = Work> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let targets = prop::collection::vec((0..VCPUS + 1, prop::collection::vec(work(), 0..4)), 0..4);
+    let targets = || prop::collection::vec((0..VCPUS + 1, prop::collection::vec(work(), 0..4)), 0..4);
     prop_oneof![
         8 => work().prop_map(Step::Work),
-        1 => targets.clone().prop_map(Step::Shootdown),
-        1 => targets.prop_map(Step::Interrupt),
+        1 => targets().prop_map(Step::Shootdown),
+        1 => targets().prop_map(Step::Interrupt),
         1 => Just(Step::Await),
     ]
 }
