@@ -8,7 +8,7 @@ use memvirt_ops::process::Op;
 
 use crate::program::{self, Action, Program};
 use crate::script::{Fork, Loop, Script, Step, Workers};
-use crate::spec::{Churn, ForkAndExit, Spec};
+use crate::spec::{Churn, ForkAndExit, Residents, Spec};
 use crate::units::Weight;
 
 /// A number of things in a run.
@@ -62,7 +62,7 @@ impl fmt::Display for Figure {
 pub struct Facts {
     /// The generator's kind.
     pub kind: &'static str,
-    /// Bytes of all areas that are mapped at the same time, in one process.
+    /// Bytes of all areas that are mapped at the same time, in one process; of `residents`, in all of them.
     pub footprint_bytes: u64,
     /// Memory accesses.
     pub accesses: Figure,
@@ -99,6 +99,7 @@ impl Facts {
             }
             Spec::ForkAndExit(s) => Self::fork(s, spec.kind()),
             Spec::Churn(s) => Self::churn(s, spec.kind()),
+            Spec::Residents(s) => Self::residents(s, spec.kind()),
             Spec::Script(s) => return Self::script(s, spec.kind()),
         };
         Self { instructions: facts.accesses.times(u64::from(spec.instructions_per_access().get())), ..facts }
@@ -126,6 +127,15 @@ impl Facts {
         let forks = s.forks.get();
         let accesses = s.footprint.pages() + forks * (s.child_pages() + s.parent_pages());
         Self { forks, switches: 2 * forks, ..Self::steady(kind, s.footprint.bytes(), accesses) }
+    }
+
+    fn residents(s: &Residents, kind: &'static str) -> Self {
+        let processes = u64::from(s.processes.get());
+        let turns = processes * s.rounds.get();
+        let switches = if processes > 1 { turns - 1 } else { 0 };
+        let bytes = s.footprint.bytes().saturating_mul(processes);
+        let mmaps = Figure::Exact(processes);
+        Self { mmaps, forks: processes - 1, switches, ..Self::steady(kind, bytes, turns * s.touched_pages()) }
     }
 
     fn script(s: &Script, kind: &'static str) -> Self {

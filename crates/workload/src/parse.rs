@@ -81,6 +81,7 @@ impl<'a> Document<'a> {
             "touch-and-free" => Deserialize::deserialize(fields).map(Spec::TouchAndFree),
             "fork-and-exit" => Deserialize::deserialize(fields).map(Spec::ForkAndExit),
             "churn" => Deserialize::deserialize(fields).map(Spec::Churn),
+            "residents" => Deserialize::deserialize(fields).map(Spec::Residents),
             "script" => Deserialize::deserialize(fields).map(Spec::Script),
             _ => {
                 let message = format!("unknown kind \"{found}\", expected one of {kinds}");

@@ -129,6 +129,54 @@ pub struct ForkAndExit {
     pub instructions_per_access: InstructionsPerAccess,
 }
 
+/// Processes that live beside each other: each maps an area of its own, stores once to some or all of its pages, and stays. How many
+/// bytes of page tables so many processes of such a size need is asked of it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Residents {
+    /// First address of the area, the same in each process. Default `0x10_0000_0000`.
+    #[serde(default)]
+    pub base: Base,
+    /// Size of each process' area.
+    pub footprint: Footprint,
+    /// How many processes.
+    pub processes: Areas,
+    /// Share of its pages that each process stores to, at least one page: all of them in ascending order (1, the default), or so many
+    /// distinct ones, drawn by each process for itself, in random order (the generator keeps at most 8 bytes for each).
+    #[serde(default = "all")]
+    pub touched: Share,
+    /// How often each process comes round to store to its pages, the same each time. Default 1.
+    #[serde(default = "once")]
+    pub rounds: Count,
+    /// Instructions for each access. Default 3.
+    #[serde(default)]
+    pub instructions_per_access: InstructionsPerAccess,
+}
+
+const fn all() -> Share {
+    Share::ONE
+}
+
+const fn once() -> Count {
+    Count::MIN
+}
+
+impl Residents {
+    /// Pages that each process stores to.
+    #[must_use]
+    pub fn touched_pages(&self) -> u64 {
+        self.touched.of(self.footprint.pages()).max(1)
+    }
+
+    fn check(&self) -> Result<(), SpecError> {
+        if self.touched < Share::ONE {
+            at_most("touched", "pages", self.touched_pages(), Spec::MAX_DRAWN_PAGES)?;
+        }
+        let pages = self.touched_pages().checked_mul(u64::from(self.processes.get()));
+        total("rounds", pages.and_then(|pages| pages.checked_mul(self.rounds.get())))
+    }
+}
+
 /// How often each operation of [`Churn`] is drawn, in relation to the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -190,6 +238,7 @@ pub enum Spec {
     TouchAndFree(TouchAndFree),
     ForkAndExit(ForkAndExit),
     Churn(Churn),
+    Residents(Residents),
     Script(Script),
 }
 
@@ -205,8 +254,17 @@ pub struct SpecError {
 
 impl Spec {
     /// The names of all kinds, as `kind = "..."` in files.
-    pub const KINDS: [&'static str; 8] =
-        ["sequential", "uniform", "zipf", "pointer-chase", "touch-and-free", "fork-and-exit", "churn", "script"];
+    pub const KINDS: [&'static str; 9] = [
+        "sequential",
+        "uniform",
+        "zipf",
+        "pointer-chase",
+        "touch-and-free",
+        "fork-and-exit",
+        "churn",
+        "residents",
+        "script",
+    ];
 
     /// Most pages of a [`Zipf`] area.
     pub const MAX_ZIPF_PAGES: u64 = 1 << 24;
@@ -216,6 +274,8 @@ impl Spec {
     pub const MAX_FORK_PAGES: u64 = 1 << 28;
     /// Most children of a [`ForkAndExit`] parent: processes have 32-bit numbers and the parent is number 0.
     pub const MAX_FORKS: u64 = u32::MAX as u64;
+    /// Most pages that a process of [`Residents`] draws.
+    pub const MAX_DRAWN_PAGES: u64 = 1 << 28;
     /// Most pages of all [`Churn`] areas together.
     pub const MAX_CHURN_PAGES: u64 = 1 << 26;
 
@@ -230,7 +290,8 @@ impl Spec {
             Self::TouchAndFree(_) => Self::KINDS[4],
             Self::ForkAndExit(_) => Self::KINDS[5],
             Self::Churn(_) => Self::KINDS[6],
-            Self::Script(_) => Self::KINDS[7],
+            Self::Residents(_) => Self::KINDS[7],
+            Self::Script(_) => Self::KINDS[8],
         }
     }
 
@@ -260,6 +321,7 @@ impl Spec {
             Self::TouchAndFree(s) => total("iterations", s.footprint.pages().checked_mul(s.iterations.get())),
             Self::ForkAndExit(s) => s.check(),
             Self::Churn(s) => s.check(),
+            Self::Residents(s) => s.check(),
             Self::Script(s) => s.check(),
         }
     }
@@ -275,6 +337,7 @@ impl Spec {
             Self::TouchAndFree(s) => s.instructions_per_access,
             Self::ForkAndExit(s) => s.instructions_per_access,
             Self::Churn(s) => s.instructions_per_access,
+            Self::Residents(s) => s.instructions_per_access,
             Self::Script(s) => s.instructions_per_access,
         }
     }
@@ -295,6 +358,7 @@ impl Spec {
             Self::TouchAndFree(s) => &mut s.iterations,
             Self::ForkAndExit(s) => &mut s.forks,
             Self::Churn(s) => &mut s.operations,
+            Self::Residents(s) => &mut s.rounds,
             Self::Script(s) => &mut s.iterations,
         };
         *length = length.scaled(factor)?;
@@ -312,6 +376,7 @@ impl Spec {
             Self::TouchAndFree(s) => &mut s.footprint,
             Self::ForkAndExit(s) => &mut s.footprint,
             Self::Churn(s) => &mut s.area,
+            Self::Residents(s) => &mut s.footprint,
             Self::Script(s) => match s.areas.values_mut().max_by_key(|area| area.size.bytes()) {
                 Some(area) => &mut area.size,
                 None => return Err("the script has no area".to_owned()),
@@ -331,6 +396,7 @@ impl Spec {
             Self::PointerChase(s) => (s.base, "footprint", s.footprint.bytes()),
             Self::TouchAndFree(s) => (s.base, "footprint", s.footprint.bytes()),
             Self::ForkAndExit(s) => (s.base, "footprint", s.footprint.bytes()),
+            Self::Residents(s) => (s.base, "footprint", s.footprint.bytes()),
             Self::Churn(s) => (s.base, "areas", s.pitch().saturating_mul(u64::from(s.areas.get()))),
             Self::Script(s) => (s.base, "areas", s.span()),
         }

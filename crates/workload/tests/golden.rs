@@ -50,7 +50,7 @@ fn hash(mut generator: Generator) -> u64 {
 }
 
 /// Parameters of their own, so that the built-in files can be tuned without touching the goldens.
-const STREAMS: [(&str, u64); 7] = [
+const STREAMS: [(&str, u64); 8] = [
     ("kind = 'sequential'\nfootprint = '1MiB'\naccesses = 50_000\nstride = '72B'\nwrite_share = 0.3", 0x5eaa_55af_f1e8_a509),
     ("kind = 'uniform'\nfootprint = '1GiB'\naccesses = 50_000\nwrite_share = 0.3", 0x289a_2002_28e1_989e),
     ("kind = 'zipf'\nfootprint = '16MiB'\naccesses = 50_000\nexponent = 0.99\nwrite_share = 0.3", 0x10a8_3e8f_dcfb_701c),
@@ -62,6 +62,7 @@ const STREAMS: [(&str, u64); 7] = [
         partial_share = 0.5\ntouches = 20\nwrite_share = 0.5",
         0x56b8_ffda_2cbf_5154,
     ),
+    ("kind = 'residents'\nfootprint = '64MiB'\nprocesses = 5\ntouched = 0.3\nrounds = 2", 0xbadc_26b5_53fb_6863),
 ];
 
 fn workload(fields: &str) -> Workload {

@@ -4,7 +4,9 @@
 
 mod support;
 
-use memvirt_workload::spec::{Churn, ForkAndExit, Mix, PointerChase, Sequential, TouchAndFree, Uniform, Zipf};
+use memvirt_workload::spec::{
+    Churn, ForkAndExit, Mix, PointerChase, Residents, Sequential, TouchAndFree, Uniform, Zipf,
+};
 use memvirt_workload::units::{Areas, Base, Count, Exponent, Footprint, InstructionsPerAccess, Share, Stride, Weight};
 use memvirt_workload::{Facts, Figure, Generator, Spec, Workload};
 use proptest::prelude::*;
@@ -82,6 +84,14 @@ fn paging() -> impl Strategy<Value = Spec> {
     prop_oneof![touch, fork]
 }
 
+fn residents() -> impl Strategy<Value = Spec> {
+    let processes = (1u32..6).prop_map(|n| Areas::try_new(n).unwrap());
+    let all = (base(), footprint(300), processes, share(), count(4), per_access());
+    all.prop_map(|(base, footprint, processes, touched, rounds, instructions_per_access)| {
+        Spec::Residents(Residents { base, footprint, processes, touched, rounds, instructions_per_access })
+    })
+}
+
 fn churn() -> impl Strategy<Value = Spec> {
     let mix = (weight(), weight(), weight(), weight())
         .prop_map(|(mmap, munmap, mprotect, touch)| Mix { mmap, munmap, mprotect, touch })
@@ -132,6 +142,9 @@ fn agrees(tally: &Tally, facts: &Facts, spec: &Spec) {
             // Workers live on, and a turn may fall on the process that runs already.
             assert!(tally.exits <= facts.forks && tally.switches <= facts.switches, "{tally:?} {facts:?}");
         }
+        Spec::Residents(_) => {
+            assert_eq!((tally.refused, tally.exits, tally.switches), (0, 0, facts.switches), "residents stay");
+        }
         _ => assert_eq!((tally.refused, tally.exits, tally.switches), (0, facts.forks, facts.switches)),
     }
     match spec {
@@ -155,6 +168,11 @@ proptest! {
 
     #[test]
     fn paging_streams_are_legal_and_complete(spec in paging(), seed: u64) {
+        agrees(&replay(Generator::new(&spec, seed).unwrap()), &spec.facts(), &spec);
+    }
+
+    #[test]
+    fn streams_of_residents_are_legal_and_complete(spec in residents(), seed: u64) {
         agrees(&replay(Generator::new(&spec, seed).unwrap()), &spec.facts(), &spec);
     }
 

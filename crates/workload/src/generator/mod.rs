@@ -1,7 +1,7 @@
 //! The generators: [`Generator`] turns a checked [`Spec`] and a seed into a stream of batches.
 //!
 //! Four kinds access one area in a steady pattern (`steady`, with `walk`, `zipf` and `chase`); three change page tables
-//! (`touch`, `fork`, `churn`); a `script`, with `reach`, does what its file says step by step. The kind is dispatched once per batch; below that everything is monomorphic. All
+//! (`touch`, `fork`, `churn`); `residents` are many processes that stay; a `script`, with `reach`, does what its file says step by step. The kind is dispatched once per batch; below that everything is monomorphic. All
 //! randomness comes from one ChaCha8 stream, so the same seed gives the same bytes on every machine.
 
 mod chase;
@@ -9,6 +9,7 @@ mod churn;
 mod draw;
 mod fork;
 mod reach;
+mod residents;
 mod script;
 mod steady;
 mod touch;
@@ -49,6 +50,7 @@ enum Kind {
     TouchAndFree(touch::TouchAndFree),
     ForkAndExit(fork::ForkAndExit),
     Churn(churn::Churn),
+    Residents(residents::Residents),
     Script(script::Run),
 }
 
@@ -87,6 +89,7 @@ impl Generator {
             Spec::TouchAndFree(s) => Kind::TouchAndFree(touch::TouchAndFree::new(*s, rng)),
             Spec::ForkAndExit(s) => Kind::ForkAndExit(fork::ForkAndExit::new(*s, rng)),
             Spec::Churn(s) => Kind::Churn(churn::Churn::new(*s, rng)),
+            Spec::Residents(s) => Kind::Residents(residents::Residents::new(*s, rng)),
             Spec::Script(s) => Kind::Script(script::Run::new(s, rng)),
         })
     }
@@ -105,6 +108,7 @@ impl Source for Generator {
             Kind::TouchAndFree(g) => g.fill(batch),
             Kind::ForkAndExit(g) => g.fill(batch),
             Kind::Churn(g) => g.fill(batch),
+            Kind::Residents(g) => g.fill(batch),
             Kind::Script(g) => g.fill(batch),
         }
         Ok(!batch.is_empty())
