@@ -142,8 +142,8 @@ const MAX_RETRIES: u32 = 1000;
 impl<R: Regime> Engine<R> {
     /// A machine with `cpus` physical CPUs and these virtual machines.
     ///
-    /// vCPUs are numbered over all machines in the order given and placed on the CPUs in turn. Each virtual machine gets a
-    /// VPID of its own.
+    /// vCPUs are numbered over all machines in the order given and placed on the CPUs in turn. Each vCPU gets a VPID of its own,
+    /// as KVM gives it one (`allocate_vpid`): several of one machine may share a CPU.
     #[must_use]
     pub fn new(host: Host, cpus: usize, geometry: &Geometry, tags: Tags, vms: Vec<(VmSpec, R)>) -> Self {
         let cpus = (0..cpus.max(1)).map(|_| Cpu::new(geometry)).collect::<Vec<_>>();
@@ -151,8 +151,8 @@ impl<R: Regime> Engine<R> {
         let mut vcpus = Vec::new();
         for (vm, (spec, _)) in (0u16..).zip(&vms) {
             for _ in 0..spec.vcpus {
-                let cpu = vcpus.len() % cpus.len();
-                vcpus.push(Vcpu { vm: VmId(vm), cpu, regs, vpid: vm + 1 });
+                let (cpu, vpid) = (vcpus.len() % cpus.len(), u16::try_from(vcpus.len() + 1).unwrap_or(u16::MAX));
+                vcpus.push(Vcpu { vm: VmId(vm), cpu, regs, vpid });
             }
         }
         let vms = vms.into_iter().map(|(spec, regime)| Vm { map: spec.map, regime }).collect();
@@ -408,6 +408,23 @@ impl<R: Regime> Engine<R> {
     }
 }
 
+impl<R: Regime> Engine<R> {
+    /// The host acts, on the CPU of vCPU `v`.
+    fn by_itself(&mut self, v: VcpuId, event: &HostEvent, out: &mut Ledger) {
+        self.with(v, 0, Horizon::Open, out, |regime, cx| {
+            // The hardware's part, the same under every hypervisor. A bare machine has no other machine to switch to.
+            if matches!(event, HostEvent::WorldSwitch(_)) && !cx.map.is_bare() {
+                cx.cross();
+            }
+            regime.host(cx, event);
+            if let HostEvent::Discard(_, range) = event {
+                cx.guest().forget(*range);
+            }
+        });
+        self.take_cache_counts(out);
+    }
+}
+
 /// Stores one element of `op` in host memory.
 pub fn store_element(mem: &mut PhysMem<HostPhys>, at: Hpa, op: &StoreOp) {
     match *op {
@@ -460,18 +477,11 @@ impl<R: Regime> Platform for Engine<R> {
         | HostEvent::WorldSwitch(vm)
         | HostEvent::ShadowPageLimit(vm, _)) = *event;
         let Some(first) = self.vcpus.iter().position(|vcpu| vcpu.vm == vm) else { return };
-        let first = VcpuId(u16::try_from(first).unwrap_or(u16::MAX));
-        self.with(first, 0, Horizon::Open, out, |regime, cx| {
-            // The hardware's part, the same under every hypervisor. A bare machine has no other machine to switch to.
-            if matches!(event, HostEvent::WorldSwitch(_)) && !cx.map.is_bare() {
-                cx.cross();
-            }
-            regime.host(cx, event);
-            if let HostEvent::Discard(_, range) = event {
-                cx.guest().forget(*range);
-            }
-        });
-        self.take_cache_counts(out);
+        self.by_itself(VcpuId(u16::try_from(first).unwrap_or(u16::MAX)), event, out);
+    }
+
+    fn world_switch(&mut self, v: VcpuId, out: &mut Ledger) {
+        self.by_itself(v, &HostEvent::WorldSwitch(self.vcpus[v.index()].vm), out);
     }
 
     fn peek(&self, vm: VmId, at: Gpa) -> u64 {

@@ -154,6 +154,12 @@ pub trait Platform {
     /// Carries out what the host does by itself.
     fn host(&mut self, event: &HostEvent, out: &mut Ledger);
 
+    /// The physical CPU of vCPU `v` goes over to it from another one: [`HostEvent::WorldSwitch`] of its virtual machine, on this
+    /// CPU. By default nothing happens.
+    fn world_switch(&mut self, v: VcpuId, out: &mut Ledger) {
+        let _ = (v, out);
+    }
+
     /// The aligned word at a guest-physical address, as the guest kernel knows it. Uncounted: a kernel keeps what it needs
     /// of its own tables in registers and caches.
     fn peek(&self, vm: VmId, at: Gpa) -> u64;
@@ -195,6 +201,10 @@ impl<P: Platform + ?Sized> Platform for Box<P> {
 
     fn host(&mut self, event: &HostEvent, out: &mut Ledger) {
         (**self).host(event, out);
+    }
+
+    fn world_switch(&mut self, v: VcpuId, out: &mut Ledger) {
+        (**self).world_switch(v, out);
     }
 
     fn peek(&self, vm: VmId, at: Gpa) -> u64 {
