@@ -154,7 +154,7 @@ pub(crate) fn flush_if(cx: &mut Cx<'_>, change: Change, work: &mut Work) -> Vcpu
 /// A privileged operation where none but interrupts and traps exit.
 pub(crate) fn control(cx: &mut Cx<'_>, control: &Control) {
     let reason = match control {
-        Control::Ipi(_) => Some(ExitReason::Ipi),
+        Control::Ipi(_) | Control::Interrupt => Some(ExitReason::Ipi),
         Control::Trap(trap) => Some((*trap).into()),
         _ => None,
     };

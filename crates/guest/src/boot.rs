@@ -10,12 +10,12 @@ use memvirt_pagetable::map::TableAttrs;
 use memvirt_pagetable::{Attrs, Guest4, Mapper};
 use memvirt_platform::{Ledger, Platform};
 
+use super::cpu::{Cpu, Pcids};
 use super::frames::Frames;
 use super::layout::{DIRECT_MAP, ENTRY_AREA, ENTRY_FRAMES, KERNEL_IMAGE, KERNEL_TEXT, MIN_FRAMES, POOL_START};
 use super::memory::BootMem;
 use super::objects::Objects;
 use super::stats::GuestStats;
-use super::switch::Pcids;
 use super::tick::Clock;
 use super::{Guest, GuestConfig, Halted};
 
@@ -26,8 +26,8 @@ pub(crate) const ENTRY_SLOT: usize = ((ENTRY_AREA >> 39) & 511) as usize;
 const ZERO_PAGE: Gfn = Gfn::new((ENTRY_FRAMES >> 12) - 1);
 
 impl Guest {
-    /// Boots a guest on a platform whose virtual machine `vm` has at least `config.memory_bytes` of memory, and makes the
-    /// first process current. The kernel's own start is not counted; making the first process is.
+    /// Boots a guest of one CPU on a platform whose virtual machine `vm` has at least `config.memory_bytes` of memory, and makes
+    /// the first process current. The kernel's own start is not counted; making the first process is.
     ///
     /// # Errors
     ///
@@ -39,6 +39,27 @@ impl Guest {
         platform: &mut dyn Platform,
         ledger: &mut Ledger,
     ) -> Result<Self, Halted> {
+        Self::boot_on(config, vm, &[vcpu], platform, ledger)
+    }
+
+    /// As [`Guest::boot`], with one CPU on each of `vcpus`; the first process runs on the first of them, and the others idle
+    /// until [`Guest::spawn_on`], [`Guest::share_on`] or a switch to a process.
+    ///
+    /// # Errors
+    ///
+    /// [`Halted::GuestOutOfMemory`] for less than 64 MiB.
+    ///
+    /// # Panics
+    ///
+    /// Without any vCPU.
+    pub fn boot_on(
+        config: GuestConfig,
+        vm: VmId,
+        vcpus: &[VcpuId],
+        platform: &mut dyn Platform,
+        ledger: &mut Ledger,
+    ) -> Result<Self, Halted> {
+        assert!(!vcpus.is_empty(), "a guest has at least one CPU");
         let total = config.memory_bytes / PageSize::Size4K.bytes();
         if total < MIN_FRAMES {
             return Err(Halted::GuestOutOfMemory);
@@ -48,26 +69,36 @@ impl Guest {
             .ok_or(Halted::GuestOutOfMemory)?;
         let mut uncounted = Ledger::sums();
         let start = [Control::Cr3(Cr3::flushing(kernel_root.base())), Control::Cr(CrWrite::PcidEnable(true))];
-        for control in &start[..1 + usize::from(config.pcid)] {
-            platform.event(vcpu, &Event::Control(*control), &mut uncounted).map_err(|_| Halted::HostOutOfMemory)?;
+        for vcpu in vcpus {
+            for control in &start[..1 + usize::from(config.pcid)] {
+                platform
+                    .event(*vcpu, &Event::Control(*control), &mut uncounted)
+                    .map_err(|_| Halted::HostOutOfMemory)?;
+            }
         }
+        let idle = |vcpu: &VcpuId| Cpu {
+            vcpu: *vcpu,
+            current: None,
+            loaded: kernel_root,
+            parent_on_cpu: false,
+            pcids: Pcids::default(),
+            clock: Clock::new(&config),
+            stats: GuestStats::default(),
+        };
         let mut guest = Self {
             config,
             vm,
-            vcpu,
+            cpus: vcpus.iter().map(idle).collect(),
+            on: 0,
             frames,
             objects: Objects::default(),
             processes: BTreeMap::new(),
-            current: None,
-            loaded: kernel_root,
             lent: BTreeMap::new(),
-            parent_on_cpu: false,
             kernel_root,
             zero_page: ZERO_PAGE,
-            pcids: Pcids::default(),
-            doomed: None,
-            clock: Clock::new(&config),
-            stats: GuestStats::default(),
+            doomed: Vec::new(),
+            next_space: 0,
+            shootdowns: Vec::new(),
         };
         guest.first_process(platform, ledger)?;
         Ok(guest)

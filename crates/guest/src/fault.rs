@@ -15,6 +15,7 @@ use super::area::{Area, ObjectId};
 use super::layout::Site;
 use super::memory::Hands;
 use super::process::Roots;
+use super::shootdown::FreedTables;
 use super::{Guest, Halted, Undeclared};
 
 /// A user leaf as Linux makes it: accessed, since a faulting access follows.
@@ -88,7 +89,7 @@ impl Guest {
 
     /// The area of an address in the current process, adopted where the stream declares none.
     fn area_of(&mut self, gva: Gva) -> Option<(Roots, Area)> {
-        let process = self.processes.get_mut(&self.current?)?;
+        let process = self.processes.get_mut(&self.current()?)?;
         if let Some(area) = process.areas.find(gva) {
             return Some((process.roots, *area));
         }
@@ -227,7 +228,7 @@ impl Guest {
         }
         if mapping.size > PageSize::Size4K {
             self.split(hands, fault.roots, mapping.at)?;
-            self.flush_pages(hands, &[(mapping.at, mapping.size)])?;
+            self.flush_pages(hands, &[(mapping.at, mapping.size)], FreedTables::No)?;
             let Some(mapping) = self.mapping(hands, fault.roots, fault.gva)? else { return Ok(()) };
             return self.copy_on_write(hands, fault, mapping);
         }
@@ -250,7 +251,7 @@ impl Guest {
         };
         self.note_private(fault.gva);
         self.unmap_entry(hands, fault.roots, old.at)?;
-        self.flush_pages(hands, &[(old.at, PageSize::Size4K)])?;
+        self.flush_pages(hands, &[(old.at, PageSize::Size4K)], FreedTables::No)?;
         self.map(hands, fault.roots, old.at, frame, PageSize::Size4K, leaf(fault.area.prot, true, true))?;
         self.release(old.frame, PageSize::Size4K);
         Ok(())
@@ -264,7 +265,7 @@ impl Guest {
     }
 
     pub(crate) fn note_private(&mut self, gva: Gva) {
-        if let Some(process) = self.current.and_then(|id| self.processes.get_mut(&id)) {
+        if let Some(process) = self.current().and_then(|id| self.processes.get_mut(&id)) {
             process.areas.note_private(gva.frame());
         }
     }

@@ -128,7 +128,7 @@ impl Guest {
     }
 
     fn is_hidden(&self, page: u64) -> bool {
-        self.current.and_then(|id| self.processes.get(&id)).is_some_and(|process| process.hidden.contains_key(&page))
+        self.current().and_then(|id| self.processes.get(&id)).is_some_and(|process| process.hidden.contains_key(&page))
     }
 
     /// The pages around `page` that a fault maps with it, itself included.

@@ -75,10 +75,10 @@ impl Guest {
         hands.stats.forks += 1;
         self.processes.insert(child, process);
         self.lent.insert(child, parent);
-        self.pcids.pass(parent, child);
-        // The parent goes on until the next switch, in the address space that the child holds now.
-        self.current = Some(child);
-        self.parent_on_cpu = true;
+        // The parent goes on until the next switch, in the address space that the child holds now; so do its other threads.
+        self.rename_threads(parent, child);
+        let me = self.me_mut();
+        (me.current, me.parent_on_cpu) = (Some(child), true);
     }
 
     /// A child that is forked while nobody runs: the kernel makes it, with an empty address space, as it does for its own
@@ -90,16 +90,16 @@ impl Guest {
         ledger: &mut Ledger,
     ) -> Result<(), Halted> {
         if self.is_in_use(child) {
-            self.stats.ignored.number_in_use += 1;
+            self.me_mut().stats.ignored.number_in_use += 1;
             return Ok(());
         }
-        self.stats.forks += 1;
+        self.me_mut().stats.forks += 1;
         let process = self.with_hands(platform, ledger, |guest, hands| guest.new_process(hands))?;
         self.processes.insert(child, process);
         Ok(())
     }
 
-    fn is_in_use(&self, id: ProcessId) -> bool {
+    pub(crate) fn is_in_use(&self, id: ProcessId) -> bool {
         self.processes.contains_key(&id) || self.lent.values().any(|parent| *parent == id)
     }
 
@@ -107,37 +107,51 @@ impl Guest {
     fn give_back(&mut self, child: ProcessId, process: Process) -> Result<(), Process> {
         let Some(parent) = self.lent.remove(&child) else { return Err(process) };
         self.processes.insert(parent, process);
-        self.pcids.pass(child, parent);
+        self.rename_threads(child, parent);
         Ok(())
+    }
+
+    /// The threads of an address space on other CPUs belong to another process from now on.
+    fn rename_threads(&mut self, from: ProcessId, to: ProcessId) {
+        let here = self.on;
+        for (_, cpu) in self.cpus.iter_mut().enumerate().filter(|(i, cpu)| *i != here && cpu.current == Some(from)) {
+            cpu.current = Some(to);
+        }
+    }
+
+    /// Ends the threads that a process has on other CPUs, where its address space is its own.
+    fn end_other_threads(&mut self, hands: &mut Hands<'_>, id: ProcessId) -> Result<(), Halted> {
+        if self.lent.contains_key(&id) { Ok(()) } else { self.end_threads(hands, id) }
     }
 
     /// Puts a new address space in the place of a process' old one: it is loaded before the old one is taken down.
     pub(crate) fn replace(&mut self, hands: &mut Hands<'_>, id: ProcessId, fresh: Process) -> Result<(), Halted> {
+        self.end_other_threads(hands, id)?;
         let Some(old) = self.processes.remove(&id) else { return Ok(()) };
         let old = self.give_back(id, old);
         self.processes.insert(id, fresh);
-        self.pcids.forget(id);
         self.load(hands, id)?;
         if let Err(mut old) = old {
             self.tear_down(hands, &mut old)?;
+            self.flush_borrowers(hands, old.roots.root, |_, _| Ok(()))?;
             self.free_roots(&old);
         }
         Ok(())
     }
 
     pub(crate) fn exit(&mut self, hands: &mut Hands<'_>, id: ProcessId) -> Result<(), Halted> {
+        self.end_other_threads(hands, id)?;
         let Some(process) = self.processes.remove(&id) else { return Ok(()) };
         hands.stats.exits += 1;
-        self.current = None;
+        self.me_mut().current = None;
         let Err(mut process) = self.give_back(id, process) else { return Ok(()) };
         self.tear_down(hands, &mut process)?;
         let root = match self.config.lazy_switch {
             LazySwitch::Off => process.roots.root,
             LazySwitch::On => self.kernel_root,
         };
-        self.flush_by_loading(hands, root)?;
-        self.doomed = Some(process);
-        self.pcids.forget(id);
+        self.flush_borrowers(hands, process.roots.root, |guest, hands| guest.flush_by_loading(hands, root, None))?;
+        self.doomed.push(process);
         Ok(())
     }
 

@@ -33,7 +33,7 @@ struct Candidate {
 impl Guest {
     /// Looks at the next ranges of the current process and collapses what can be.
     pub(crate) fn collapse_some(&mut self, hands: &mut Hands<'_>) -> Result<(), Halted> {
-        let Some(id) = self.current else { return Ok(()) };
+        let Some(id) = self.current() else { return Ok(()) };
         for _ in 0..self.config.collapse_scan_pages / LARGE {
             let Some(range) = self.next_range(id) else { return Ok(()) };
             if let Some(candidate) = self.candidate(hands, id, range)? {

@@ -4,6 +4,7 @@
 mod area;
 mod boot;
 mod config;
+mod cpu;
 mod fault;
 mod file;
 mod fork;
@@ -18,6 +19,7 @@ mod owners;
 mod prefault;
 mod process;
 mod remap;
+mod shootdown;
 mod stats;
 mod switch;
 #[cfg(test)]
@@ -33,6 +35,7 @@ use memvirt_ops::{VcpuId, VmId};
 use memvirt_platform::{Horizon, Ledger, Platform, Stop};
 
 pub use config::{FlushRange, GuestConfig, Invlpg, LazySwitch, PageCache, TableFrames, Undeclared};
+use cpu::Cpu;
 use file::FileView;
 use frames::Frames;
 pub use layout::DIRECT_MAP;
@@ -40,8 +43,8 @@ use memory::Hands;
 use objects::Objects;
 pub use owners::ProcessTables;
 use process::Process;
+pub use shootdown::{Cause, Mark, Shootdown, Target};
 pub use stats::{GuestStats, Ignored};
-use switch::Pcids;
 
 /// Why a guest cannot go on. What happened before stays counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,37 +64,87 @@ pub enum Halted {
 pub struct Guest {
     config: GuestConfig,
     vm: VmId,
-    vcpu: VcpuId,
+    /// Its CPUs, the boot CPU first.
+    cpus: Vec<Cpu>,
+    /// The CPU that the kernel's code runs on now.
+    on: usize,
     frames: Frames,
     objects: Objects,
     processes: BTreeMap<ProcessId, Process>,
-    current: Option<ProcessId>,
-    /// The root that the kernel runs on.
-    loaded: Gfn,
     /// Children of vfork that run in their parent's address space, and the parent that has lent it.
     lent: BTreeMap<ProcessId, ProcessId>,
-    /// The current process holds the address space that its parent has just lent it, but the parent is on the CPU still.
-    parent_on_cpu: bool,
     /// The tables of the kernel alone, which every process' upper half repeats.
     kernel_root: Gfn,
     /// The frame of zeros that untouched anonymous memory shows.
     zero_page: Gfn,
-    pcids: Pcids,
-    /// A root to be freed once the next one is loaded.
-    doomed: Option<Process>,
-    clock: tick::Clock,
-    stats: GuestStats,
+    /// Ended processes, whose roots are freed once no CPU has them loaded.
+    doomed: Vec<Process>,
+    /// The number of the address space made last.
+    next_space: u64,
+    /// What the call that runs has made other CPUs do.
+    shootdowns: Vec<Shootdown>,
 }
 
 /// How often one access may fault in a row: a store to a copy-on-write page faults at most twice.
 const MAX_FAULTS: u32 = 8;
 
 impl Guest {
-    /// What the guest did so far.
+    /// What the guest did so far, on all CPUs.
     #[must_use]
     pub fn stats(&self) -> GuestStats {
-        let ignored_ops = self.stats.ignored.total();
-        GuestStats { peak_data_frames: self.frames.peak_data(), ignored_ops, ..self.stats }
+        let mut sum = GuestStats::default();
+        self.cpus.iter().for_each(|cpu| sum += cpu.stats);
+        GuestStats { peak_data_frames: self.frames.peak_data(), ignored_ops: sum.ignored.total(), ..sum }
+    }
+
+    /// What the guest did on one CPU, for itself and interrupted by others; without what [`Guest::stats`] adds at the end, the
+    /// peak of frames and the sum of ignored operations.
+    ///
+    /// # Panics
+    ///
+    /// For a CPU that does not exist.
+    #[must_use]
+    pub fn stats_on(&self, cpu: usize) -> GuestStats {
+        self.cpus[cpu].stats
+    }
+
+    /// How many CPUs the guest has.
+    #[must_use]
+    pub fn cpus(&self) -> usize {
+        self.cpus.len()
+    }
+
+    /// The vCPU of each CPU.
+    ///
+    /// # Panics
+    ///
+    /// For a CPU that does not exist.
+    #[must_use]
+    pub fn vcpu_of(&self, cpu: usize) -> VcpuId {
+        self.cpus[cpu].vcpu
+    }
+
+    /// The process that runs on a CPU; `None` where the CPU idles.
+    ///
+    /// # Panics
+    ///
+    /// For a CPU that does not exist.
+    #[must_use]
+    pub fn current_on(&self, cpu: usize) -> Option<ProcessId> {
+        self.cpus[cpu].current
+    }
+
+    fn me(&self) -> &Cpu {
+        &self.cpus[self.on]
+    }
+
+    fn me_mut(&mut self) -> &mut Cpu {
+        &mut self.cpus[self.on]
+    }
+
+    /// The process that runs on the CPU that the kernel runs on.
+    fn current(&self) -> Option<ProcessId> {
+        self.me().current
     }
 
     /// Bytes of the guest's page tables now.
@@ -100,16 +153,39 @@ impl Guest {
         self.frames.tables() * 4096
     }
 
-    /// Runs one batch of the current process.
+    /// Runs one batch of the process that is current on the boot CPU.
     ///
     /// # Errors
     ///
     /// [`Halted`], where the guest cannot go on.
     pub fn batch(&mut self, batch: &Batch, platform: &mut dyn Platform, ledger: &mut Ledger) -> Result<(), Halted> {
-        if self.current.is_some() {
+        self.batch_on(0, batch, platform, ledger)
+    }
+
+    /// Runs one batch of the process that is current on a CPU. `ledger` gets what that CPU did; what others were made to do
+    /// meanwhile is told by [`Guest::take_shootdowns`], with ledgers of its own.
+    ///
+    /// A switch to a process that runs on another CPU too is a switch to another thread of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Halted`], where the guest cannot go on.
+    ///
+    /// # Panics
+    ///
+    /// For a CPU that does not exist.
+    pub fn batch_on(
+        &mut self,
+        cpu: usize,
+        batch: &Batch,
+        platform: &mut dyn Platform,
+        ledger: &mut Ledger,
+    ) -> Result<(), Halted> {
+        self.begin(cpu);
+        if self.current().is_some() {
             self.accesses(&batch.run, platform, ledger)?;
         } else if !batch.run.is_empty() {
-            self.stats.ignored.without_process += 1;
+            self.me_mut().stats.ignored.without_process += 1;
         }
         self.elapse(batch.instructions, platform, ledger)?;
         match &batch.then {
@@ -118,13 +194,88 @@ impl Guest {
         }
     }
 
+    /// Makes a process with an empty address space on a CPU, as the kernel does for its own helpers, and switches to it there.
+    /// A number in use is ignored.
+    ///
+    /// # Errors
+    ///
+    /// [`Halted`], where the guest cannot go on.
+    ///
+    /// # Panics
+    ///
+    /// For a CPU that does not exist.
+    pub fn spawn_on(
+        &mut self,
+        cpu: usize,
+        id: ProcessId,
+        platform: &mut dyn Platform,
+        ledger: &mut Ledger,
+    ) -> Result<(), Halted> {
+        self.begin(cpu);
+        if self.is_in_use(id) {
+            self.me_mut().stats.ignored.number_in_use += 1;
+            return Ok(());
+        }
+        self.orphan(id, platform, ledger)?;
+        self.switch(id, platform, ledger)
+    }
+
+    /// Switches a CPU to a thread of a process, which may run on other CPUs as well. An unknown process is ignored.
+    ///
+    /// # Errors
+    ///
+    /// [`Halted`], where the guest cannot go on.
+    ///
+    /// # Panics
+    ///
+    /// For a CPU that does not exist.
+    pub fn share_on(
+        &mut self,
+        cpu: usize,
+        id: ProcessId,
+        platform: &mut dyn Platform,
+        ledger: &mut Ledger,
+    ) -> Result<(), Halted> {
+        self.begin(cpu);
+        self.switch(id, platform, ledger)
+    }
+
+    /// Lets a CPU idle: the kernel's idle thread borrows the address space of the process that ran last (`enter_lazy_tlb`),
+    /// until [`Guest::share_on`] or a switch.
+    ///
+    /// # Errors
+    ///
+    /// [`Halted`], where the guest cannot go on.
+    ///
+    /// # Panics
+    ///
+    /// For a CPU that does not exist.
+    pub fn idle_on(&mut self, cpu: usize, platform: &mut dyn Platform, ledger: &mut Ledger) -> Result<(), Halted> {
+        self.begin(cpu);
+        if self.current().is_none() {
+            return Ok(());
+        }
+        self.kernel(layout::Site::Schedule, platform, ledger, |guest, hands| {
+            hands.stats.switches += 1;
+            guest.me_mut().current = None;
+            Ok(())
+        })
+    }
+
+    /// What begins with every call: the CPU that it is about, and a new list of what others were made to do.
+    fn begin(&mut self, cpu: usize) {
+        assert!(cpu < self.cpus.len(), "the guest has {} CPUs", self.cpus.len());
+        self.on = cpu;
+        self.shootdowns.clear();
+    }
+
     fn accesses(&mut self, run: &[Acc], platform: &mut dyn Platform, ledger: &mut Ledger) -> Result<(), Halted> {
         let mut done = 0;
         let mut faults = 0;
         while done < run.len() {
-            let (count, stop) = platform.accesses(self.vcpu, &run[done..], Horizon::Open, ledger);
+            let (count, stop) = platform.accesses(self.me().vcpu, &run[done..], Horizon::Open, ledger);
             done += count;
-            self.stats.user_accesses += count as u64;
+            self.me_mut().stats.user_accesses += count as u64;
             faults = if count > 0 { 0 } else { faults };
             match stop {
                 Stop::Done | Stop::Horizon => break,
@@ -146,11 +297,11 @@ impl Guest {
         if let Op::Switch { to } = *op {
             return self.switch(to, platform, ledger);
         }
-        let Some(current) = self.current else {
+        let Some(current) = self.current() else {
             if let Op::Fork { child } = *op {
                 return self.orphan(child, platform, ledger);
             }
-            self.stats.ignored.without_process += 1;
+            self.me_mut().stats.ignored.without_process += 1;
             return Ok(());
         };
         match *op {
@@ -159,7 +310,7 @@ impl Guest {
             Op::Trap { trap, times } => {
                 return self.with_hands(platform, ledger, |_, hands| hands.traps(trap, times));
             }
-            _ => self.stats.syscalls += 1,
+            _ => self.me_mut().stats.syscalls += 1,
         }
         self.kernel(layout::Site::Syscall, platform, ledger, |guest, hands| guest.system_call(hands, current, op))
     }

@@ -11,6 +11,7 @@ use memvirt_platform::{Horizon, Ledger, Platform, Refusal, Stop};
 
 use super::Halted;
 use super::layout::{Site, alias};
+use super::shootdown::Mark;
 use super::stats::GuestStats;
 
 /// The platform, the vCPU that the kernel runs on, and where to count.
@@ -31,6 +32,12 @@ impl Hands<'_> {
             _ => {}
         }
         self.event(&Event::Control(control))
+    }
+
+    /// How far the work of this CPU has come.
+    pub(crate) fn mark(&self) -> Mark {
+        let exits = self.ledger.exits.as_ref().map_or(0, Vec::len);
+        Mark { counters: self.ledger.counters, exits, stats: *self.stats }
     }
 
     /// Executes an instruction that leaves every virtual machine, `times` times.

@@ -12,6 +12,7 @@ use super::area::{Area, pages_of};
 use super::fault::leaf;
 use super::memory::Hands;
 use super::process::Roots;
+use super::shootdown::FreedTables;
 use super::{Guest, Halted};
 
 /// The first address of a page number of user space.
@@ -115,7 +116,8 @@ impl Guest {
             Ok(())
         })?;
         let flushed: Vec<_> = gone.iter().map(|mapping| (mapping.at, mapping.size)).collect();
-        self.flush_pages(hands, &flushed)?;
+        let freed = if tables == Tables::Pruned { FreedTables::Yes } else { FreedTables::No };
+        self.flush_pages(hands, &flushed, freed)?;
         for mapping in gone {
             self.release(mapping.frame, mapping.size);
         }
@@ -150,7 +152,7 @@ impl Guest {
                 }
             }
         }
-        self.flush_pages(hands, &changed)
+        self.flush_pages(hands, &changed, FreedTables::No)
     }
 
     /// Gives one page of an area other permissions; says whether its entry changed.
@@ -211,7 +213,7 @@ impl Guest {
                 && mapping.at != at
             {
                 self.split(hands, roots, mapping.at)?;
-                self.flush_pages(hands, &[(mapping.at, mapping.size)])?;
+                self.flush_pages(hands, &[(mapping.at, mapping.size)], FreedTables::No)?;
             }
         }
         self.with_tables(hands, roots, |mapper, _| Ok(mapper.leaves(page_address(start)..page_address(end)).collect()))

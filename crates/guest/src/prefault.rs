@@ -21,18 +21,32 @@ impl Guest {
     ///
     /// [`Halted::GuestOutOfMemory`].
     pub fn prefault(&mut self, platform: &mut dyn Platform) -> Result<(), Halted> {
-        let process = self.current.and_then(|id| self.processes.get(&id));
+        self.prefault_on(0, platform)
+    }
+
+    /// As [`Guest::prefault`], for the process that is current on a CPU.
+    ///
+    /// # Errors
+    ///
+    /// [`Halted::GuestOutOfMemory`].
+    ///
+    /// # Panics
+    ///
+    /// For a CPU that does not exist.
+    pub fn prefault_on(&mut self, cpu: usize, platform: &mut dyn Platform) -> Result<(), Halted> {
+        self.begin(cpu);
+        let process = self.current().and_then(|id| self.processes.get(&id));
         let areas = process.map_or(Vec::new(), |process| {
             let wanted =
                 process.areas.iter().filter(|area| area.backing == Backing::AnonymousPrivate && area.prot.write);
             wanted.map(|area| (area.start, area.end)).collect()
         });
-        let counted = self.stats;
+        let counted = self.me().stats;
         let mut loader = Loader { below: platform, vm: self.vm };
         for (start, end) in areas {
             self.prefault_pages(start, end, &mut loader)?;
         }
-        self.stats = counted;
+        self.me_mut().stats = counted;
         let used = GfnRange { start: Gfn::new(0), frames: self.frames.used_end() };
         platform.populate(self.vm, used, &mut Ledger::sums());
         Ok(())
@@ -45,7 +59,7 @@ impl Guest {
             let code = PfCode::of(Acc::user(gva, memvirt_addr::AccessKind::Write), false);
             let mut uncounted = Ledger::sums();
             let size = self.with_hands(loader, &mut uncounted, |guest, hands| {
-                let Some(roots) = guest.current.and_then(|id| guest.processes.get(&id)).map(|process| process.roots)
+                let Some(roots) = guest.current().and_then(|id| guest.processes.get(&id)).map(|process| process.roots)
                 else {
                     return Ok(PageSize::Size4K);
                 };
@@ -63,7 +77,7 @@ impl Guest {
 
     /// Counts from 0 again what the guest did; what it is in the middle of goes on.
     pub fn restart_stats(&mut self) {
-        self.stats = super::GuestStats::default();
+        self.cpus.iter_mut().for_each(|cpu| cpu.stats = super::GuestStats::default());
     }
 }
 

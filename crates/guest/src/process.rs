@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use memvirt_addr::{Gfn, GuestPhys, Gva, PageSize};
+use memvirt_ops::process::ProcessId;
 use memvirt_pagetable::map::TableAttrs;
 use memvirt_pagetable::{Attrs, FrameAllocator, Guest4, Mapper, TableMem};
 
@@ -33,12 +34,26 @@ pub(crate) struct Process {
     pub(crate) areas: Areas,
     /// Pages that are in memory but mapped nowhere while their area permits nothing, by page number.
     pub(crate) hidden: BTreeMap<u64, (Gfn, PageSize)>,
+    /// The stack of its first thread.
     pub(crate) kernel_stack: Gfn,
+    /// Those of further threads, by the CPU that they run on.
+    pub(crate) thread_stacks: BTreeMap<usize, Gfn>,
+    /// The number of the address space (`ctx_id`): never used again.
+    pub(crate) space: u64,
+    /// How often it has been flushed (`tlb_gen`).
+    pub(crate) generation: u64,
     /// The heap's first page and the address that it ends at, once it has been asked for.
     pub(crate) heap: Option<(u64, Gva)>,
     /// The page from which reclaim goes on, and the one from which the collapse of pages does.
     pub(crate) aged_to: u64,
     pub(crate) collapsed_to: u64,
+}
+
+impl Process {
+    /// The kernel stack of the thread that runs on a CPU.
+    pub(crate) fn kernel_stack_on(&self, cpu: usize) -> Gfn {
+        self.thread_stacks.get(&cpu).copied().unwrap_or(self.kernel_stack)
+    }
 }
 
 impl Guest {
@@ -48,11 +63,15 @@ impl Guest {
         let user_root = if self.config.kpti { Some(self.new_root(hands, true)?) } else { None };
         let kernel_stack = self.data_page(hands)?;
         let roots = Roots { root, user_root };
+        self.next_space += 1;
         Ok(Process {
             roots,
             areas: Areas::default(),
             hidden: BTreeMap::new(),
             kernel_stack,
+            thread_stacks: BTreeMap::new(),
+            space: self.next_space,
+            generation: 0,
             heap: None,
             aged_to: 0,
             collapsed_to: 0,
@@ -76,12 +95,40 @@ impl Guest {
         Ok(root)
     }
 
-    /// Frees the roots and the kernel stack of a process whose user half is empty and which no CPU runs on.
+    /// A process that runs on another CPU too gets a thread of its own here, with its own kernel stack.
+    pub(crate) fn prepare_stack(&mut self, hands: &mut Hands<'_>, id: ProcessId) -> Result<(), Halted> {
+        let here = self.on;
+        let elsewhere = (0..).zip(&self.cpus).any(|(i, cpu)| i != here && cpu.current == Some(id));
+        let has_one = self.processes.get(&id).is_none_or(|process| process.thread_stacks.contains_key(&here));
+        if !elsewhere || has_one {
+            return Ok(());
+        }
+        let stack = self.data_page(hands)?;
+        if let Some(process) = self.processes.get_mut(&id) {
+            process.thread_stacks.insert(here, stack);
+        }
+        Ok(())
+    }
+
+    /// Frees the roots of ended processes that no CPU has loaded any more.
+    pub(crate) fn free_unloaded_roots(&mut self) {
+        let doomed = std::mem::take(&mut self.doomed);
+        let (loaded, gone) =
+            doomed.into_iter().partition(|dead: &Process| self.cpus.iter().any(|cpu| cpu.loaded == dead.roots.root));
+        self.doomed = loaded;
+        for dead in gone {
+            self.free_roots(&dead);
+        }
+    }
+
+    /// Frees the roots and the kernel stacks of a process whose user half is empty and which no CPU runs on.
     pub(crate) fn free_roots(&mut self, process: &Process) {
         for root in [Some(process.roots.root), process.roots.user_root].into_iter().flatten() {
             self.frames.free(root, PageSize::Size4K);
         }
-        self.frames.release(process.kernel_stack);
+        for stack in std::iter::once(process.kernel_stack).chain(process.thread_stacks.values().copied()) {
+            self.frames.release(stack);
+        }
     }
 
     /// Runs table code on the tables under the roots of a process.

@@ -12,6 +12,7 @@ use super::area::{Area, pages_of};
 use super::memory::Hands;
 use super::mm::page_address;
 use super::process::Roots;
+use super::shootdown::FreedTables;
 use super::{Guest, Halted};
 
 impl Guest {
@@ -112,7 +113,7 @@ impl Guest {
                 self.release(mapping.frame, mapping.size);
             }
         }
-        self.flush_pages(hands, &flushed)?;
+        self.flush_pages(hands, &flushed, FreedTables::Yes)?;
         self.with_tables(hands, roots, |mapper, frames| {
             mapper.prune(page_address(start)..page_address(end), frames);
             Ok(())

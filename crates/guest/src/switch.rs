@@ -1,6 +1,6 @@
-//! Kernel entries, context switches, flushes and process-context identifiers.
+//! Kernel entries, context switches, and what a flush does on one CPU.
 //!
-//! Sources: Linux `arch/x86/mm/tlb.c` (`choose_new_asid`, `switch_mm_irqs_off`, `flush_tlb_func`),
+//! Sources: Linux `arch/x86/mm/tlb.c` (`switch_mm_irqs_off`, `flush_tlb_func`),
 //! `arch/x86/entry/calling.h` (the CR3 switch of kernel-page-table isolation).
 
 use memvirt_addr::{Acc, AccessKind, Gfn, Gva, PageSize};
@@ -10,59 +10,8 @@ use memvirt_platform::{Ledger, Platform};
 
 use super::layout::{ENTRY_AREA, Site, alias};
 use super::memory::Hands;
+use super::shootdown::{Flush, FreedTables};
 use super::{FlushRange, Guest, Halted, Invlpg};
-
-/// How many address spaces keep their translations at once (`TLB_NR_DYN_ASIDS`).
-const PCIDS: usize = 6;
-/// The bit that tells a process' own PCID from its kernel's under isolation (`X86_CR3_PTI_PCID_USER_BIT`).
-const USER_PCID: u16 = 1 << 11;
-
-/// Which process holds which PCID.
-#[derive(Debug, Default)]
-pub(crate) struct Pcids {
-    slots: [Option<ProcessId>; PCIDS],
-    next: usize,
-    current: usize,
-    /// The process' own PCID must be flushed when it is loaded again.
-    user_stale: [bool; PCIDS],
-}
-
-impl Pcids {
-    /// The slot of a process, and whether its translations are still there.
-    fn choose(&mut self, id: ProcessId) -> bool {
-        let known = self.slots.iter().position(|slot| *slot == Some(id));
-        self.current = known.unwrap_or_else(|| {
-            let slot = self.next;
-            self.next = (self.next + 1) % PCIDS;
-            self.slots[slot] = Some(id);
-            self.user_stale[slot] = true;
-            slot
-        });
-        known.is_some()
-    }
-
-    /// An address space has another holder.
-    pub(crate) fn pass(&mut self, from: ProcessId, to: ProcessId) {
-        for slot in self.slots.iter_mut().filter(|slot| **slot == Some(from)) {
-            *slot = Some(to);
-        }
-    }
-
-    /// Forgets a process, or an address space that it has left.
-    pub(crate) fn forget(&mut self, id: ProcessId) {
-        for slot in self.slots.iter_mut().filter(|slot| **slot == Some(id)) {
-            *slot = None;
-        }
-    }
-
-    fn kernel(&self) -> Pcid {
-        Pcid::try_new(u16::try_from(self.current + 1).unwrap_or(0)).unwrap_or_default()
-    }
-
-    fn user(&self) -> Pcid {
-        Pcid::try_new(self.kernel().number() | USER_PCID).unwrap_or_default()
-    }
-}
 
 impl Guest {
     pub(crate) fn with_hands<T>(
@@ -71,12 +20,12 @@ impl Guest {
         ledger: &mut Ledger,
         act: impl FnOnce(&mut Self, &mut Hands<'_>) -> Result<T, Halted>,
     ) -> Result<T, Halted> {
-        let mut stats = self.stats;
-        let mut hands = Hands { platform, ledger, stats: &mut stats, vm: self.vm, vcpu: self.vcpu };
-        let before = self.stats;
+        let before = self.me().stats;
+        let mut stats = before;
+        let mut hands = Hands { platform, ledger, stats: &mut stats, vm: self.vm, vcpu: self.me().vcpu };
         let result = act(self, &mut hands);
-        debug_assert!(self.stats == before, "within the kernel, count through the hands");
-        self.stats = stats;
+        debug_assert!(self.me().stats == before, "within the kernel, count through the hands");
+        self.me_mut().stats = stats;
         result
     }
 
@@ -97,15 +46,15 @@ impl Guest {
         })
     }
 
-    fn enter(&mut self, hands: &mut Hands<'_>, site: Site) -> Result<(), Halted> {
-        let Some(process) = self.current.and_then(|id| self.processes.get(&id)) else { return Ok(()) };
-        let (root, stack) = (process.roots.root, process.kernel_stack);
+    pub(crate) fn enter(&mut self, hands: &mut Hands<'_>, site: Site) -> Result<(), Halted> {
+        let Some(process) = self.current().and_then(|id| self.processes.get(&id)) else { return Ok(()) };
+        let (root, stack) = (process.roots.root, process.kernel_stack_on(self.on));
         if self.config.kpti {
             hands.run(&[
                 Acc::supervisor(Gva::new_truncate(ENTRY_AREA), AccessKind::Fetch),
                 Acc::supervisor(Gva::new_truncate(ENTRY_AREA + 4096), AccessKind::Write),
             ])?;
-            hands.control(Control::Cr3(self.cr3(root.base(), self.pcids.kernel(), true)))?;
+            hands.control(Control::Cr3(self.cr3(root.base(), self.me().pcids.kernel(), true)))?;
         }
         hands.run(&[
             Acc::supervisor(site.ip(), AccessKind::Fetch),
@@ -113,11 +62,11 @@ impl Guest {
         ])
     }
 
-    fn leave(&mut self, hands: &mut Hands<'_>) -> Result<(), Halted> {
-        let Some(process) = self.current.and_then(|id| self.processes.get(&id)) else { return Ok(()) };
+    pub(crate) fn leave(&mut self, hands: &mut Hands<'_>) -> Result<(), Halted> {
+        let Some(process) = self.current().and_then(|id| self.processes.get(&id)) else { return Ok(()) };
         if let Some(user_root) = process.roots.user_root {
-            let stale = std::mem::take(&mut self.pcids.user_stale[self.pcids.current]);
-            hands.control(Control::Cr3(self.cr3(user_root.base(), self.pcids.user(), !stale)))?;
+            let stale = self.me_mut().pcids.take_user_stale();
+            hands.control(Control::Cr3(self.cr3(user_root.base(), self.me().pcids.user(), !stale)))?;
             hands.run(&[Acc::supervisor(Gva::new_truncate(ENTRY_AREA), AccessKind::Fetch)])?;
         }
         Ok(())
@@ -135,75 +84,96 @@ impl Guest {
         ledger: &mut Ledger,
     ) -> Result<(), Halted> {
         if !self.processes.contains_key(&to) {
-            self.stats.ignored.unknown_process += 1;
+            self.me_mut().stats.ignored.unknown_process += 1;
             return Ok(());
         }
-        if self.current == Some(to) && !std::mem::take(&mut self.parent_on_cpu) {
+        if self.current() == Some(to) && !std::mem::take(&mut self.me_mut().parent_on_cpu) {
             return Ok(());
         }
         self.kernel(Site::Schedule, platform, ledger, |guest, hands| {
             hands.stats.switches += 1;
+            guest.prepare_stack(hands, to)?;
             guest.load(hands, to)?;
-            guest.current = Some(to);
-            if let Some(dead) = guest.doomed.take() {
-                guest.free_roots(&dead);
-            }
+            guest.me_mut().current = Some(to);
+            guest.free_unloaded_roots();
             Ok(())
         })
     }
 
-    /// Loads the address space of a process.
+    /// Loads the address space of a process. Where it has been flushed since this CPU last looked at it, by others, the load
+    /// flushes.
     pub(crate) fn load(&mut self, hands: &mut Hands<'_>, id: ProcessId) -> Result<(), Halted> {
-        let Some(root) = self.processes.get(&id).map(|process| process.roots.root) else { return Ok(()) };
-        if root == self.loaded {
-            return Ok(());
+        let Some(process) = self.processes.get(&id) else { return Ok(()) };
+        let (root, space, generation) = (process.roots.root, process.space, process.generation);
+        let with_pcid = self.config.pcid;
+        let me = self.me_mut();
+        if root == me.loaded {
+            let stale = me.pcids.generation() != generation;
+            return if stale { self.flush_by_loading(hands, root, Some((space, generation))) } else { Ok(()) };
         }
-        let keep = self.config.pcid && self.pcids.choose(id);
-        self.loaded = root;
-        hands.control(Control::Cr3(self.cr3(root.base(), self.pcids.kernel(), keep)))
+        me.loaded = root;
+        let keep = if with_pcid {
+            me.pcids.choose(space, generation)
+        } else {
+            me.pcids.occupy(space, generation);
+            false
+        };
+        hands.control(Control::Cr3(self.cr3(root.base(), self.me().pcids.kernel(), keep)))
     }
 
     /// Flushes pages of the current address space: one by one up to the ceiling, else all of it. The pages are in order.
-    pub(crate) fn flush_pages(&mut self, hands: &mut Hands<'_>, pages: &[(Gva, PageSize)]) -> Result<(), Halted> {
-        let (Some((first, _)), Some((last, last_size))) = (pages.first(), pages.last()) else { return Ok(()) };
+    pub(crate) fn flush_pages(
+        &mut self,
+        hands: &mut Hands<'_>,
+        pages: &[(Gva, PageSize)],
+        freed: FreedTables,
+    ) -> Result<(), Halted> {
+        match self.flush_of(pages) {
+            Some(Flush::Pages(_)) if self.config.invlpg == Invlpg::Forgotten => Ok(()),
+            Some(what) => self.flush(hands, &what, freed),
+            None => Ok(()),
+        }
+    }
+
+    /// How pages are flushed.
+    fn flush_of(&self, pages: &[(Gva, PageSize)]) -> Option<Flush> {
+        let ((first, _), (last, last_size)) = (pages.first()?, pages.last()?);
         if self.config.flush_range == FlushRange::Mapped {
-            if pages.len() as u64 > self.config.flush_ceiling {
-                return self.flush_all(hands);
-            }
-            return pages.iter().try_for_each(|(at, _)| self.flush_page(hands, *at));
+            let all = pages.len() as u64 > self.config.flush_ceiling;
+            return Some(if all { Flush::All } else { Flush::Pages(pages.iter().map(|(at, _)| *at).collect()) });
         }
         let stride = pages.iter().map(|(_, size)| size.bytes()).min().unwrap_or(4096);
         let span = last.as_u64() + last_size.bytes() - first.as_u64();
         if span / stride > self.config.flush_ceiling {
-            return self.flush_all(hands);
+            return Some(Flush::All);
         }
-        (0..span / stride).try_for_each(|i| self.flush_page(hands, first.wrapping_add(i * stride)))
+        Some(Flush::Pages((0..span / stride).map(|i| first.wrapping_add(i * stride)).collect()))
     }
 
-    fn flush_page(&mut self, hands: &mut Hands<'_>, at: Gva) -> Result<(), Halted> {
-        if self.config.invlpg == Invlpg::Forgotten {
-            return Ok(());
-        }
+    pub(crate) fn flush_page(&mut self, hands: &mut Hands<'_>, at: Gva) -> Result<(), Halted> {
         hands.invlpg(at)?;
         if self.config.kpti && self.config.pcid {
-            hands.control(Control::Invpcid(Invpcid::Address(self.pcids.user(), at)))?;
+            hands.control(Control::Invpcid(Invpcid::Address(self.me().pcids.user(), at)))?;
         }
         Ok(())
     }
 
     /// Flushes the current address space: a load of CR3 with its own value.
     pub(crate) fn flush_all(&mut self, hands: &mut Hands<'_>) -> Result<(), Halted> {
-        let Some(root) = self.current.and_then(|id| self.processes.get(&id)).map(|process| process.roots.root) else {
-            return Ok(());
-        };
-        self.flush_by_loading(hands, root)
+        self.flush(hands, &Flush::All, FreedTables::No)
     }
 
-    /// Flushes the address space that the CPU is on by loading `root`.
-    pub(crate) fn flush_by_loading(&mut self, hands: &mut Hands<'_>, root: Gfn) -> Result<(), Halted> {
+    /// Flushes the address space that this CPU is on by loading `root`; that of `space`, with its generation, or none's.
+    pub(crate) fn flush_by_loading(
+        &mut self,
+        hands: &mut Hands<'_>,
+        root: Gfn,
+        space: Option<(u64, u64)>,
+    ) -> Result<(), Halted> {
         hands.stats.full_flushes += 1;
-        self.loaded = root;
-        self.pcids.user_stale[self.pcids.current] = true;
-        hands.control(Control::Cr3(self.cr3(root.base(), self.pcids.kernel(), false)))
+        let me = self.me_mut();
+        me.loaded = root;
+        me.pcids.flushed(space.map(|(space, _)| space), space.map_or(0, |(_, generation)| generation));
+        hands.control(Control::Cr3(self.cr3(root.base(), self.me().pcids.kernel(), false)))
     }
 }

@@ -43,10 +43,11 @@ impl Guest {
         platform: &mut dyn Platform,
         ledger: &mut Ledger,
     ) -> Result<(), Halted> {
-        self.stats.instructions += instructions;
-        let (ticks, to_tick) = due(instructions, self.clock.to_tick, self.config.tick_instructions);
-        let (interrupts, to_interrupt) = due(instructions, self.clock.to_interrupt, self.config.interrupt_instructions);
-        self.clock = Clock { to_tick, to_interrupt };
+        self.me_mut().stats.instructions += instructions;
+        let clock = self.me().clock;
+        let (ticks, to_tick) = due(instructions, clock.to_tick, self.config.tick_instructions);
+        let (interrupts, to_interrupt) = due(instructions, clock.to_interrupt, self.config.interrupt_instructions);
+        self.me_mut().clock = Clock { to_tick, to_interrupt };
         for _ in 0..ticks {
             self.tick(platform, ledger)?;
         }
@@ -57,8 +58,8 @@ impl Guest {
     }
 
     fn tick(&mut self, platform: &mut dyn Platform, ledger: &mut Ledger) -> Result<(), Halted> {
-        self.stats.ticks += 1;
-        if self.current.is_none() {
+        self.me_mut().stats.ticks += 1;
+        if self.current().is_none() {
             return Ok(());
         }
         self.kernel(Site::Tick, platform, ledger, |guest, hands| {
@@ -68,8 +69,8 @@ impl Guest {
     }
 
     pub(crate) fn interrupt(&mut self, platform: &mut dyn Platform, ledger: &mut Ledger) -> Result<(), Halted> {
-        self.stats.interrupts += 1;
-        if self.current.is_none() {
+        self.me_mut().stats.interrupts += 1;
+        if self.current().is_none() {
             return Ok(());
         }
         self.kernel(Site::Interrupt, platform, ledger, |_, _| Ok(()))
@@ -78,7 +79,7 @@ impl Guest {
     /// Tests and clears accessed bits of the current process, from where the last tick left off.
     fn age(&mut self, hands: &mut Hands<'_>) -> Result<(), Halted> {
         let pages = usize::try_from(self.config.aging_pages).unwrap_or(usize::MAX);
-        let Some(process) = self.current.and_then(|id| self.processes.get(&id)) else { return Ok(()) };
+        let Some(process) = self.current().and_then(|id| self.processes.get(&id)) else { return Ok(()) };
         if pages == 0 {
             return Ok(());
         }
@@ -91,7 +92,7 @@ impl Guest {
         }
         let next = looked_at.last().filter(|_| looked_at.len() == pages);
         let next = next.map_or(0, |last| last.at.frame().number() + last.size.frames());
-        if let Some(process) = self.current.and_then(|id| self.processes.get_mut(&id)) {
+        if let Some(process) = self.current().and_then(|id| self.processes.get_mut(&id)) {
             process.aged_to = next;
         }
         Ok(())

@@ -49,7 +49,7 @@ pub(crate) fn exits_of(control: &Control, shadow: bool) -> (ExitReason, u32) {
         Control::Cr(CrWrite::TogglePge) => (ExitReason::CrAccess, 2 * paging),
         Control::Cr(_) => (ExitReason::CrAccess, paging),
         Control::Invpcid(_) => (ExitReason::Invpcid, paging),
-        Control::Ipi(_) => (ExitReason::Ipi, 1),
+        Control::Ipi(_) | Control::Interrupt => (ExitReason::Ipi, 1),
         Control::Trap(trap) => ((*trap).into(), 1),
     }
 }

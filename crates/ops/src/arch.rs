@@ -201,8 +201,10 @@ pub enum Control {
     Cr(CrWrite),
     /// INVPCID.
     Invpcid(Invpcid),
-    /// An inter-processor interrupt to these vCPUs.
+    /// An inter-processor interrupt to these vCPUs is sent. Nobody waits; each of them has its own [`Control::Interrupt`].
     Ipi(VcpuSet),
+    /// An inter-processor interrupt arrives.
+    Interrupt,
     /// An instruction that leaves the guest for reasons other than paging; nothing happens on a bare machine.
     Trap(Trap),
 }

@@ -128,7 +128,11 @@ impl Flushes {
             }
             Control::Invpcid(Invpcid::Single(pcid)) => self.context(pcid).flush_all(at),
             Control::Invpcid(Invpcid::All) => self.contexts.values_mut().for_each(|context| context.flush_all(at)),
-            Control::Cr(CrWrite::WriteProtect(_)) | Control::ReadCr3 | Control::Ipi(_) | Control::Trap(_) => {}
+            Control::Cr(CrWrite::WriteProtect(_))
+            | Control::ReadCr3
+            | Control::Ipi(_)
+            | Control::Interrupt
+            | Control::Trap(_) => {}
         }
     }
 

@@ -60,6 +60,7 @@ impl State {
             | Control::Invlpg(_)
             | Control::Invpcid(_)
             | Control::Ipi(_)
+            | Control::Interrupt
             | Control::Trap(_) => {}
         }
     }

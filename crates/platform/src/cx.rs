@@ -22,6 +22,21 @@ pub enum Tags {
     Off,
 }
 
+/// What inter-processor interrupts cost a guest: whether sending and receiving one exit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Interrupts {
+    /// Both do: the hypervisor carries out the sender's store to its interrupt controller, and interrupts the target to inject
+    /// what was sent.
+    #[default]
+    Exiting,
+    /// Sending does, receiving does not: the hypervisor posts the interrupt and the target's processor delivers it in guest mode
+    /// (Intel SDM volume 3, section 30.6, posted interrupts).
+    Posted,
+    /// Neither does: the sender's processor posts the interrupt by itself (Intel SDM volume 3, section 30.1.6, IPI
+    /// virtualization; AMD APM volume 2, section 15.29, AVIC).
+    Virtualized,
+}
+
 /// Whose virtualization hardware it is; they differ in which control-register accesses exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Vendor {
@@ -163,7 +178,7 @@ impl Cx<'_> {
             }
             Control::Invpcid(Invpcid::AllGlobal) => self.flush(|cpu| cpu.flush_vpid(vpid, KeepGlobal::No)),
             Control::Invpcid(Invpcid::All) => self.flush(|cpu| cpu.flush_vpid(vpid, KeepGlobal::Yes)),
-            Control::ReadCr3 | Control::Ipi(_) | Control::Trap(_) => {}
+            Control::ReadCr3 | Control::Ipi(_) | Control::Interrupt | Control::Trap(_) => {}
         }
     }
 

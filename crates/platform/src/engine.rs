@@ -11,7 +11,7 @@ use memvirt_pagetable::PhysMem;
 use memvirt_tlb::{Entry, Geometry};
 
 use crate::cpu::{Cpu, Regs, Vcpu};
-use crate::cx::{Cx, Tags};
+use crate::cx::{Cx, Interrupts, Tags};
 use crate::exit::Work;
 use crate::foresee::{Foreseen, Foresight, Lookout};
 use crate::host::{GuestMem, Host, MemoryMap, read_guest};
@@ -117,6 +117,7 @@ pub struct Engine<R> {
     pub(crate) vcpus: Vec<Vcpu>,
     vms: Vec<Vm<R>>,
     tags: Tags,
+    interrupts: Interrupts,
     /// The mode `cycles`: what follows accesses to their cache lines. Boxed: without it an engine is what it counts with.
     pub(crate) timing: Option<Box<Timing>>,
 }
@@ -156,7 +157,7 @@ impl<R: Regime> Engine<R> {
             }
         }
         let vms = vms.into_iter().map(|(spec, regime)| Vm { map: spec.map, regime }).collect();
-        Self { host, cpus, vcpus, vms, tags, timing: None }
+        Self { host, cpus, vcpus, vms, tags, interrupts: Interrupts::default(), timing: None }
     }
 
     /// The same with walk caches in every CPU.
@@ -164,6 +165,22 @@ impl<R: Regime> Engine<R> {
     pub fn with_walk_caches(mut self, geometry: &MmuGeometry) -> Self {
         self.cpus.iter_mut().for_each(|cpu| cpu.mmu = Some(Box::new(Mmu::new(geometry))));
         self
+    }
+
+    /// The same with other hardware for inter-processor interrupts; by default sending and receiving one exit.
+    #[must_use]
+    pub const fn with_interrupts(mut self, interrupts: Interrupts) -> Self {
+        self.interrupts = interrupts;
+        self
+    }
+
+    /// Whether hardware delivers an interrupt without the hypervisor.
+    fn is_delivered(&self, control: &Control) -> bool {
+        match control {
+            Control::Interrupt => self.interrupts != Interrupts::Exiting,
+            Control::Ipi(_) => self.interrupts == Interrupts::Virtualized,
+            _ => false,
+        }
     }
 
     /// Enters what the walk caches of all CPUs counted: an operation of one vCPU may flush on all.
@@ -367,6 +384,7 @@ impl<R: Regime> Engine<R> {
                 Ok(Some(if let Done::Through(at) = done { self.host.mem.read(at) } else { 0 }))
             }
             Event::Store { via, op, ip } => self.store(v, *via, op, *ip, out).map(|()| None),
+            Event::Control(control) if self.is_delivered(control) => Ok(None),
             Event::Control(control) => {
                 self.with(v, 0, Horizon::Open, out, |regime, cx| regime.control(cx, control)).map(|()| None)
             }

@@ -17,7 +17,7 @@ pub mod timed;
 
 pub use account::{Account, Cells, ServedBy};
 pub use cpu::{Cpu, Regs, Vcpu};
-pub use cx::{Cx, Tags, Vendor, tlb_entry};
+pub use cx::{Cx, Interrupts, Tags, Vendor, tlb_entry};
 pub use engine::{Engine, Outcome, Regime, Request, VmSpec, store_element};
 pub use exit::{Exit, ExitReason, LockMode, Work};
 pub use foresee::{AHEAD, Foreseen, Foresight, PlainLeaf, plain_walks};

@@ -15,7 +15,7 @@ pub(crate) fn exits_of(control: &Control, vendor: Vendor) -> (ExitReason, u32) {
         Control::Cr(CrWrite::TogglePge) => (ExitReason::CrAccess, if vendor == Vendor::Svm { 3 } else { 2 }),
         Control::Cr(_) | Control::ReadCr3 => (ExitReason::CrAccess, 1),
         Control::Invpcid(_) => (ExitReason::Invpcid, 1),
-        Control::Ipi(_) => (ExitReason::Ipi, 1),
+        Control::Ipi(_) | Control::Interrupt => (ExitReason::Ipi, 1),
         Control::Trap(trap) => ((*trap).into(), 1),
     }
 }

@@ -153,7 +153,7 @@ where
         match control {
             Control::Cr(CrWrite::TogglePge) if self.vendor == Vendor::Svm => (ExitReason::CrAccess, 3),
             Control::Cr(_) if self.vendor == Vendor::Svm => (ExitReason::CrAccess, 1),
-            Control::Ipi(_) => (ExitReason::Ipi, 1),
+            Control::Ipi(_) | Control::Interrupt => (ExitReason::Ipi, 1),
             Control::Trap(trap) => ((*trap).into(), 1),
             Control::Invlpg(_) | Control::Cr3(_) | Control::ReadCr3 | Control::Cr(_) | Control::Invpcid(_) => {
                 (ExitReason::CrAccess, 0)

@@ -50,10 +50,7 @@ impl Kvm {
                 self.invpcid(cx, what);
                 self.finish_exit(cx, ExitReason::Invpcid, Lock::Taken);
             }
-            Control::Ipi(to) => {
-                self.kick = to;
-                self.finish_exit(cx, ExitReason::Ipi, Lock::Free);
-            }
+            Control::Ipi(_) | Control::Interrupt => self.finish_exit(cx, ExitReason::Ipi, Lock::Free),
             Control::Trap(trap) => self.finish_exit(cx, trap.into(), Lock::Free),
         }
     }
