@@ -18,7 +18,7 @@ pub enum MvtError {
         source: io::Error,
     },
     /// It is no `.mvt` file.
-    #[error("{name} is not an .mvt trace: {found}; make one with `memvirt trace convert RECORDING {name}`")]
+    #[error("{name} is not an .mvt trace: {found}; `memvirt trace convert RECORDING NEW.mvt` makes one of a recording")]
     NotMvt {
         /// The name of the trace.
         name: String,

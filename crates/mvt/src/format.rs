@@ -22,6 +22,23 @@ pub fn is_mvt(first: &[u8]) -> bool {
     first.starts_with(&MAGIC)
 }
 
+/// What is wrong with the first bytes of a file that seems to be an `.mvt` trace, or to have been one; `None` where nothing is,
+/// and for any other file.
+#[must_use]
+pub fn broken_signature(first: &[u8]) -> Option<&'static str> {
+    let first = first.get(..MAGIC.len()).unwrap_or(first);
+    // What is left of the signature by transfers that take it for text: without the high bit, or with other line ends.
+    let as_text = [&b"\tMVT"[..], b"\x89MVT\n\x1a", b"\x89MVT\r\r\n", b"\xc2\x89MVT", b"\xef\xbf\xbdMVT"];
+    if first.len() < MAGIC.len() {
+        return (first.len() >= 2 && MAGIC.starts_with(first)).then_some("it ends within its signature: it is cut off");
+    }
+    if as_text.iter().any(|text| first.starts_with(text)) {
+        return Some("its signature shows that it was copied as text; copy it again as binary data");
+    }
+    let same = first.iter().zip(&MAGIC).filter(|(a, b)| a == b).count();
+    (same < MAGIC.len() && same + 2 >= MAGIC.len()).then_some("its signature is damaged")
+}
+
 /// What is kept of an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Density {
@@ -113,7 +130,8 @@ impl Header {
             }
         }
         if got < MAGIC.len() || fixed[..8] != MAGIC {
-            return Err(not_mvt("its first bytes are others"));
+            let known = broken_signature(&fixed[..got]);
+            return Err(not_mvt(known.unwrap_or(if got == 0 { "it is empty" } else { "its first bytes are others" })));
         }
         let damaged = |what: &str| MvtError::Damaged {
             name: name.to_owned(),
@@ -168,6 +186,21 @@ mod tests {
             wrong[at] ^= 0x10;
             assert!(Header::read(&mut &wrong[..], "x").is_err(), "byte {at}");
             assert!(Header::read(&mut &bytes[..at], "x").is_err(), "cut to {at}");
+        }
+    }
+
+    #[test]
+    fn a_broken_signature_is_told_from_another_file() {
+        assert_eq!(broken_signature(&MAGIC), None);
+        for at in 0..8 {
+            let mut wrong = MAGIC;
+            wrong[at] ^= 0x10;
+            assert!(broken_signature(&wrong).is_some(), "byte {at}");
+            assert_eq!(broken_signature(&MAGIC[..at]).is_some(), at >= 2, "cut to {at}");
+        }
+        assert!(broken_signature(b"\x89MVT\n\x1a\n\x01\0").unwrap().contains("as text"));
+        for other in [&b""[..], b"\x89PNG\r\n\x1a\n", b"I  04001090,3", b"==42== Lackey", b"MVT is a name"] {
+            assert_eq!(broken_signature(other), None, "{other:?}");
         }
     }
 

@@ -6,6 +6,7 @@ use memvirt_ops::process::ProcessId;
 
 use crate::block::{BLOCK_MAGIC, HEAD_BYTES, Head, MAX_BYTES};
 use crate::error::Damage;
+use crate::format::MAGIC;
 use crate::varint::{put, take, take32};
 
 pub(crate) const INDEX_MAGIC: [u8; 4] = *b"IDX1";
@@ -111,28 +112,73 @@ fn number(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// Reads the index of a whole file of `size` bytes; `None` where there is none, or a damaged one.
-pub(crate) fn read(input: &mut (impl Read + Seek), size: u64) -> Option<Vec<BlockInfo>> {
-    input.seek(SeekFrom::Start(size.checked_sub(FOOTER_BYTES as u64)?)).ok()?;
+/// Where the footer at `at` says that the index begins; `None` where there is no footer, or a damaged one.
+fn footer_at(input: &mut (impl Read + Seek), at: u64) -> Option<u64> {
+    input.seek(SeekFrom::Start(at)).ok()?;
     let footer: [u8; FOOTER_BYTES] = read_array(input)?;
-    let (at, sum) = (&footer[..8], &footer[8..12]);
-    if footer[12..] != END_MAGIC || sum != crc32fast::hash(at).to_le_bytes() {
-        return None;
-    }
-    let offset = u64::from_le_bytes(*at.first_chunk()?);
+    let (offset, sum) = (&footer[..8], &footer[8..12]);
+    let whole = footer[12..] == END_MAGIC && sum == crc32fast::hash(offset).to_le_bytes();
+    whole.then_some(u64::from_le_bytes(*offset.first_chunk()?))
+}
+
+/// An index' head.
+struct IndexHead {
+    plain_bytes: u32,
+    packed_bytes: u32,
+    packed_sum: u32,
+    /// Where the index ends in the file.
+    end: u64,
+}
+
+/// The head of the index that begins at `offset`; `None` where there is none, or one that cannot be.
+fn index_head(input: &mut (impl Read + Seek), offset: u64) -> Option<IndexHead> {
     input.seek(SeekFrom::Start(offset)).ok()?;
     let head: [u8; INDEX_HEAD] = read_array(input)?;
-    let (plain_bytes, packed_bytes, sum) = (number(&head, 4)?, number(&head, 8)?, number(&head, 12)?);
-    let fits = plain_bytes <= MAX_BYTES && u64::from(packed_bytes) <= size;
-    if head[..4] != INDEX_MAGIC || !fits || packed_bytes > MAX_BYTES {
-        return None;
-    }
-    let mut packed = vec![0; packed_bytes as usize];
+    let (plain_bytes, packed_bytes, packed_sum) = (number(&head, 4)?, number(&head, 8)?, number(&head, 12)?);
+    let end = offset.checked_add(INDEX_HEAD as u64 + u64::from(packed_bytes))?;
+    let possible = head[..4] == INDEX_MAGIC && plain_bytes <= MAX_BYTES && packed_bytes <= MAX_BYTES;
+    possible.then_some(IndexHead { plain_bytes, packed_bytes, packed_sum, end })
+}
+
+/// The index that begins at `offset`, and where it ends; `None` where there is none, or a damaged one.
+fn index_at(input: &mut (impl Read + Seek), offset: u64, size: u64) -> Option<(Vec<BlockInfo>, u64)> {
+    let head = index_head(input, offset).filter(|head| head.end <= size)?;
+    let mut packed = vec![0; head.packed_bytes as usize];
     input.read_exact(&mut packed).ok()?;
-    if crc32fast::hash(&packed) != sum {
+    if crc32fast::hash(&packed) != head.packed_sum {
         return None;
     }
-    entries(&zstd::bulk::decompress(&packed, plain_bytes as usize).ok()?)
+    let blocks = entries(&zstd::bulk::decompress(&packed, head.plain_bytes as usize).ok()?)?;
+    Some((blocks, head.end))
+}
+
+/// Reads the index of a whole file of `size` bytes; `None` where there is none, or a damaged one, or where it is not the last
+/// of the file: then the footer is that of something appended.
+pub(crate) fn read(input: &mut (impl Read + Seek), size: u64) -> Option<Vec<BlockInfo>> {
+    let footer = size.checked_sub(FOOTER_BYTES as u64)?;
+    let offset = footer_at(input, footer)?;
+    let (blocks, end) = index_at(input, offset, size)?;
+    (end == footer).then_some(blocks)
+}
+
+/// What is wrong with the index at `offset`, which did not do for the whole file, and where.
+fn index_damage(input: &mut (impl Read + Seek), offset: u64, size: u64) -> Damage {
+    let damage = |offset, what: String| Damage { offset, what };
+    let Some((_, end)) = index_at(input, offset, size) else {
+        let cut = size - offset < INDEX_HEAD as u64 || index_head(input, offset).is_some_and(|head| head.end > size);
+        let what = if cut { "the file ends within its index: it is cut off" } else { "its index is damaged" };
+        return damage(offset, what.to_owned());
+    };
+    let after = end + FOOTER_BYTES as u64;
+    if after > size {
+        return damage(end, "the file ends within its footer: it is cut off".to_owned());
+    }
+    if footer_at(input, end) != Some(offset) {
+        return damage(end, "its footer is damaged".to_owned());
+    }
+    let next = input.seek(SeekFrom::Start(after)).ok().and_then(|_| read_array(input));
+    let what = if next == Some(MAGIC) { "another .mvt trace is appended to it" } else { "something is appended to it" };
+    damage(after, format!("the trace ends here and {} bytes follow: {what}", size - after))
 }
 
 /// Finds the blocks one after the other, as far as they are whole, and says where and why that ends.
@@ -145,11 +191,12 @@ pub(crate) fn scan(input: &mut (impl Read + Seek), mut offset: u64, size: u64) -
         if input.seek(SeekFrom::Start(offset)).is_err() {
             break "it cannot be read here";
         }
-        let head = read_array::<HEAD_BYTES>(input);
-        let Some(head) = head else { break "the file ends within a block or its index: it is cut off" };
-        if head[..4] == INDEX_MAGIC {
-            break "its index is damaged";
+        let first: Option<[u8; 4]> = read_array(input);
+        if first == Some(INDEX_MAGIC) {
+            return (blocks, index_damage(input, offset, size));
         }
+        let head = input.seek(SeekFrom::Start(offset)).ok().and_then(|_| read_array::<HEAD_BYTES>(input));
+        let Some(head) = head else { break "the file ends within a block or its index: it is cut off" };
         let Some(head) = Head::parse(&head) else {
             break if head[..4] == BLOCK_MAGIC { "the head of a block is damaged" } else { "no block stands here" };
         };

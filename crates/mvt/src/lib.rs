@@ -13,7 +13,7 @@ mod verify;
 mod writer;
 
 pub use error::{Damage, MvtError};
-pub use format::{Density, Header, Order, VERSION, is_mvt};
+pub use format::{Density, Header, Order, VERSION, broken_signature, is_mvt};
 pub use index::BlockInfo;
 pub use reader::{Mvt, ProcessReader};
 pub use verify::Verified;

@@ -111,6 +111,49 @@ fn a_file_cut_anywhere_gives_what_stands_before_the_cut_and_says_so() {
     }
 }
 
+/// What is said to be broken before any block is read.
+fn damage(bytes: &[u8]) -> (u64, String) {
+    let mvt = Mvt::new(Cursor::new(bytes), "two.mvt").unwrap();
+    let damage = mvt.damage().unwrap();
+    assert!(mvt.verify().unwrap().damage.contains(damage));
+    (damage.offset, damage.what.clone())
+}
+
+#[test]
+fn whatever_is_wrong_behind_the_blocks_is_named_and_costs_none() {
+    let (bytes, streams) = file(Density::Pages, 20_000);
+    let blocks = Mvt::new(Cursor::new(&bytes), "two.mvt").unwrap().blocks().to_vec();
+    let index = blocks.last().map(|block| block.offset + block.bytes).unwrap();
+    let at = |offset: u64| usize::try_from(offset).unwrap();
+    let wrong = |at: usize| {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 1;
+        bytes
+    };
+    let footer = bytes.len() as u64 - 16;
+    let appended = |what: &[u8]| [&bytes[..], what].concat();
+    let junk = (bytes.len() as u64, "16 bytes follow: something is appended".to_owned());
+    let second = (bytes.len() as u64, format!("{} bytes follow: another .mvt trace is appended", bytes.len()));
+    let cases = [
+        (wrong(at(index) + 20), (index, "its index is damaged".to_owned())),
+        (wrong(at(footer) + 3), (footer, "its footer is damaged".to_owned())),
+        (bytes[..at(footer) + 9].to_vec(), (footer, "ends within its footer".to_owned())),
+        (bytes[..at(index) + 30].to_vec(), (index, "ends within its index".to_owned())),
+        (bytes[..at(index) + 6].to_vec(), (index, "ends within its index".to_owned())),
+        (bytes[..at(index)].to_vec(), (index, "without its index".to_owned())),
+        (appended(&[0x55; 16]), junk),
+        // The footer of the copy leads to the index of the original.
+        (appended(&bytes), second),
+    ];
+    for (bytes, (offset, what)) in cases {
+        let found = damage(&bytes);
+        assert!(found.0 == offset && found.1.contains(&what), "{found:?} is not {offset}: {what}");
+        for (process, stream) in (0..).zip(&streams) {
+            assert_eq!(read(&bytes, process).0.len(), stream.len(), "{what}");
+        }
+    }
+}
+
 #[test]
 fn one_wrong_byte_in_a_block_costs_its_process_what_follows_and_the_others_nothing() {
     let (mut bytes, _) = file(Density::Pages, 20_000);
