@@ -56,6 +56,17 @@ pub enum TraceError {
         /// Why it ends early, where it does.
         cut: Option<String>,
     },
+    /// A directory or an archive lacks the texts of strace and perf of one program.
+    #[error(
+        "{name} cannot be joined: {found}; it needs the text of `strace -f -e trace=memory,process PROGRAM` and that of \
+         `perf script` after `perf record -e page-faults -c 1 -d PROGRAM`"
+    )]
+    NotAPair {
+        /// The name of the bundle.
+        name: String,
+        /// What was found.
+        found: String,
+    },
     /// Lines are asked for, and there are pages only.
     #[error(
         "trace {name} keeps the pages of addresses only (density `pages`), and their lines are needed here; convert the \
@@ -88,6 +99,14 @@ pub enum TraceError {
         /// What was found in place of a log.
         found: String,
     },
+}
+
+impl TraceError {
+    /// Whether a trace of memvirt's own is damaged: what is intact of it was delivered.
+    #[must_use]
+    pub const fn is_damage(&self) -> bool {
+        matches!(self, Self::Mvt(memvirt_mvt::MvtError::Damaged { .. }))
+    }
 }
 
 /// A line that could not be understood and was skipped.

@@ -88,13 +88,18 @@ pub(crate) fn sniff(head: &[u8]) -> Format {
 /// Lines that are looked at to tell what a file is.
 const LINES_LOOKED_AT: usize = 200;
 
+/// Whether the first bytes of a file show that it is a recording.
+pub(crate) fn is_recognized(head: &[u8]) -> bool {
+    sniff(head) != Format::Lackey || head.split(|b| *b == b'\n').any(lackey::is_line)
+}
+
 /// How much a file of a bundle says, where several are recordings of one program: 0 for none at all.
 pub(crate) fn worth(member: &Member) -> u8 {
     match sniff(&member.head) {
         Format::Perf => 3,
         Format::ChampSim => 2,
         Format::Strace => 1,
-        Format::Lackey => u8::from(member.head.split(|b| *b == b'\n').any(lackey::is_line)),
+        Format::Lackey => u8::from(is_recognized(&member.head)),
         Format::LackeySet => 0,
     }
 }

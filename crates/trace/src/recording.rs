@@ -13,7 +13,7 @@ use crate::bundle::{Bundle, MemberReader, head_of, tar};
 use crate::calls::as_plain_call;
 use crate::champsim::ChampSimReader;
 use crate::error::TraceError;
-use crate::format::{Format, sniff, worth};
+use crate::format::{Format, is_recognized, sniff, worth};
 use crate::input::{Compression, Progress};
 use crate::interleave::{Family, Interleaver, Repairs, Tap, Turns};
 use crate::lackey::logs::{self, LogSet};
@@ -53,6 +53,8 @@ pub struct Recording {
     header: Option<Header>,
     /// Counts of what was delivered.
     counted: Tally,
+    /// Whether everything was.
+    ended: bool,
 }
 
 impl Recording {
@@ -79,6 +81,10 @@ impl Recording {
         }
         if tar::is_header(&head) {
             return Self::of_bundle(Bundle::archive(path, compression)?, reading);
+        }
+        if looks_like_mvt(path, &head) {
+            // Opening it says what is wrong.
+            return Self::of_mvt(Mvt::open(path)?, reading);
         }
         let file = File::open(path).map_err(failed)?;
         let bytes = file.metadata().map_err(failed)?.len();
@@ -115,7 +121,7 @@ impl Recording {
 
     fn new(name: String, format: Format, compression: Compression, streams: Streams, reading: Reading) -> Self {
         let memory_calls = reading.memory_calls.unwrap_or(format.calls_by_default());
-        Self { name, format, compression, memory_calls, streams, header: None, counted: Tally::default() }
+        Self { name, format, compression, memory_calls, streams, header: None, counted: Tally::default(), ended: false }
     }
 
     fn of_bundle(bundle: Bundle, reading: Reading) -> Result<Self, TraceError> {
@@ -142,7 +148,7 @@ impl Recording {
         let noted = header.note("format").unwrap_or_default();
         let format = Format::ALL.into_iter().find(|format| format.name() == noted).unwrap_or(Format::LackeySet);
         let name = mvt.name().to_owned();
-        let family = MvtFamily { mvt };
+        let family = MvtFamily::new(mvt);
         let streams = match header.order {
             Order::Free => Streams::Mvt(Box::new(Interleaver::new(family, reading.turns))),
             Order::Recorded => Streams::Ordered { stream: Box::new(family.first()), family: Box::new(family) },
@@ -285,11 +291,26 @@ impl Recording {
         };
         if self.header.is_some() {
             self.count(batch);
+            if !more && let Some(damage) = self.damage_at_end() {
+                return Err(damage);
+            }
         }
         if self.memory_calls == MemoryCalls::Ignore {
             batch.then = batch.then.map(as_plain_call);
         }
         Ok(more)
+    }
+
+    /// What is wrong with a trace of memvirt's own, said once, when everything intact has been given.
+    fn damage_at_end(&mut self) -> Option<TraceError> {
+        if std::mem::replace(&mut self.ended, true) {
+            return None;
+        }
+        match &self.streams {
+            Streams::Mvt(mvt) => mvt.family().damage(),
+            Streams::Ordered { family, .. } => family.damage(),
+            _ => None,
+        }
     }
 
     fn count(&mut self, batch: &Batch) {
@@ -306,6 +327,13 @@ impl Recording {
             self.counted.operation(op);
         }
     }
+}
+
+/// Whether a file that is no recording was meant to be one of memvirt's own: by what is left of its signature, or by its name
+/// where its bytes are nothing else.
+fn looks_like_mvt(path: &Path, head: &[u8]) -> bool {
+    let named = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("mvt"));
+    memvirt_mvt::broken_signature(head).is_some() || (named && !is_recognized(head))
 }
 
 fn tapped(more: bool, batch: &Batch, tap: Tap<'_>) -> bool {

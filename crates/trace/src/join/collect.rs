@@ -1,0 +1,109 @@
+//! The two texts read to their ends: what each address space did by `strace`, and what it faulted on by `perf`.
+//!
+//! An address space begins with an exec, or with a fork in the child.
+
+use std::collections::BTreeMap;
+
+use memvirt_addr::AccessKind;
+use memvirt_ops::process::{Batch, Op, ProcessId, Source};
+
+use crate::error::TraceError;
+
+/// A page fault of user mode.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fault {
+    pub(crate) address: u64,
+    pub(crate) kind: AccessKind,
+    /// When, among all faults of the recording.
+    pub(crate) order: usize,
+}
+
+/// One operation, and in which address space its process was.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Event {
+    pub(crate) space: usize,
+    pub(crate) op: Op,
+}
+
+/// Everything that strace says.
+#[derive(Debug, Default)]
+pub(crate) struct Calls {
+    pub(crate) events: Vec<Event>,
+    /// The address space that a forked one is a copy of, for each; `None` for those that exec made.
+    pub(crate) copied: Vec<Option<usize>>,
+}
+
+/// Which address space each process is in.
+#[derive(Debug, Default)]
+struct Spaces {
+    current: ProcessId,
+    of: BTreeMap<ProcessId, usize>,
+    copied: Vec<Option<usize>>,
+}
+
+impl Spaces {
+    fn new(&mut self, process: ProcessId, copied: Option<usize>) -> usize {
+        self.copied.push(copied);
+        self.of.insert(process, self.copied.len() - 1);
+        self.copied.len() - 1
+    }
+
+    /// The space of the current process; a process that was there before its exec has none yet.
+    fn here(&mut self) -> usize {
+        let known = self.of.get(&self.current).copied();
+        known.unwrap_or_else(|| self.new(self.current, None))
+    }
+
+    fn apply(&mut self, op: Op) {
+        match op {
+            Op::Switch { to } => self.current = to,
+            Op::Exec | Op::Load { .. } => {
+                self.new(self.current, None);
+            }
+            Op::Fork { child } => {
+                let copied = Some(self.here());
+                self.new(child, copied);
+            }
+            Op::Vfork { child } => {
+                let lent = self.here();
+                self.of.insert(child, lent);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The operations of a stream, with the address space that each concerns.
+pub(crate) fn calls(mut source: impl Source<Error = TraceError>) -> Result<Calls, TraceError> {
+    let (mut spaces, mut all) = (Spaces::default(), Calls::default());
+    let mut batch = Batch::default();
+    while source.next_batch(&mut batch)? {
+        if let Some(op) = batch.then {
+            spaces.apply(op);
+            // An exec belongs to the space that it makes, a fork to the one that it copies.
+            let space = if matches!(op, Op::Switch { .. }) { 0 } else { spaces.here() };
+            all.events.push(Event { space, op });
+        }
+    }
+    all.copied = spaces.copied;
+    Ok(all)
+}
+
+/// The faults of each address space that has any, in the order in which they had their first.
+pub(crate) fn faults(mut source: impl Source<Error = TraceError>) -> Result<Vec<Vec<Fault>>, TraceError> {
+    let (mut spaces, mut all) = (Spaces::default(), BTreeMap::<usize, Vec<Fault>>::new());
+    let (mut batch, mut order) = (Batch::default(), 0);
+    while source.next_batch(&mut batch)? {
+        for access in &batch.run {
+            let fault = Fault { address: access.gva().as_u64(), kind: access.kind(), order };
+            all.entry(spaces.here()).or_default().push(fault);
+            order += 1;
+        }
+        if let Some(op) = batch.then {
+            spaces.apply(op);
+        }
+    }
+    let mut all: Vec<_> = all.into_values().collect();
+    all.sort_by_key(|faults| faults.first().map(|fault| fault.order));
+    Ok(all)
+}

@@ -1,0 +1,309 @@
+//! Two texts of one program as one recording: areas from `strace`, addresses from `perf`.
+//!
+//! Neither says enough alone: `strace -f -e trace=memory,process` names every area and no access, `perf record -e page-faults`
+//! gives the address of every page fault and no area. Both need no privilege. They are of two runs, whose addresses differ by
+//! randomization, so that
+//!
+//! 1. address spaces are matched in the order in which they begin;
+//! 2. calls are moved to the addresses of the faults' run by the rule that Linux places mappings with ([`place`]), below the
+//!    top for which the faults of all address spaces together fit best: the first instruction fetched is the interpreter's
+//!    entry, as far from that top in one address space as in another;
+//! 3. what exec mapped is found from what was touched ([`image`]);
+//! 4. each fault stands after the calls that it needs ([`merge`]).
+//!
+//! The result is what the program did; how many of the accesses fault, and how the tables change, is the guest's business.
+
+mod collect;
+mod image;
+mod merge;
+mod place;
+
+use std::collections::VecDeque;
+use std::path::Path;
+
+use memvirt_addr::{Acc, AccessKind, Gva};
+use memvirt_ops::process::{Batch, Op, Source};
+
+use crate::bundle::{Bundle, Member};
+use crate::error::TraceError;
+use crate::format::{Format, sniff};
+use crate::input::Progress;
+use crate::lackey::Tally;
+use crate::text::TextReader;
+use crate::text::perf::Perf;
+use crate::text::strace::Strace;
+
+use collect::{Calls, Event, Fault};
+use merge::{Space, TOPS, fit};
+
+/// A text of page faults in a bundle.
+#[derive(Clone, Debug)]
+pub struct FaultText {
+    /// Its name in the bundle.
+    pub name: String,
+    /// Whether it says of each fault what access it was.
+    pub has_kinds: bool,
+    /// What it counts.
+    pub tally: Tally,
+}
+
+/// A directory or archive with texts of strace and perf of one program.
+#[derive(Debug)]
+pub struct Pair {
+    bundle: Bundle,
+    calls: Calls,
+    fault_texts: Vec<(Member, FaultText)>,
+}
+
+/// Areas and addresses joined: a stream.
+#[derive(Debug)]
+pub struct Joined {
+    batches: VecDeque<Batch>,
+    /// What was found out on the way.
+    pub found: Found,
+}
+
+/// What joining found out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Found {
+    /// Address spaces.
+    pub spaces: u64,
+    /// Page faults, which are the accesses of the stream.
+    pub faults: u64,
+    /// Those on addresses that neither a call nor exec maps.
+    pub unplaced: u64,
+    /// Calls that map something.
+    pub mappings: u64,
+    /// Those that the rule of placing does not explain.
+    pub elsewhere: u64,
+}
+
+impl Pair {
+    /// Opens a directory or an archive.
+    ///
+    /// # Errors
+    ///
+    /// [`TraceError::Open`] where it cannot be opened, [`TraceError::NotAPair`] where it lacks one of the texts.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, TraceError> {
+        let path = path.as_ref();
+        let failed = |source| TraceError::Open { path: path.to_owned(), source };
+        let bundle = if path.metadata().map_err(failed)?.is_dir() {
+            Bundle::directory(path)?
+        } else {
+            let (_, compression) = crate::bundle::head_of(std::fs::File::open(path).map_err(failed)?);
+            Bundle::archive(path, compression)?
+        };
+        let not_a_pair = |found: &str| TraceError::NotAPair { name: bundle.name.clone(), found: found.to_owned() };
+        let of = |format| bundle.members.iter().filter(move |member| sniff(&member.head) == format);
+        let strace = of(Format::Strace).max_by_key(|member| member.bytes).ok_or_else(|| not_a_pair("no strace text"))?;
+        let calls = collect::calls(TextReader::new(
+            bundle.open(strace)?,
+            bundle.member_name(strace),
+            Progress::default(),
+            Strace::default(),
+        ))?;
+        let mut fault_texts = Vec::new();
+        for member in of(Format::Perf) {
+            let mut reader = perf(&bundle, member)?;
+            let mut batch = Batch::default();
+            while reader.next_batch(&mut batch)? {}
+            let has_kinds = member.head.windows(KINDS.len()).any(|window| window == KINDS);
+            let text = FaultText { name: member.name.clone(), has_kinds, tally: reader.tally() };
+            fault_texts.push((member.clone(), text));
+        }
+        if fault_texts.is_empty() {
+            return Err(not_a_pair("no perf text"));
+        }
+        Ok(Self { calls, fault_texts, bundle })
+    }
+
+    /// The texts of page faults.
+    pub fn fault_texts(&self) -> impl Iterator<Item = &FaultText> {
+        self.fault_texts.iter().map(|(_, text)| text)
+    }
+
+    /// Joins the areas with the addresses of one of the texts.
+    ///
+    /// # Errors
+    ///
+    /// [`TraceError::NotAPair`] where there is no such text, or it is of another program.
+    pub fn join(&self, name: &str) -> Result<Joined, TraceError> {
+        let not_a_pair = |found: String| TraceError::NotAPair { name: self.bundle.name.clone(), found };
+        let text = self.fault_texts.iter().find(|(_, text)| text.name == name);
+        let (member, text) = text.ok_or_else(|| not_a_pair(format!("no perf text named {name}")))?;
+        let faults = collect::faults(perf(&self.bundle, member)?)?;
+        let spaces = self.calls.copied.len();
+        if faults.len() != spaces {
+            return Err(not_a_pair(format!("{spaces} address spaces in its strace text and {} in {name}", faults.len())));
+        }
+        Ok(joined(&self.calls, &faults, text.has_kinds))
+    }
+}
+
+/// What stands in perf's text of the kernel's own tracepoint.
+const KINDS: &[u8] = b"exceptions:page_fault_user";
+
+fn perf(
+    bundle: &Bundle,
+    member: &Member,
+) -> Result<TextReader<crate::bundle::MemberReader, Perf>, TraceError> {
+    Ok(TextReader::new(bundle.open(member)?, bundle.member_name(member), Progress::default(), Perf::default()))
+}
+
+fn joined(calls: &Calls, faults: &[Vec<Fault>], has_kinds: bool) -> Joined {
+    let spaces = calls.copied.len();
+    let mut own = vec![Vec::new(); spaces];
+    for event in &calls.events {
+        if matters(&event.op) {
+            own[event.space].push(event.op);
+        }
+    }
+    let distance = distance_of_tops(&own, faults);
+    let top = |faults: &[Fault]| Some(first_page(faults)?.saturating_sub(distance? * place::PAGE));
+    let spaces: Vec<Space> = own
+        .iter()
+        .zip(faults)
+        .zip(0u32..)
+        .map(|((calls, faults), number)| Space::new(calls, faults, top(faults), has_kinds, number))
+        .collect();
+    let found = Found {
+        spaces: spaces.len() as u64,
+        faults: faults.iter().map(|faults| faults.len() as u64).sum(),
+        unplaced: spaces.iter().map(Space::unplaced).sum(),
+        mappings: own.iter().flatten().filter(|op| matches!(op, Op::Mmap { .. } | Op::MapFile { .. })).count() as u64,
+        elsewhere: spaces.iter().map(|space| space.layout.elsewhere).sum(),
+    };
+    Joined { batches: Player::new(spaces).play(&calls.events), found }
+}
+
+/// Whether an operation concerns memory areas.
+const fn matters(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Mmap { .. }
+            | Op::MapFile { .. }
+            | Op::Munmap { .. }
+            | Op::Mprotect { .. }
+            | Op::Mremap { .. }
+            | Op::Brk { .. }
+            | Op::Discard { .. }
+    )
+}
+
+fn first_page(faults: &[Fault]) -> Option<u64> {
+    faults.first().map(|fault| fault.address / place::PAGE * place::PAGE)
+}
+
+/// How many pages the first one fetched lies above the top that mappings fill from, in all address spaces alike; `None` where
+/// the recorded addresses are those of the faults, as without randomization.
+fn distance_of_tops(calls: &[Vec<Op>], faults: &[Vec<Fault>]) -> Option<u64> {
+    let total = |top: &dyn Fn(&[Fault]) -> Option<u64>| -> i64 {
+        let each = calls.iter().zip(faults);
+        each.map(|(calls, faults)| top(faults).map_or(0, |top| fit(calls, faults, top))).sum()
+    };
+    let best = (0..TOPS).max_by_key(|distance| {
+        let top = |faults: &[Fault]| Some(first_page(faults)?.saturating_sub(distance * place::PAGE));
+        (total(&top), std::cmp::Reverse(*distance))
+    })?;
+    Some(best)
+}
+
+/// Plays the operations in strace's order, the faults of each address space between them.
+struct Player {
+    spaces: Vec<Space>,
+    /// How many calls and faults of each have been played.
+    calls: Vec<usize>,
+    faults: Vec<usize>,
+    batches: VecDeque<Batch>,
+}
+
+impl Player {
+    fn new(spaces: Vec<Space>) -> Self {
+        let zeros = vec![0; spaces.len()];
+        Self { calls: zeros.clone(), faults: zeros, spaces, batches: VecDeque::new() }
+    }
+
+    fn play(mut self, events: &[Event]) -> VecDeque<Batch> {
+        let forked = |op: &Op| matches!(op, Op::Fork { .. } | Op::Vfork { .. });
+        let mut made = 0;
+        for (at, event) in events.iter().enumerate() {
+            match event.op {
+                Op::Exec => {
+                    made = made.max(event.space);
+                    let image = self.spaces[event.space].image;
+                    self.push(image.map_or(Op::Exec, |image| Op::Load { image }));
+                }
+                Op::Exit => {
+                    // After a vfork the space is the parent's, which goes on in it.
+                    if is_last_of(events, at) {
+                        self.touch(event.space, usize::MAX, usize::MAX);
+                    }
+                    self.push(event.op);
+                }
+                op if forked(&op) => {
+                    // What the parent did before the child began.
+                    let child = self.spaces.get(made + 1).and_then(|space| space.faults.first());
+                    let before = child.map_or(usize::MAX, |(_, fault)| fault.order);
+                    self.touch(event.space, self.calls[event.space], before);
+                    made += usize::from(matches!(op, Op::Fork { .. }));
+                    self.push(op);
+                }
+                op if matters(&op) => {
+                    let number = self.calls[event.space];
+                    self.touch(event.space, number, usize::MAX);
+                    self.calls[event.space] = number + 1;
+                    let moved = self.spaces[event.space].calls.get(number).copied();
+                    self.push(moved.unwrap_or(op));
+                }
+                op => self.push(op),
+            }
+        }
+        for space in 0..self.spaces.len() {
+            self.touch(space, usize::MAX, usize::MAX);
+        }
+        self.batches
+    }
+
+    fn push(&mut self, op: Op) {
+        self.batches.push_back(Batch { then: Some(op), ..Batch::default() });
+    }
+
+    /// The faults of a space that need at most `calls` of its calls and come before fault number `before` of the recording.
+    fn touch(&mut self, space: usize, calls: usize, before: usize) {
+        let from = self.faults[space];
+        let rest = &self.spaces[space].faults[from..];
+        let ready = rest.iter().take_while(|(needed, fault)| *needed <= calls && fault.order < before);
+        let run: Vec<Acc> = ready.filter_map(|(_, fault)| access(fault)).collect();
+        let count = rest.iter().take_while(|(needed, fault)| *needed <= calls && fault.order < before).count();
+        self.faults[space] = from + count;
+        for part in run.chunks(Batch::CAPACITY) {
+            // An access is at least one instruction; more is not known.
+            self.batches.push_back(Batch { run: part.to_vec(), instructions: part.len() as u64, then: None });
+        }
+    }
+}
+
+/// Whether nothing happens in an address space after event number `at`.
+fn is_last_of(events: &[Event], at: usize) -> bool {
+    let space = events[at].space;
+    !events[at + 1..].iter().any(|event| event.space == space && !matches!(event.op, Op::Switch { .. }))
+}
+
+fn access(fault: &Fault) -> Option<Acc> {
+    let gva = Gva::try_new(fault.address).ok()?;
+    Some(match fault.kind {
+        AccessKind::Fetch | AccessKind::Read | AccessKind::Write => Acc::user(gva, fault.kind),
+    })
+}
+
+impl Source for Joined {
+    type Error = TraceError;
+
+    fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, TraceError> {
+        let next = self.batches.pop_front();
+        let more = next.is_some();
+        *batch = next.unwrap_or_default();
+        Ok(more)
+    }
+}
