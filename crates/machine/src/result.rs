@@ -136,7 +136,7 @@ pub struct TableCounts {
 
 impl TableCounts {
     pub(crate) fn new(guest: u64, below: TableBytes, peak: u64) -> Self {
-        let TableBytes { shadow, nested, metadata } = below;
+        let TableBytes { shadow, nested, metadata, .. } = below;
         Self { guest, shadow, nested, metadata, total: guest + shadow + nested + metadata, peak }
     }
 }

@@ -545,6 +545,7 @@ impl<R: Regime> Platform for Engine<R> {
             sum.shadow += bytes.shadow;
             sum.nested += bytes.nested;
             sum.metadata += bytes.metadata;
+            sum.reverse_map += bytes.reverse_map;
         }
         sum
     }

@@ -26,5 +26,5 @@ pub use ledger::{Counters, Ledger, WalkRefs};
 pub use mmu::{Cached, Caches, Invalidation, Listener, Mmu, MmuCounts, MmuGeometry, Partial};
 pub use native::Native;
 pub use probe::{CacheHit, Dimension, Probe, Reference, Update};
-pub use seam::{Attribution, Horizon, Platform, Reached, Refusal, RootTables, Served, Stop, TableBytes};
+pub use seam::{Attribution, Horizon, Platform, Reached, Refusal, RootTables, Served, ShadowSum, Stop, TableBytes};
 pub use timed::{TimingSpec, WINDOW};

@@ -66,6 +66,9 @@ pub struct TableBytes {
     pub nested: u64,
     /// What the hypervisor keeps beside them: headers, reverse maps, saved indices.
     pub metadata: u64,
+    /// The part of it that is the reverse map: a word for each guest frame, and the descriptors of frames and tables that are mapped
+    /// or pointed to several times.
+    pub reverse_map: u64,
 }
 
 /// The shadow pages that hang below one guest root, and below no other.
@@ -73,10 +76,24 @@ pub struct TableBytes {
 pub struct RootTables {
     /// The guest frame of the root.
     pub root: Gfn,
+    /// What they come to.
+    pub sum: ShadowSum,
+}
+
+/// Shadow pages, and their bytes: tables, and what the hypervisor keeps for each of them alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShadowSum {
     /// Shadow pages.
     pub pages: u64,
-    /// Those of them that keep what they shadow beside their entries: KVM's shadowed translations.
-    pub described: u64,
+    /// Bytes of entries, headers and, under KVM, shadowed translations.
+    pub bytes: u64,
+}
+
+impl ShadowSum {
+    const fn add(&mut self, bytes: u64) {
+        self.pages += 1;
+        self.bytes += bytes;
+    }
 }
 
 /// Whom shadow pages serve, found by going down from every shadowed root.
@@ -85,32 +102,28 @@ pub struct Attribution {
     /// By root, in the order of the roots' frames.
     pub roots: Vec<RootTables>,
     /// Pages that serve several roots: the kernel's.
-    pub shared: u64,
-    /// Those of them that keep what they shadow.
-    pub shared_described: u64,
+    pub shared: ShadowSum,
     /// Pages that no root leads to: kept to be found again.
-    pub detached: u64,
+    pub detached: ShadowSum,
 }
 
 impl Attribution {
     /// All pages.
     #[must_use]
     pub fn pages(&self) -> u64 {
-        self.roots.iter().map(|root| root.pages).sum::<u64>() + self.shared + self.detached
+        self.roots.iter().map(|root| root.sum.pages).sum::<u64>() + self.shared.pages + self.detached.pages
     }
 
-    /// Enters one page: the roots that lead to it, by number, and whether it keeps what it shadows.
-    pub fn enter(&mut self, served: Served, described: bool) {
+    /// Enters one page and its bytes.
+    ///
+    /// # Panics
+    ///
+    /// Where `served` names a root that is not there.
+    pub fn enter(&mut self, served: Served, bytes: u64) {
         match served {
-            Served::Nobody => self.detached += 1,
-            Served::One(root) => {
-                self.roots[root].pages += 1;
-                self.roots[root].described += u64::from(described);
-            }
-            Served::Several => {
-                self.shared += 1;
-                self.shared_described += u64::from(described);
-            }
+            Served::Nobody => self.detached.add(bytes),
+            Served::One(root) => self.roots[root].sum.add(bytes),
+            Served::Several => self.shared.add(bytes),
         }
     }
 }

@@ -146,6 +146,7 @@ where
         let size = if self.dirty.is_on() { PageSize::Size4K } else { backed.size };
         let (at, frame, attrs) = (gfn.align_down(size).base(), backed.frame.align_down(size), self.leaf(writable));
         let mut kick = VcpuSet::EMPTY;
+        self.frames = cx.map.frames();
         loop {
             let (mut mapper, frames) = self.mapper(cx.host);
             match mapper.map(at, frame, size, attrs, frames) {

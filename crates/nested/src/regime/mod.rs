@@ -40,6 +40,10 @@ pub use stats::NestedStats;
 use logging::DirtyLog;
 use zero::ZeroPages;
 
+/// Bytes of the header of each table, and of the hash of shadow pages that every machine of KVM's has. Source: spec A17.
+const HEADER: u64 = 184;
+const HASH: u64 = 32 << 10;
+
 /// Nested paging: guest tables of format `G` under nested tables of format `H`.
 #[derive(Debug)]
 pub struct Nested<H, G = Guest4> {
@@ -56,6 +60,8 @@ pub struct Nested<H, G = Guest4> {
     /// Which vCPUs, by number, have to flush before they enter the guest.
     flush_requested: Vec<bool>,
     tables: u64,
+    /// Frames of the guest's memory, once the first of them is mapped: what the memory slot's records follow.
+    frames: u64,
     stats: NestedStats,
     formats: PhantomData<(G, H)>,
 }
@@ -79,6 +85,7 @@ where
             device_generation: 0,
             flush_requested: Vec::new(),
             tables: 1,
+            frames: 0,
             stats: NestedStats::default(),
             formats: PhantomData,
         })
@@ -253,6 +260,8 @@ where
     fn table_bytes(&self) -> TableBytes {
         let page = PageSize::Size4K.bytes();
         let logs = self.logs.iter().flatten().count() as u64;
-        TableBytes { nested: self.tables * page, metadata: logs * page, ..TableBytes::default() }
+        let large = self.frames / 512 + self.frames / (512 * 512);
+        let metadata = logs * page + self.tables * HEADER + 4 * large + HASH;
+        TableBytes { nested: self.tables * page, metadata, ..TableBytes::default() }
     }
 }

@@ -221,7 +221,7 @@ impl<const N: u8> Regime for ShadowOnEpt<N> {
     }
 
     fn table_bytes(&self) -> TableBytes {
-        TableBytes { shadow: self.spt.tables() * 4096, nested: self.stack.l0.tables() * 4096, metadata: 0 }
+        TableBytes { shadow: self.spt.tables() * 4096, nested: self.stack.l0.tables() * 4096, ..TableBytes::default() }
     }
 }
 

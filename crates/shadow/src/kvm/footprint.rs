@@ -5,7 +5,7 @@
 //! Linux 6.1 and 6.12).
 
 use memvirt_addr::Gfn;
-use memvirt_platform::{Attribution, Host, RootTables, Served, TableBytes};
+use memvirt_platform::{Attribution, Host, RootTables, Served, ShadowSum, TableBytes};
 
 use super::Kvm;
 use super::page::{NONE, PageId};
@@ -20,15 +20,14 @@ impl Kvm {
     pub(crate) fn footprint(&self) -> TableBytes {
         let frames = self.slot.frames();
         let large = frames / 512 + frames / (512 * 512);
-        let slot = 8 * (frames + large) + 4 * large + 2 * frames;
+        let descriptors = (self.lists.descriptors() + self.links.descriptors()) as u64;
+        let reverse_map = 8 * (frames + large) + DESCRIPTOR * descriptors;
+        let slot = 4 * large + 2 * frames;
         TableBytes {
             shadow: TABLE * self.pages.tables,
             nested: 0,
-            metadata: TABLE * self.pages.with_translations
-                + HEADER * self.pages.tables
-                + DESCRIPTOR * (self.lists.descriptors() + self.links.descriptors()) as u64
-                + slot
-                + HASH,
+            metadata: TABLE * self.pages.with_translations + HEADER * self.pages.tables + reverse_map + slot + HASH,
+            reverse_map,
         }
     }
 
@@ -43,7 +42,7 @@ impl Kvm {
         for (gfn, root) in roots {
             // A root that was zapped while held lives beside its successor: one address space.
             if sum.roots.last().is_none_or(|last| last.root.number() != gfn) {
-                sum.roots.push(RootTables { root: Gfn::new(gfn), pages: 0, described: 0 });
+                sum.roots.push(RootTables { root: Gfn::new(gfn), sum: ShadowSum::default() });
             }
             let number = sum.roots.len() - 1;
             stack.push(root);
@@ -57,7 +56,8 @@ impl Kvm {
             }
         }
         for (id, served) in served {
-            sum.enter(served, self.pages[id].has_gptes());
+            let translations = if self.pages[id].has_gptes() { TABLE } else { 0 };
+            sum.enter(served, TABLE + HEADER + translations);
         }
         sum
     }

@@ -11,6 +11,8 @@ use super::page::Kind;
 pub struct Footprint {
     /// Once for a virtual machine.
     pub fixed: u64,
+    /// The part of it that is the reverse map.
+    pub reverse_map: u64,
     /// For every shadow page.
     pub header: u64,
     /// Besides, for every shadow page that has a guest table behind it.
@@ -30,13 +32,13 @@ impl Footprint {
         let large = frames / 512 + frames / (512 * 512);
         let rmap = 8 * (frames + large);
         let (large_info, tracked, hash) = (4 * large, 2 * frames, 32 << 10);
-        Self { fixed: rmap + large_info + tracked + hash, header: 184, table: 4096, run: 128 }
+        Self { fixed: rmap + large_info + tracked + hash, reverse_map: rmap, header: 184, table: 4096, run: 128 }
     }
 
     /// A hypervisor that keeps nothing but a descriptor for each shadow page, and the frames its leaves map.
     #[must_use]
     pub const fn headers_only() -> Self {
-        Self { fixed: 0, header: 184, table: 4096, run: 0 }
+        Self { fixed: 0, reverse_map: 0, header: 184, table: 4096, run: 0 }
     }
 
     pub(crate) const fn page(&self, kind: Kind) -> u64 {

@@ -91,6 +91,8 @@ pub struct ShadowStore {
     limit: u64,
     footprint: Footprint,
     metadata: u64,
+    /// The part of it that is descriptors of chains.
+    chains: u64,
     leaves: [u64; 3],
     by_level: [u64; 6],
     /// Pages that lost their last parent, where somebody wants to know.
@@ -117,6 +119,7 @@ impl ShadowStore {
             limit: Self::default_limit(frames),
             footprint,
             metadata: footprint.fixed,
+            chains: 0,
             leaves: [0; 3],
             by_level: [0; 6],
             orphans: None,
@@ -173,7 +176,12 @@ impl ShadowStore {
     /// The bytes of tables and bookkeeping.
     #[must_use]
     pub const fn table_bytes(&self) -> TableBytes {
-        TableBytes { shadow: self.used * PageSize::Size4K.bytes(), nested: 0, metadata: self.metadata }
+        TableBytes {
+            shadow: self.used * PageSize::Size4K.bytes(),
+            nested: 0,
+            metadata: self.metadata,
+            reverse_map: self.footprint.reverse_map + self.chains,
+        }
     }
 
     /// The descriptor of a shadow page.
@@ -326,7 +334,9 @@ impl ShadowStore {
         };
         let before = chain.len;
         let result = change(&mut self.nodes, &mut chain);
-        self.metadata = self.metadata + self.footprint.chain(chain.len) - self.footprint.chain(before);
+        let (more, less) = (self.footprint.chain(chain.len), self.footprint.chain(before));
+        self.metadata = self.metadata + more - less;
+        self.chains = self.chains + more - less;
         match target {
             Target::Leaf(gfn, size) => {
                 let leaves = &mut self.leaves[size as usize - 1];

@@ -1,9 +1,10 @@
 //! Whom the shadow pages of a store serve: those that only one root leads to, those that several do, those that none does.
 
+use memvirt_addr::PageSize;
 use memvirt_pagetable::{Format, Shadow4};
-use memvirt_platform::{Attribution, RootTables, Served};
+use memvirt_platform::{Attribution, RootTables, Served, ShadowSum};
 
-use super::{Kind, PageId, ShadowStore, Slot, Target};
+use super::{PageId, ShadowStore, Slot, Target};
 
 impl ShadowStore {
     /// Goes down from every root. Slow: it looks at all pages.
@@ -17,7 +18,7 @@ impl ShadowStore {
         let mut stack = Vec::new();
         for (gfn, root) in roots {
             if sum.roots.last().is_none_or(|last| last.root != gfn) {
-                sum.roots.push(RootTables { root: gfn, pages: 0, described: 0 });
+                sum.roots.push(RootTables { root: gfn, sum: ShadowSum::default() });
             }
             let number = sum.roots.len() - 1;
             stack.push(root);
@@ -30,7 +31,8 @@ impl ShadowStore {
             }
         }
         for (id, page) in self.pages() {
-            sum.enter(served[id.index()], page.kind != Kind::Direct);
+            let bytes = PageSize::Size4K.bytes() + self.footprint.page(page.kind);
+            sum.enter(served[id.index()], bytes);
         }
         sum
     }

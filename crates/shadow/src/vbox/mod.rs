@@ -94,7 +94,7 @@ impl Vbox {
     pub fn new(map: &MemoryMap, vendor: Vendor) -> Self {
         let frames = map.frames();
         let copies = SLOTS as u64 * PageSize::Size4K.bytes();
-        let footprint = Footprint { fixed: copies + 2 * frames, header: 96, table: 0, run: 0 };
+        let footprint = Footprint { fixed: copies + 2 * frames, reverse_map: 2 * frames, header: 96, table: 0, run: 0 };
         let mut graph = Graph::new(frames, footprint, PageSize::Size4K, Search::ReverseMap);
         let pool = frames / 512 + frames / (512 * 512);
         graph.store.set_limit(pool.clamp(128, 16383));

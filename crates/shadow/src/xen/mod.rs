@@ -83,7 +83,7 @@ impl Xen {
     #[must_use]
     pub fn new(map: &MemoryMap, vcpus: u16, vendor: Vendor) -> Self {
         let snapshots = u64::from(vcpus) * PLACES as u64 * PageSize::Size4K.bytes();
-        let footprint = Footprint { fixed: 251 * 8 + snapshots, header: 32, table: 0, run: 0 };
+        let footprint = Footprint { fixed: 251 * 8 + snapshots, reverse_map: 0, header: 32, table: 0, run: 0 };
         let mut graph = Graph::new(map.frames(), footprint, PageSize::Size4K, Search::Scan);
         graph.store.set_limit(host::LEAST * u64::from(vcpus) + map.frames() / 256);
         graph.store.count_references();
