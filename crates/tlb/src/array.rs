@@ -30,13 +30,13 @@ const LOW_BITS: u64 = 0x7f * EACH_BYTE;
 pub(crate) struct Array {
     pub(crate) sizes: Sizes,
     pub(crate) ways: usize,
-    set_mask: u64,
-    /// Words of signatures in a set; 0 where a search compares the keys themselves.
-    words: usize,
-    signatures: Box<[u64]>,
+    pub(crate) set_mask: u64,
+    /// Words of signatures in a set: 0 where a search compares the keys themselves, 2 for up to 16 ways.
+    pub(crate) words: usize,
+    pub(crate) signatures: Box<[u64]>,
     /// Sets that may hold live entries, a bit each; a clear bit is certain.
     occupied: Box<[u64]>,
-    slots: Box<[Packed]>,
+    pub(crate) slots: Box<[Packed]>,
     pub(crate) order: Order,
     /// Only in the first level.
     pub(crate) front: Option<Front>,
@@ -47,13 +47,14 @@ pub(crate) struct Array {
 
 /// The signature of a key, repeated in each byte; never 0, which stands for an empty way.
 #[inline]
-fn signature(key: Key) -> u64 {
-    (key.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56 | 1) * EACH_BYTE
+pub(crate) fn signature(key: Key) -> u64 {
+    let hash = key.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
+    (hash + u64::from(hash == 0)) * EACH_BYTE
 }
 
 /// The top bit of each byte in which two words agree.
 #[inline]
-fn equal_bytes(a: u64, b: u64) -> u64 {
+pub(crate) fn equal_bytes(a: u64, b: u64) -> u64 {
     let differs = a ^ b;
     !(((differs & LOW_BITS) + LOW_BITS) | differs | LOW_BITS)
 }
@@ -65,7 +66,7 @@ impl Array {
             CacheLevel::L1 => (L1_SLOTS, Some(Front::default())),
             CacheLevel::L2 => (entries, None),
         };
-        let (sets, words) = (entries / ways, if ways > PLAIN_WAYS { ways.div_ceil(8) } else { 0 });
+        let (sets, words) = (entries / ways, if ways > PLAIN_WAYS { ways.div_ceil(8).max(2) } else { 0 });
         Self {
             sizes: geometry.sizes,
             ways,

@@ -239,6 +239,7 @@ impl Data {
     const FRAME: u64 = (1 << 40) - 1;
     pub(crate) const DENIED: u64 = 7 << 61;
 
+    #[inline]
     fn new(pcid: u16, entry: &Entry) -> Self {
         // The permissions are numbered as these bits stand.
         const { assert!(Perms::USER.0 == 1 && Perms::WRITE.0 == 2 && Perms::EXEC.0 == 4) };
@@ -291,6 +292,9 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
+    /// No entry.
+    pub(crate) const NONE: Self = Self { key: Key(0), data: Data(0) };
+
     #[inline]
     pub(crate) fn new(vpid: u16, pcid: u16, entry: &Entry) -> Self {
         Self { key: Key::new(vpid, entry.size, entry.page.number()), data: Data::new(pcid, entry) }

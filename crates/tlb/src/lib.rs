@@ -13,6 +13,7 @@ mod geometry;
 mod hits;
 mod nested;
 mod order;
+mod ready;
 mod small;
 mod stats;
 mod tag;
@@ -26,6 +27,7 @@ pub use geometry::{
     ArrayGeometry, CacheLevel, FracturedInvlpg, Geometry, GeometryError, GigabytePages, Inclusion, Replacement, Sizes,
 };
 pub use nested::{NestedEntry, NestedStats, NestedTlb};
+pub use ready::{Ready, THROUGH, Through};
 pub use stats::Stats;
 pub use tag::Tag;
 pub use tlb::Tlb;

@@ -170,7 +170,7 @@ const fn position(list: u64, way: u64) -> u32 {
 }
 
 #[inline]
-const fn to_front(list: u64, way: u64) -> u64 {
+pub(crate) const fn to_front(list: u64, way: u64) -> u64 {
     let before = below(position(list, way));
     let above = !(before << 4 | 15);
     list & above | (list & before) << 4 | way
@@ -178,7 +178,7 @@ const fn to_front(list: u64, way: u64) -> u64 {
 
 /// Moves the last of `ways` to the front, and says which it is.
 #[inline]
-const fn last_to_front(list: u64, ways: usize) -> (u64, usize) {
+pub(crate) const fn last_to_front(list: u64, ways: usize) -> (u64, usize) {
     let last = 4 * (ways - 1);
     let way = list >> last & 15;
     let before = (1 << last) - 1;

@@ -11,11 +11,13 @@ use crate::entry::{Key, Packed};
 pub(crate) struct SmallPages {
     in_2m: [u64; 64],
     in_1g: [u64; 16],
+    /// Some entries have not been noted yet.
+    lags: bool,
 }
 
 impl Default for SmallPages {
     fn default() -> Self {
-        Self { in_2m: [0; 64], in_1g: [0; 16] }
+        Self { in_2m: [0; 64], in_1g: [0; 16], lags: false }
     }
 }
 
@@ -34,6 +36,17 @@ impl SmallPages {
             PageSize::Size2M => set(&mut self.in_1g, page >> 18, true),
             PageSize::Size1G => {}
         }
+    }
+
+    /// Says, where `any`, that entries were filled which are not noted: before the filter is asked, all live ones have to be.
+    #[inline]
+    pub(crate) fn forget_to_note(&mut self, any: bool) {
+        self.lags |= any;
+    }
+
+    /// Whether all live entries have to be noted; the caller does so now.
+    pub(crate) fn must_be_noted(&mut self) -> bool {
+        core::mem::take(&mut self.lags)
     }
 
     pub(crate) fn maybe_in(&self, key: Key) -> bool {

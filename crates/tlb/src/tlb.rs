@@ -13,6 +13,7 @@ use memvirt_addr::{Acc, Gva, PageSize};
 use crate::array::Array;
 use crate::entry::{Entry, Key, Packed, denied_to};
 use crate::geometry::{CacheLevel, FracturedInvlpg, Geometry, GigabytePages, Inclusion, Sizes};
+use crate::ready::Ready;
 use crate::small::SmallPages;
 use crate::stats::Stats;
 use crate::tag::Tag;
@@ -32,8 +33,8 @@ pub struct Tlb {
     pub(crate) small: SmallPages,
     pub(crate) stats: Stats,
     pub(crate) fractured: FracturedInvlpg,
-    inclusion: Inclusion,
-    gigabyte: GigabytePages,
+    pub(crate) inclusion: Inclusion,
+    pub(crate) gigabyte: GigabytePages,
     /// The process whose entries the fronts hold.
     runs_for: Tag,
     /// Whether the last lookup missed: the next one may well miss too.
@@ -208,22 +209,33 @@ impl Tlb {
     /// A 1 GiB entry is not cached by this where the machine splits those ([`GigabytePages::Split`]): [`Tlb::fill_at`]
     /// knows which piece to take.
     pub fn fill(&mut self, tag: Tag, entry: Entry) {
-        let new = Packed::new(tag.vpid(), tag.pcid(), &entry);
-        if !self.just_missed(tag, &new) {
-            self.drop_overlapping(&new);
+        self.fill_packed(tag, &Packed::new(tag.vpid(), tag.pcid(), &entry));
+    }
+
+    pub(crate) fn fill_packed(&mut self, tag: Tag, new: &Packed) {
+        if !self.just_missed(tag, new) {
+            self.drop_overlapping(new);
         }
-        if self.gigabyte == GigabytePages::Split && entry.size == PageSize::Size1G {
+        if self.gigabyte == GigabytePages::Split && new.key.size() == PageSize::Size1G {
             return;
         }
         self.clock += 1;
         let now = self.clock;
-        self.small.note(&new);
-        if let Some(old) = self.l2.insert(&new, now, false) {
+        self.small.note(new);
+        if let Some(old) = self.l2.insert(new, now, false) {
             self.stats.l2_evictions += 1;
             self.evicted_from_l2(&old);
         }
         let seen = tag == self.runs_for;
-        self.insert_l1(&new, now, seen);
+        self.insert_l1(new, now, seen);
+    }
+
+    /// [`Tlb::fill`] with what was made ready for this process, if anything was.
+    #[inline]
+    pub fn fill_ready(&mut self, tag: Tag, ready: Ready) {
+        if ready.is_some() {
+            self.fill_packed(tag, &ready.packed());
+        }
     }
 
     /// Whether the last operation was a lookup that found no entry at all for just this 4 KiB page, so that none can
@@ -267,6 +279,11 @@ impl Tlb {
                 {
                     array.remove_key(Key::new(key.vpid(), size, key.page()), pcid, global);
                 }
+            }
+        }
+        if key.size() > PageSize::Size4K && self.small.must_be_noted() {
+            for array in self.l1.arrays.iter().chain(&self.l2.arrays) {
+                array.iter().for_each(|held| self.small.note(held));
             }
         }
         if self.small.maybe_in(key) {

@@ -3,8 +3,8 @@
 
 use memvirt_addr::{Acc, AccessKind, Gva, Hfn, PageSize, Privilege};
 use memvirt_tlb::{
-    ArrayGeometry, CacheLevel, Entry, FracturedInvlpg, Geometry, GigabytePages, Inclusion, KeepGlobal, Perms,
-    Replacement, Sizes, Tag, Tlb,
+    ArrayGeometry, CacheLevel, Entry, FracturedInvlpg, Geometry, GigabytePages, Inclusion, KeepGlobal, Perms, Ready,
+    Replacement, Sizes, THROUGH, Tag, Tlb,
 };
 use proptest::prelude::*;
 
@@ -164,6 +164,51 @@ fn check_run(tlb: &mut Tlb, naive: &mut NaiveTlb, tag: Tag, mut run: &[Acc]) -> 
     Ok(())
 }
 
+/// Runs of user accesses to small pages, more than any level holds, some often and some seldom.
+fn few_pages() -> impl Strategy<Value = Vec<Acc>> {
+    let page = prop_oneof![0u64..8, 0u64..128];
+    let kind = prop::sample::select(vec![AccessKind::Read, AccessKind::Read, AccessKind::Write]);
+    let acc = (page, kind).prop_map(|(page, kind)| Acc::user(Gva::new(page << 12), kind));
+    prop::collection::vec(acc, 1..150)
+}
+
+/// What a walk would cache, for the pages of [`few_pages`]: now and then read-only, or global.
+fn small_walked(acc: Acc) -> Entry {
+    let page = acc.gva().frame();
+    let perms = if page.number() % 16 == 3 { Perms::needed_by(acc) } else { Perms::ALL };
+    let entry = Entry::new(page, Hfn::new(page.number() ^ 0x5a000), PageSize::Size4K, perms);
+    if page.number() == 77 { entry.with_global() } else { entry }
+}
+
+fn check_through(tlb: &mut Tlb, naive: &mut NaiveTlb, tag: Tag, run: &[Acc]) -> Result<(), TestCaseError> {
+    let known = |acc: &Acc| acc.gva().frame().number() % 32 != 9;
+    let ready = |acc: &Acc| if known(acc) { Ready::new(tag, &small_walked(*acc)) } else { Ready::NONE };
+    let mut run = run;
+    while !run.is_empty() {
+        let through = tlb.through(tag, run, &run.iter().map(ready).collect::<Vec<_>>());
+        let (over, rest) = run.split_at(through.done);
+        for (i, acc) in over.iter().enumerate() {
+            let missed = naive.lookup(tag, *acc).is_none();
+            prop_assert_eq!(through.filled >> i & 1 != 0, missed, "{:?}", acc);
+            if missed {
+                naive.fill(tag, small_walked(*acc));
+            }
+        }
+        prop_assert!(through.done < 64 || through.done == THROUGH);
+        // The first of the rest is left to the ordinary path.
+        let first = &rest[..rest.len().min(1)];
+        if tlb.hits(tag, first) == 0 && !first.is_empty() {
+            prop_assert_eq!(naive.lookup(tag, first[0]), None);
+            tlb.fill(tag, small_walked(first[0]));
+            naive.fill(tag, small_walked(first[0]));
+        } else if let [acc] = first {
+            prop_assert!(naive.lookup(tag, *acc).is_some());
+        }
+        run = rest.get(1..).unwrap_or(&[]);
+    }
+    Ok(())
+}
+
 fn apply(tlb: &mut Tlb, naive: &mut NaiveTlb, op: &Op) -> Result<(), TestCaseError> {
     match *op {
         Op::Run(tag, ref run) => check_run(tlb, naive, tag, run)?,
@@ -234,6 +279,28 @@ proptest! {
             for (tag, gva) in &probes {
                 prop_assert_eq!(tlb.probe(*tag, *gva), naive.probe(*tag, *gva));
             }
+        }
+    }
+
+    /// The path of misses, on shapes and streams that it is made for, with some cases that it is not made for among them.
+    #[test]
+    fn going_through_equals_the_naive_tlb(
+        (sets, ways, inclusive) in (0u32..3, prop_oneof![Just(8u32), 5..17u32], prop::bool::weighted(0.1)),
+        runs in prop::collection::vec((any::<bool>(), few_pages(), prop::option::weighted(0.1, op())), 1..20),
+    ) {
+        let only = Sizes::only(PageSize::Size4K);
+        let l1 = [ArrayGeometry::new(only, 4 << sets, 4), ArrayGeometry::new(Sizes::only(PageSize::Size2M), 8, 4)];
+        let l2 = [ArrayGeometry::new(only.with(PageSize::Size2M), ways << sets, ways)];
+        let geometry = Geometry::new(&l1, &l2).expect("valid by construction");
+        let (mut tlb, mut naive) = both(&geometry, [inclusive, false, false]);
+        for (second, run, then) in runs {
+            let tag = Tag::new(1, u16::from(second));
+            check_through(&mut tlb, &mut naive, tag, &run)?;
+            if let Some(op) = then {
+                apply(&mut tlb, &mut naive, &op)?;
+            }
+            prop_assert_eq!(tlb.stats(), naive.stats);
+            prop_assert_eq!(contents(&tlb), sorted(naive.entries()));
         }
     }
 
