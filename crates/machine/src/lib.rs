@@ -15,8 +15,8 @@ pub use price::{
     Cycles, ExitPrice, GuestCycles, Part, ServedReferences, exit_price, guest_cycles, price, translation_cycles,
     work_cycles,
 };
-pub use regime::{FrameOrder, HostConfig, RegimeKind};
+pub use regime::{Bench, FrameOrder, HostConfig, RegimeKind, Shape};
 pub use result::{NestedVirtCounts, Outcome, RunResult};
-pub use run::{Finished, Setup, run, run_watched};
+pub use run::{Finished, Setup, assemble, run, run_watched};
 pub use spec::{MachineError, MachineSpec};
 pub use watch::Watch;

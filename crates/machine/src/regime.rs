@@ -8,10 +8,11 @@ use memvirt_alternatives::{Agile, DirectSegment, Flat, GuestSegment, Mode, Polic
 use memvirt_guest::{DIRECT_MAP, GuestConfig, TableFrames};
 use memvirt_nested::{AdBits, Nested};
 use memvirt_nestedvirt::{Arrangement, Config, EptOnEpt, ShadowOnEpt};
+use memvirt_ops::VmId;
 use memvirt_oracle::{Checked, FaultRule, Tally};
 use memvirt_pagetable::{Attrs, Ept4, Guest4, Npt4, PhysMem, ScatteredAllocator};
 use memvirt_platform::{
-    Engine, Host, MemoryMap, MmuGeometry, Native, Platform, Regime, Tags, TimingSpec, Vendor, VmSpec,
+    Engine, Host, Interrupts, MemoryMap, MmuGeometry, Native, Platform, Regime, Tags, TimingSpec, Vendor, VmSpec,
 };
 use memvirt_shadow::kvm::{Kernel, Kvm, KvmConfig};
 use memvirt_shadow::{InvlpgOnly, LazyFill, OnStore, Vbox, Vtlb, WriteProtect, Xen};
@@ -212,6 +213,21 @@ pub struct HostConfig {
     /// The limit on shadow pages, where it is not the regime's own (KVM's: one page for 50 guest frames); no less than 64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shadow_page_limit: Option<u32>,
+    /// Which inter-processor interrupts exit; default: sending one and receiving one.
+    #[serde(skip_serializing_if = "is_default", serialize_with = "interrupts")]
+    pub interrupts: Interrupts,
+}
+
+fn is_default(interrupts: &Interrupts) -> bool {
+    *interrupts == Interrupts::default()
+}
+
+fn interrupts<S: Serializer>(which: &Interrupts, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(match which {
+        Interrupts::Exiting => "exiting",
+        Interrupts::Posted => "posted",
+        Interrupts::Virtualized => "virtualized",
+    })
 }
 
 /// In which order a host hands out frames.
@@ -255,18 +271,32 @@ impl Default for HostConfig {
             walk_caches: false,
             host_frames: FrameOrder::Contiguous,
             shadow_page_limit: None,
+            interrupts: Interrupts::Exiting,
         }
     }
 }
 
 /// A platform, watched by the oracle or not.
-pub(crate) enum Bench {
+pub enum Bench {
+    /// It is not.
     Plain(Box<dyn Platform>),
+    /// It is.
     Watched(Box<Checked<Box<dyn Platform>>>),
 }
 
+impl fmt::Debug for Bench {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plain(_) => "Plain",
+            Self::Watched(_) => "Watched",
+        })
+    }
+}
+
 impl Bench {
-    pub(crate) fn platform(&mut self) -> &mut dyn Platform {
+    /// The platform.
+    #[must_use]
+    pub fn platform(&mut self) -> &mut dyn Platform {
         match self {
             Self::Plain(platform) => platform.as_mut(),
             Self::Watched(checked) => checked.as_mut(),
@@ -274,7 +304,8 @@ impl Bench {
     }
 
     /// What the oracle found, where one watched.
-    pub(crate) fn tally(&self) -> Option<(Tally, Vec<String>)> {
+    #[must_use]
+    pub fn tally(&self) -> Option<(Tally, Vec<String>)> {
         match self {
             Self::Plain(_) => None,
             Self::Watched(checked) => {
@@ -284,101 +315,90 @@ impl Bench {
     }
 }
 
-/// Makes the platform of a regime for one virtual machine with one vCPU. `None` where the host has no memory for it.
+/// How many of what a platform has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Physical CPUs. vCPU k runs on the one numbered k modulo these.
+    pub cpus: usize,
+    /// Virtual machines, each with as much memory as the guest's switches say. A machine without virtualization is one.
+    pub vms: u16,
+    /// vCPUs of each. They are numbered over all virtual machines, those of the first one first.
+    pub vcpus: u16,
+}
+
+impl Shape {
+    /// One of each.
+    pub const SINGLE: Self = Self { cpus: 1, vms: 1, vcpus: 1 };
+
+    /// For each vCPU its virtual machine.
+    #[must_use]
+    pub fn vm_of(&self) -> Vec<VmId> {
+        (0..self.vms).flat_map(|vm| (0..self.vcpus).map(move |_| VmId(vm))).collect()
+    }
+}
+
+/// Makes the platform of a regime. `None` where the host has no memory for it.
 pub(crate) fn build(
     kind: RegimeKind,
     memory_bytes: u64,
     config: &HostConfig,
     hardware: &Hardware,
+    shape: Shape,
     check: bool,
 ) -> Option<Bench> {
     let pages = memory_bytes.div_ceil(config.host_page.bytes());
     let frames = pages * config.host_page.frames();
-    // Host memory costs nothing until it is used: room for the guest, its tables below and their alignment.
-    let host_frames = (frames * 2 + (1 << 20)).min(PhysMem::<memvirt_addr::HostPhys>::MAX_FRAMES);
+    // Host memory costs nothing until it is used: room for the guests, their tables below and their alignment.
+    let room = (frames * 2 * u64::from(shape.vms)).saturating_add(1 << 20);
+    let host_frames = room.min(PhysMem::<memvirt_addr::HostPhys>::MAX_FRAMES);
     let ad = if config.ept_ad { AdBits::On } else { AdBits::Off };
     let arena = GuestConfig { memory_bytes, ..GuestConfig::default() }.leaf_arena();
-    let mut host = if kind == RegimeKind::Native { Host::new(frames) } else { host(host_frames, config) };
-    let mut map =
-        if kind == RegimeKind::Native { MemoryMap::identity(frames) } else { MemoryMap::new(frames, config.host_page) };
-    let place = Place { hardware, config };
+    let native = kind == RegimeKind::Native;
+    let host = if native { Host::new(frames) } else { host(host_frames, config) };
+    let map = || if native { MemoryMap::identity(frames) } else { MemoryMap::new(frames, config.host_page) };
+    let place = Place { hardware, config, shape };
     let vendor = Vendor::Vmx;
     let kvm = |kernel| Kvm::new(KvmConfig::new(kernel, vendor));
     let platform: Box<dyn Platform> = match kind {
-        RegimeKind::Native => place.engine(host, map, Native),
+        RegimeKind::Native => place.engine(host, map, |_, _| Some(Native))?,
         RegimeKind::ShadowWriteProtect => {
-            let regime = WriteProtect::new(&map, OnStore::Zap, vendor);
-            place.engine(host, map, regime)
+            place.engine(host, map, |_, map| Some(WriteProtect::new(map, OnStore::Zap, vendor)))?
         }
         RegimeKind::ShadowPropagate => {
-            let regime = WriteProtect::new(&map, OnStore::Propagate, vendor);
-            place.engine(host, map, regime)
+            place.engine(host, map, |_, map| Some(WriteProtect::new(map, OnStore::Propagate, vendor)))?
         }
-        RegimeKind::ShadowLazyFill => {
-            let regime = LazyFill::new(&map, vendor);
-            place.engine(host, map, regime)
-        }
-        RegimeKind::ShadowVtlb => {
-            let regime = Vtlb::new(&map, vendor);
-            place.engine(host, map, regime)
-        }
-        RegimeKind::ShadowInvlpgOnly => {
-            let regime = InvlpgOnly::new(&map, vendor);
-            place.engine(host, map, regime)
-        }
-        RegimeKind::ShadowXen => {
-            let regime = Xen::new(&map, 1, vendor);
-            place.engine(host, map, regime)
-        }
-        RegimeKind::ShadowVbox => {
-            let regime = Vbox::new(&map, vendor);
-            place.engine(host, map, regime)
-        }
-        RegimeKind::ShadowKvm61 => place.engine(host, map, kvm(Kernel::V6_1)),
-        RegimeKind::ShadowKvm612 => place.engine(host, map, kvm(Kernel::V6_12)),
-        RegimeKind::NestedEpt => {
-            let regime = Nested::<Ept4>::new(&mut host, ad, vendor)?;
-            place.engine(host, map, regime)
-        }
+        RegimeKind::ShadowLazyFill => place.engine(host, map, |_, map| Some(LazyFill::new(map, vendor)))?,
+        RegimeKind::ShadowVtlb => place.engine(host, map, |_, map| Some(Vtlb::new(map, vendor)))?,
+        RegimeKind::ShadowInvlpgOnly => place.engine(host, map, |_, map| Some(InvlpgOnly::new(map, vendor)))?,
+        RegimeKind::ShadowXen => place.engine(host, map, |_, map| Some(Xen::new(map, shape.vcpus, vendor)))?,
+        RegimeKind::ShadowVbox => place.engine(host, map, |_, map| Some(Vbox::new(map, vendor)))?,
+        RegimeKind::ShadowKvm61 => place.engine(host, map, |_, _| Some(kvm(Kernel::V6_1)))?,
+        RegimeKind::ShadowKvm612 => place.engine(host, map, |_, _| Some(kvm(Kernel::V6_12)))?,
+        RegimeKind::NestedEpt => place.engine(host, map, |host, _| Nested::<Ept4>::new(host, ad, vendor))?,
         RegimeKind::NestedNpt => {
-            let regime = Nested::<Npt4>::new(&mut host, AdBits::On, Vendor::Svm)?;
-            place.engine(host, map, regime)
+            place.engine(host, map, |host, _| Nested::<Npt4>::new(host, AdBits::On, Vendor::Svm))?
         }
         RegimeKind::NestedVirtShadow | RegimeKind::NestedVirtPvm => {
             let pvm = kind == RegimeKind::NestedVirtPvm;
             let arrangement = if pvm { Arrangement::Pvm } else { Arrangement::ShadowOnEpt };
-            let regime = ShadowOnEpt::<4>::new(&mut host, &map, arrangement, Config::KVM)?;
-            place.engine(host, map, regime)
+            place.engine(host, map, |host, map| ShadowOnEpt::<4>::new(host, map, arrangement, Config::KVM))?
         }
-        RegimeKind::NestedVirtEpt => {
-            let regime = EptOnEpt::<4>::new(&mut host, &map, Config::KVM)?;
-            place.engine(host, map, regime)
-        }
-        RegimeKind::Flat => {
-            let regime = Flat::<Guest4>::new(&mut host, &map)?;
-            place.engine(host, map, regime)
-        }
+        RegimeKind::NestedVirtEpt => place.engine(host, map, |host, map| EptOnEpt::<4>::new(host, map, Config::KVM))?,
+        RegimeKind::Flat => place.engine(host, map, |host, map| Flat::<Guest4>::new(host, map))?,
         RegimeKind::Agile
         | RegimeKind::Agile0
         | RegimeKind::Agile1
         | RegimeKind::Agile2
         | RegimeKind::Agile3
-        | RegimeKind::Agile4 => {
-            let regime = Agile::new(&mut host, &map, kind.switching())?;
-            place.engine(host, map, regime)
-        }
+        | RegimeKind::Agile4 => place.engine(host, map, |host, map| Agile::new(host, map, kind.switching()))?,
         RegimeKind::DirectSegment | RegimeKind::DirectSegmentGuest | RegimeKind::DirectSegmentDual => {
-            let regime =
-                DirectSegment::new(&mut host, &mut map, kind.segments(memory_bytes / PageSize::Size4K.bytes()))?;
-            place.engine(host, map, regime)
+            let segments = kind.segments(memory_bytes / PageSize::Size4K.bytes());
+            place.engine(host, map, |host, map| DirectSegment::new(host, map, segments))?
         }
-        RegimeKind::RegisterWalk => {
-            let regime = RegisterWalk::new(&mut host, &map, arena)?;
-            place.engine(host, map, regime)
-        }
+        RegimeKind::RegisterWalk => place.engine(host, map, |host, map| RegisterWalk::new(host, map, arena))?,
     };
     Some(if check {
-        Bench::Watched(Box::new(Checked::single(platform).with_fault_rule(kind.fault_rule())))
+        Bench::Watched(Box::new(Checked::new(platform, shape.vm_of()).with_fault_rule(kind.fault_rule())))
     } else {
         Bench::Plain(platform)
     })
@@ -410,19 +430,32 @@ pub(crate) struct Hardware {
 struct Place<'a> {
     hardware: &'a Hardware,
     config: &'a HostConfig,
+    shape: Shape,
 }
 
 impl Place<'_> {
-    fn engine<R: Regime + 'static>(&self, host: Host, map: MemoryMap, regime: R) -> Box<dyn Platform> {
+    /// `regime` makes one for each virtual machine.
+    fn engine<R: Regime + 'static>(
+        &self,
+        mut host: Host,
+        map: impl Fn() -> MemoryMap,
+        regime: impl Fn(&mut Host, &mut MemoryMap) -> Option<R>,
+    ) -> Option<Box<dyn Platform>> {
         let tags = if self.config.tags { Tags::On } else { Tags::Off };
         let Hardware { tlb, mmu, timing } = self.hardware;
-        let mut engine = Engine::new(host, 1, tlb, tags, vec![(VmSpec { map, vcpus: 1 }, regime)]);
+        let mut vms = Vec::new();
+        for _ in 0..self.shape.vms {
+            let mut map = map();
+            let regime = regime(&mut host, &mut map)?;
+            vms.push((VmSpec { map, vcpus: self.shape.vcpus }, regime));
+        }
+        let mut engine = Engine::new(host, self.shape.cpus, tlb, tags, vms).with_interrupts(self.config.interrupts);
         if let Some(geometry) = mmu {
             engine = engine.with_walk_caches(geometry);
         }
         if let Some(spec) = timing {
             engine = engine.with_timing(*spec);
         }
-        Box::new(engine)
+        Some(Box::new(engine))
     }
 }

@@ -7,7 +7,7 @@ use memvirt_platform::{Ledger, Platform, TimingSpec};
 
 use crate::measure::{Measure, Mode};
 use crate::price::price;
-use crate::regime::{Bench, Hardware, HostConfig, RegimeKind, build};
+use crate::regime::{Bench, Hardware, HostConfig, RegimeKind, Shape, build};
 use crate::result::{NestedVirtCounts, Outcome, RefCounts, RunResult, Stale, Switches, TableCounts, TlbCounts, exits};
 use crate::spec::{MachineError, MachineSpec};
 use crate::watch::Watch;
@@ -66,14 +66,9 @@ pub fn run_watched<S: Source>(
     watch: &mut dyn Watch,
 ) -> Result<Finished<S::Error>, MachineError> {
     let setup = &Setup { guest: setup.regime.asks_of(setup.guest), ..setup.clone() };
-    let hardware = hardware(setup)?;
-    let bench = build(setup.regime, setup.guest.memory_bytes, &setup.host, &hardware, setup.check);
-    let Some(mut bench) = bench else {
+    let Some(mut bench) = assemble(setup, Shape::SINGLE)? else {
         return Ok(Recorder::default().finish(setup, None, GuestStats::default(), 0, Outcome::HostOutOfMemory, None));
     };
-    if let Some(limit) = setup.host.shadow_page_limit {
-        bench.platform().host(&HostEvent::ShadowPageLimit(VmId::FIRST, limit), &mut Ledger::sums());
-    }
     let mut recorder = Recorder::default();
     let booted = Guest::boot(setup.guest, VmId::FIRST, VcpuId::FIRST, bench.platform(), &mut recorder.ledger);
     let mut guest = match booted {
@@ -87,6 +82,23 @@ pub fn run_watched<S: Source>(
     let (outcome, input_error) = recorder.drive(&setup.measure, &mut guest, bench.platform(), source, &mut observers);
     let (stats, tables) = (guest.stats(), guest.table_bytes());
     Ok(recorder.finish(setup, Some(&mut bench), stats, tables, outcome, input_error))
+}
+
+/// The platform of a run, of any shape; `None` where the host has no memory for it. The guest's switches must be those that the
+/// regime asks for ([`RegimeKind::asks_of`]).
+///
+/// # Errors
+///
+/// [`MachineError`] where the machine's TLB shape is impossible.
+pub fn assemble(setup: &Setup, shape: Shape) -> Result<Option<Bench>, MachineError> {
+    let hardware = hardware(setup)?;
+    let mut bench = build(setup.regime, setup.guest.memory_bytes, &setup.host, &hardware, shape, setup.check);
+    if let (Some(bench), Some(limit)) = (&mut bench, setup.host.shadow_page_limit) {
+        for vm in 0..shape.vms {
+            bench.platform().host(&HostEvent::ShadowPageLimit(VmId(vm), limit), &mut Ledger::sums());
+        }
+    }
+    Ok(bench)
 }
 
 /// What the machine file says of what is modelled.
