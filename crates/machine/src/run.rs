@@ -80,6 +80,7 @@ pub fn run_watched<S: Source>(
     };
     let mut observers = Observers { progress, watch };
     let (outcome, input_error) = recorder.drive(&setup.measure, &mut guest, bench.platform(), source, &mut observers);
+    observers.watch.end(&guest, bench.platform(), &recorder.ledger.counters);
     let (stats, tables) = (guest.stats(), guest.table_bytes());
     Ok(recorder.finish(setup, Some(&mut bench), stats, tables, outcome, input_error))
 }

@@ -10,6 +10,11 @@ use memvirt_platform::{Counters, Platform};
 pub trait Watch {
     /// Called after each batch of accesses, and after the operation that ends it.
     fn look(&mut self, guest: &Guest, platform: &dyn Platform, counters: &Counters);
+
+    /// Called once, where the run has ended.
+    fn end(&mut self, guest: &Guest, platform: &dyn Platform, counters: &Counters) {
+        let _ = (guest, platform, counters);
+    }
 }
 
 /// Nobody looks.
