@@ -55,7 +55,17 @@ impl Guest {
         platform: &mut dyn Platform,
         ledger: &mut Ledger,
     ) -> Result<bool, Halted> {
-        self.kernel(Site::Fault, platform, ledger, |guest, hands| guest.handle(hands, fault))
+        self.kernel(Site::Fault, platform, ledger, |guest, hands| {
+            let code = fault.code;
+            let count = match (code.has(PfCode::WRITE), code.has(PfCode::PRESENT)) {
+                (true, true) => &mut hands.stats.faults_by_protection,
+                (true, false) => &mut hands.stats.faults_by_store,
+                (false, _) if code.has(PfCode::FETCH) => &mut hands.stats.faults_by_fetch,
+                (false, _) => &mut hands.stats.faults_by_load,
+            };
+            *count += 1;
+            guest.handle(hands, fault)
+        })
     }
 
     /// The handler itself; false where the access is not permitted.

@@ -146,10 +146,11 @@ impl Guest {
         self.me_mut().current = None;
         let Err(mut process) = self.give_back(id, process) else { return Ok(()) };
         self.tear_down(hands, &mut process)?;
-        let root = match self.config.lazy_switch {
-            LazySwitch::Off => process.roots.root,
-            LazySwitch::On => self.kernel_root,
+        let (root, count) = match self.config.lazy_switch {
+            LazySwitch::Off => (process.roots.root, &mut hands.stats.flushes),
+            LazySwitch::On => (self.kernel_root, &mut hands.stats.space_switches),
         };
+        *count += 1;
         self.flush_borrowers(hands, process.roots.root, |guest, hands| guest.flush_by_loading(hands, root, None))?;
         self.doomed.push(process);
         Ok(())

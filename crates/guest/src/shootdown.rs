@@ -97,6 +97,7 @@ impl Guest {
         let root = process.roots.root;
         let targets = self.holders(root, freed);
         let sent = self.notify(hands, &targets)?;
+        hands.stats.flushes += 1;
         self.flush_here(hands, what)?;
         self.wait_for(hands, (Cause::Flush, sent), &targets, |guest, hands| guest.flush_there(hands, what))
     }

@@ -107,6 +107,10 @@ counts! {
         cr3_loads,
         /// Flushes of a whole address space.
         full_flushes,
+        /// Flushes of the current address space, of some pages or all (Linux: `TLB_LOCAL_MM_SHOOTDOWN`).
+        flushes,
+        /// Loads of another address space, also of the kernel's by a process that ends (`TLB_FLUSH_ON_TASK_SWITCH`).
+        space_switches,
         /// Processes forked.
         forks,
         /// Address spaces replaced by exec.
@@ -119,6 +123,14 @@ counts! {
         traps,
         /// Page faults taken by the kernel itself while it copied to or from a process; the others are the process' own.
         faults_in_kernel,
+        /// Faults of the processes' own loads.
+        faults_by_load,
+        /// Faults of their fetches.
+        faults_by_fetch,
+        /// Faults of their stores to pages that were not present.
+        faults_by_store,
+        /// Faults of their stores to pages that were present and read-only.
+        faults_by_protection,
         /// Pages of files mapped with a faulting one, beside it.
         pages_around,
         /// Pages moved to other addresses.

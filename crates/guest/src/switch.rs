@@ -112,6 +112,7 @@ impl Guest {
             return if stale { self.flush_by_loading(hands, root, Some((space, generation))) } else { Ok(()) };
         }
         me.loaded = root;
+        hands.stats.space_switches += 1;
         let keep = if with_pcid {
             me.pcids.choose(space, generation)
         } else {

@@ -39,6 +39,10 @@ pub struct Tally {
     pub handoffs: u64,
     /// Flushes of TLBs that the recorded kernel made, by its reasons; for comparison, nothing is done with them.
     pub flushes: BTreeMap<String, u64>,
+    /// Those among them that switches to programs outside of the recording made.
+    pub flushes_for_others: u64,
+    /// Recorded page faults that were stores to pages which were present and read-only; they are among the stores.
+    pub protection_faults: u64,
     /// System calls by name.
     pub syscalls: BTreeMap<String, u64>,
     /// Lines that are Valgrind's own.
@@ -99,6 +103,8 @@ impl Tally {
             (&mut self.schedule_remarks, other.schedule_remarks),
             (&mut self.blank_lines, other.blank_lines),
             (&mut self.malformed, other.malformed),
+            (&mut self.flushes_for_others, other.flushes_for_others),
+            (&mut self.protection_faults, other.protection_faults),
         ];
         for (sum, more) in sums {
             *sum += more;

@@ -25,6 +25,8 @@ use crate::calls::{BRK, EXECVE, EXIT, EXIT_GROUP, FORK, Files, MADVISE, MMAP, MP
 /// Calls and pages that are remembered at most.
 const MAX_OPEN: usize = 1 << 12;
 const MAX_PAGES: usize = 1 << 22;
+/// The reason of a flush by which another address space is loaded.
+const TASK_SWITCH: &[u8] = b"flush on task switch";
 /// No pause counts for more nanoseconds than this.
 const MAX_PAUSE: u64 = 1_000_000_000;
 
@@ -46,6 +48,8 @@ pub(crate) struct Perf {
     fork: Option<(u32, u32)>,
     /// Who acted last, and when.
     last: Option<(u32, u64)>,
+    /// Who was switched from to a program that is no part of the recording, just now.
+    left: Option<u32>,
     /// Pages that each process has faulted on, where no error codes say what an access was.
     touched: BTreeSet<(u32, u64)>,
 }
@@ -151,11 +155,13 @@ impl Perf {
 
     fn traced_fault(&mut self, line: &Line<'_>, timeline: &mut Timeline) -> Result<(), &'static str> {
         const FIELDS: &str = "`address=` and `error_code=` of a page fault";
+        const PRESENT: u64 = 1;
         const WRITE: u64 = 2;
         const FETCH: u64 = 16;
         let address = numeric(line.fields, "address").ok_or(FIELDS)?;
         let code = numeric(line.fields, "error_code").ok_or(FIELDS)?;
         self.act(line, timeline);
+        timeline.tally.protection_faults += u64::from(code & (PRESENT | WRITE) == PRESENT | WRITE);
         let kind = if code & FETCH != 0 {
             AccessKind::Fetch
         } else if code & WRITE != 0 {
@@ -232,6 +238,7 @@ impl Perf {
                     timeline.act(next);
                     self.last = Some((next, line.nanoseconds));
                 } else {
+                    self.left = Some(line.task);
                     self.last = None;
                 }
             }
@@ -260,12 +267,14 @@ impl Grammar for Perf {
         if line.event != b"tlb:tlb_flush" {
             self.settle_fork(&line, timeline);
         }
+        let left = self.left.take();
         match line.event {
             event if is_fault(event) => self.page_fault(&line, timeline),
             b"exceptions:page_fault_user" => self.traced_fault(&line, timeline),
             b"tlb:tlb_flush" => {
                 let reason = flush_reason(line.fields).ok_or("`reason:` of a flush")?;
                 timeline.tally.flush(reason);
+                timeline.tally.flushes_for_others += u64::from(left == Some(line.task) && reason == TASK_SWITCH);
                 Ok(())
             }
             b"sched:sched_process_fork"
