@@ -72,10 +72,22 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "memvirt-smp",
+        &[
+            "memvirt-addr",
+            "memvirt-guest",
+            "memvirt-machine",
+            "memvirt-ops",
+            "memvirt-platform",
+            "memvirt-timeline",
+        ],
+    ),
+    (
         "memvirt-lab",
         &[
             "memvirt-addr",
             "memvirt-alternatives",
+            "memvirt-costmodel",
             "memvirt-machine",
             "memvirt-nested",
             "memvirt-nestedvirt",
@@ -84,6 +96,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "memvirt-platform",
             "memvirt-replay",
             "memvirt-shadow",
+            "memvirt-smp",
+            "memvirt-timeline",
             "memvirt-tlb",
             "memvirt-trace",
             "memvirt-workload",

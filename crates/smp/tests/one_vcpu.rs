@@ -1,0 +1,41 @@
+//! One vCPU in simulated time costs what a run of one vCPU costs, to the cycle.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use memvirt_machine::{GuestConfig, HostConfig, MachineSpec, Measure, RegimeKind, Setup, Shape, run as run_alone};
+use memvirt_ops::process::ProcessId;
+use memvirt_smp::{Load, Smp, Start, run};
+use memvirt_timeline::{Latencies, Slice};
+use memvirt_workload::Workload;
+
+fn setup(regime: RegimeKind, workload: &Workload) -> Setup {
+    let guest =
+        GuestConfig { kpti: workload.guest().kpti == Some(true), tick_instructions: 50_000, ..GuestConfig::linux() };
+    let (host, machine) = (HostConfig::default(), MachineSpec::load(MachineSpec::DEFAULT).unwrap());
+    Setup { regime, guest, host, machine, measure: Measure::default(), check: false }
+}
+
+#[test]
+fn the_cycles_of_one_vcpu_are_those_of_a_run() {
+    for name in ["touch-and-free", "churn", "forkwait", "page-fault", "uniform", "sh"] {
+        let workload = Workload::find(name).unwrap();
+        let factor = 2000.0 / workload.facts().accesses.value() as f64;
+        let workload = workload.scaled(factor.min(1.0)).unwrap();
+        for regime in ["native", "shadow:kvm", "shadow:write-protect", "shadow:vtlb", "nested", "agile", "flat"] {
+            let setup = setup(regime.parse().unwrap(), &workload);
+            let alone = run_alone(&setup, &mut workload.generator(1), &mut |_| {}).unwrap().result;
+            let latencies = Latencies { interrupt: 1000, kicked: 1000, world_switch: 1000 };
+            let smp = Smp { setup, shape: Shape::SINGLE, latencies, slice: Slice(1_000_000), start: Start::Cold };
+            let load = Load { source: workload.generator(1), processes: vec![ProcessId::FIRST] };
+            let one = run(&smp, vec![load]).unwrap().run;
+            let account = one.timeline.vcpus[0];
+            assert_eq!(account.end, alone.cycles.total, "{name} under {regime}");
+            assert_eq!((one.base, one.translation), (alone.cycles.base, alone.cycles.translation), "{name}, {regime}");
+            assert_eq!(account.guest, alone.cycles.base + alone.cycles.translation, "{name}, {regime}");
+            assert_eq!(account.host + account.locked, alone.cycles.exits, "{name}, {regime}");
+            assert_eq!((account.waiting(), account.preempted, account.kicked), (0, 0, 0), "{name}, {regime}");
+            assert_eq!(one.guest, alone.guest, "{name}, {regime}");
+            assert_eq!(one.demand.exclusive.count + one.demand.shared.count, one.timeline.vms[0].lock.acquisitions);
+            assert_eq!(one.demand.exclusive.cycles, one.timeline.vms[0].lock.exclusive);
+        }
+    }
+}
