@@ -103,12 +103,12 @@ impl Guest {
         self.processes.contains_key(&id) || self.lent.values().any(|parent| *parent == id)
     }
 
-    /// Gives a lent address space back; false where the process runs in its own.
-    fn give_back(&mut self, child: ProcessId, process: Process) -> Result<(), Process> {
-        let Some(parent) = self.lent.remove(&child) else { return Err(process) };
+    /// Gives a lent address space back; where the process runs in its own, that stays the caller's.
+    fn give_back(&mut self, child: ProcessId, process: Process) -> Option<Process> {
+        let Some(parent) = self.lent.remove(&child) else { return Some(process) };
         self.processes.insert(parent, process);
         self.rename_threads(child, parent);
-        Ok(())
+        None
     }
 
     /// The threads of an address space on other CPUs belong to another process from now on.
@@ -131,7 +131,7 @@ impl Guest {
         let old = self.give_back(id, old);
         self.processes.insert(id, fresh);
         self.load(hands, id)?;
-        if let Err(mut old) = old {
+        if let Some(mut old) = old {
             self.tear_down(hands, &mut old)?;
             self.flush_borrowers(hands, old.roots.root, |_, _| Ok(()))?;
             self.free_roots(&old);
@@ -144,7 +144,7 @@ impl Guest {
         let Some(process) = self.processes.remove(&id) else { return Ok(()) };
         hands.stats.exits += 1;
         self.me_mut().current = None;
-        let Err(mut process) = self.give_back(id, process) else { return Ok(()) };
+        let Some(mut process) = self.give_back(id, process) else { return Ok(()) };
         self.tear_down(hands, &mut process)?;
         let (root, count) = match self.config.lazy_switch {
             LazySwitch::Off => (process.roots.root, &mut hands.stats.flushes),
