@@ -75,6 +75,12 @@ columns! {
 impl Column {
     /// How many counters there are.
     pub const COUNT: usize = Self::ALL.len();
+
+    /// Whether it is a gauge, which may fall; all others only ever grow.
+    #[must_use]
+    pub const fn is_gauge(self) -> bool {
+        matches!(self, Self::Unsync | Self::Pages4k)
+    }
 }
 
 /// A value of each counter: totals since the machine was made (gauges: their present value), or differences of such.

@@ -54,6 +54,21 @@ pub enum RecordingError {
         /// The beginning of what stands there.
         found: String,
     },
+    /// A section has fewer rows than it announces.
+    #[error(
+        "{file}: the section of line {line} announces {announced} rows and has {rows}: the recording is cut off or rows were \
+         taken out; record or copy it again"
+    )]
+    Short {
+        /// The name of the recording.
+        file: String,
+        /// The line of the section, counted from 1.
+        line: u64,
+        /// The rows announced.
+        announced: u64,
+        /// The rows that there are.
+        rows: u64,
+    },
     /// The recording holds no operation at all.
     #[error("{file}: holds no recorded operation; expected `## FUZZ seed=S n=N` and one line for each operation")]
     Empty {

@@ -59,7 +59,7 @@ impl Line {
     /// The exits of a line whose guest operations ended in `markers` markers, those not counted. Host work has none.
     #[must_use]
     pub fn exits(&self, markers: i64) -> i64 {
-        self.counter("exits") + 1 - markers
+        self.counter("exits").saturating_add(1).saturating_sub(markers)
     }
 }
 

@@ -50,7 +50,10 @@ impl GuestOp {
             let root = root.ok_or((1, "the address of a root table, a multiple of 1000 below 10000000000000"))?;
             return Ok(Self { kind: OpKind::Control(Control::Cr3(Cr3::flushing(root))), name, a, b });
         }
-        let at = Gva::try_new(a).map_err(|_| (1, "a canonical virtual address"))?;
+        // The recorded machine walks four levels: bits 63 to 47 are alike.
+        let canonical = matches!(a >> 47, 0 | 0x1_ffff);
+        let at = Gva::try_new(a).ok().filter(|_| canonical);
+        let at = at.ok_or((1, "a canonical virtual address of 48 bits"))?;
         let kind = match name {
             "INVLPG" => OpKind::Control(Control::Invlpg(at)),
             "RD" if a & 7 == 0 => OpKind::Read(at),

@@ -7,7 +7,9 @@
 //! ```
 //!
 //! `a`, `b`, `ec`, `cr2` and `rdval` are hexadecimal, the rest decimal. The line with the columns' names may be missing; lines
-//! may end in CR LF; empty lines are skipped. Reading streams: nothing but the current line is held.
+//! may end in CR LF, a byte-order mark may stand first; empty lines are skipped. Rows are numbered through from 0 in each
+//! section, and a section has no more of them than it announces; fewer are for the reader's user to judge. Reading streams: nothing
+//! but the current line is held.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read as _};
@@ -26,6 +28,8 @@ use crate::op::GuestOp;
 /// The start of a fresh machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Section {
+    /// The number of its line, counted from 1.
+    pub line: u64,
     /// Which machine, and which operations may come.
     pub sequence: Sequence,
     /// The seed of the operations; only a name here.
@@ -82,6 +86,9 @@ fn names() -> impl Iterator<Item = &'static str> {
     BEFORE.into_iter().chain(Column::ALL.iter().map(|column| column.key())).chain(AFTER)
 }
 
+/// No operation moves a counter by more: enough for any, and so little that sums over all rows that can be replayed are exact.
+const LARGEST_COUNT: i64 = 1 << 32;
+
 /// No line of a recording is nearly as long; one that is longer is no line, and is not read to its end.
 const LONGEST_LINE_BYTES: u64 = 64 << 10;
 
@@ -92,8 +99,19 @@ pub struct Recording<R> {
     file: String,
     line: u64,
     bytes: Vec<u8>,
-    in_section: bool,
+    /// The section being read.
+    open: Option<Open>,
     failed: bool,
+}
+
+/// The section whose rows are being read.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    /// Its line.
+    line: u64,
+    announced: u64,
+    /// The number of the row that comes next.
+    next: u64,
 }
 
 impl Recording<Box<dyn BufRead>> {
@@ -128,7 +146,7 @@ impl Recording<Box<dyn BufRead>> {
 impl<R: BufRead> Recording<R> {
     /// Reads from `input`; `file` is its name in messages.
     pub fn new(file: impl Into<String>, input: R) -> Self {
-        Self { input, file: file.into(), line: 0, bytes: Vec::new(), in_section: false, failed: false }
+        Self { input, file: file.into(), line: 0, bytes: Vec::new(), open: None, failed: false }
     }
 
     /// The name of the recording.
@@ -153,11 +171,19 @@ impl<R: BufRead> Recording<R> {
                 return Err(Wrong::line(&expected, &text).at(&self.file, self.line));
             }
             let text = text.trim_end_matches(['\n', '\r']);
-            if text.is_empty() || (self.in_section && text.starts_with("idx,") && is_header(text)) {
+            // Some editors begin a file with a byte-order mark.
+            let text = if self.line == 1 { text.strip_prefix('\u{feff}').unwrap_or(text) } else { text };
+            if text.is_empty() || (self.open.is_some() && text.starts_with("idx,") && is_header(text)) {
                 continue;
             }
             let item = self.parse(text).map_err(|wrong| wrong.at(&self.file, self.line))?;
-            self.in_section = true;
+            match (&item, &mut self.open) {
+                (Item::Section(section), open) => {
+                    *open = Some(Open { line: self.line, announced: section.announced, next: 0 });
+                }
+                (Item::Row(_), Some(open)) => open.next += 1,
+                (Item::Row(_), None) => {}
+            }
             return Ok(Some(item));
         }
     }
@@ -165,17 +191,26 @@ impl<R: BufRead> Recording<R> {
     fn parse(&self, text: &str) -> Result<Item, Wrong> {
         if text.starts_with('#') {
             return match section(text) {
-                Ok((_, section)) => Ok(Item::Section(section)),
+                Ok((_, section)) => Ok(Item::Section(Section { line: self.line, ..section })),
                 Err(_) => Err(Wrong::line("`## FUZZ seed=S n=N` or `## FUZZ2 seed=S n=N`", text)),
             };
         }
-        if !self.in_section {
+        let Some(open) = self.open else {
             return Err(Wrong::line("`## FUZZ seed=S n=N` before the first operation", text));
-        }
+        };
         if text.starts_with("idx,") {
             return Err(wrong_header(text));
         }
-        row(text, self.line).map(Item::Row)
+        let row = row(text, self.line)?;
+        let expected = if open.next >= open.announced {
+            format!("a new section or the end: line {} announces {} rows", open.line, open.announced)
+        } else if row.idx != open.next {
+            format!("row {} of the section: rows are missing, doubled or out of order", open.next)
+        } else {
+            return Ok(Item::Row(row));
+        };
+        let place = Place { column: 1, name: BEFORE[0], character: 1 };
+        Err(Wrong { place, expected, found: row.idx.to_string() })
     }
 }
 
@@ -221,7 +256,7 @@ fn section(input: &str) -> IResult<&str, Section> {
     let fields = (space1, tag("seed="), number, space1, tag("n="), number, nom::character::complete::space0);
     let (rest, (_, _, seed, _, _, announced, _)) = all_consuming(fields).parse(rest)?;
     let sequence = if two.is_some() { Sequence::Fuzz2 } else { Sequence::Fuzz };
-    Ok((rest, Section { sequence, seed, announced }))
+    Ok((rest, Section { line: 0, sequence, seed, announced }))
 }
 
 fn is_header(text: &str) -> bool {
@@ -275,9 +310,18 @@ impl<'a> Fields<'a> {
         Err(Wrong { place, expected: format!("the end of the line after {FIELDS} columns"), found: rest.to_owned() })
     }
 
-    fn decimal(&mut self, name: &'static str) -> Result<i64, Wrong> {
-        let (place, field) = self.next(name)?;
-        field.parse().map_err(|_| Wrong { place, expected: "a decimal number".to_owned(), found: field.to_owned() })
+    /// How a counter moved.
+    fn moved(&mut self, column: Column) -> Result<i64, Wrong> {
+        let (place, field) = self.next(column.key())?;
+        let lowest = if column.is_gauge() { -LARGEST_COUNT } else { 0 };
+        let wrong = |expected: String| Wrong { place, expected, found: field.to_owned() };
+        let digits = field.strip_prefix('-').unwrap_or(field);
+        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(wrong("a decimal number".to_owned()));
+        }
+        // Digits that do not fit are too many.
+        let value = field.parse().ok().filter(|value| (lowest..=LARGEST_COUNT).contains(value));
+        value.ok_or_else(|| wrong(format!("a number from {lowest} to {LARGEST_COUNT}")))
     }
 
     fn count(&mut self, name: &'static str) -> Result<u64, Wrong> {
@@ -312,7 +356,7 @@ fn row(text: &str, line: u64) -> Result<Row, Wrong> {
     let op = GuestOp::new(name, a, b).map_err(refused)?;
     let mut counts = Counts::default();
     for column in Column::ALL {
-        counts[*column] = fields.decimal(column.key())?;
+        counts[*column] = fields.moved(*column)?;
     }
     let faults = fields.count("guest_pf")?;
     let (_, code) = fields.hex("ec")?;

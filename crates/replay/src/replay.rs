@@ -160,6 +160,7 @@ fn run<P: Platform>(
 ) -> Report {
     let mut report = Report::new(recording.file(), mode);
     let mut current: Option<Booted<P>> = None;
+    let (mut open, mut short) = (None, None);
     for item in recording {
         let step = match (item, &mut current) {
             (Err(error), _) => Err(error.to_string()),
@@ -167,8 +168,9 @@ fn run<P: Platform>(
                 if let Some(done) = current.take() {
                     done.close(&sight, &mut report);
                 }
+                short = short.or(missing(open.replace((section, report.rows)), &report));
                 report.sections += 1;
-                report.announced_rows += section.announced;
+                report.announced_rows = report.announced_rows.saturating_add(section.announced);
                 let booted = Booted::start(&section, make(&section), &mut judge);
                 booted.map(|booted| current = Some(booted)).map_err(|error| error.to_string())
             }
@@ -184,11 +186,21 @@ fn run<P: Platform>(
     if let Some(done) = current.take() {
         done.close(&sight, &mut report);
     }
-    if report.rows == 0 && report.error.is_none() {
-        let file = report.file.clone();
-        report.error = Some(RecordingError::Empty { file }.to_string());
-    }
+    let wrong = if report.rows == 0 {
+        Some(RecordingError::Empty { file: report.file.clone() })
+    } else {
+        short.or(missing(open, &report))
+    };
+    report.error = report.error.take().or(wrong.map(|error| error.to_string()));
     report
+}
+
+/// What is wrong with a section that is over and began at a certain row of the recording: that it had fewer rows than announced.
+/// Sections after it are replayed all the same, they start afresh.
+fn missing(section: Option<(Section, u64)>, report: &Report) -> Option<RecordingError> {
+    let (Section { line, announced, .. }, before) = section?;
+    let rows = report.rows - before;
+    (rows < announced).then(|| RecordingError::Short { file: report.file.clone(), line, announced, rows })
 }
 
 /// A guest that runs the rows of one section.

@@ -13,6 +13,8 @@ const HEADER: &str = "idx,op,a,b,exits,pf_taken,pf_fixed,pf_emulate,pf_spurious,
                       remote_req,guest_pf,ec,cr2,rdval";
 const SECTION: &str = "## FUZZ seed=7 n=2";
 const ROW: &str = "0,INVLPG,800020c000,0,1,0,0,0,0,0,0,1,0,0,0,0,0,0,0,0,0,0,0,0";
+/// The same as the next row.
+const NEXT: &str = "1,INVLPG,800020c000,0,1,0,0,0,0,0,0,1,0,0,0,0,0,0,0,0,0,0,0,0";
 
 fn read(text: &str) -> (usize, Option<RecordingError>) {
     let mut good = 0;
@@ -39,6 +41,7 @@ fn sections_and_rows_are_read_with_and_without_header_and_carriage_returns() {
         format!("{SECTION}\r\n{HEADER}\r\n{ROW}\r\n"),
         format!("{SECTION}\n{ROW}"),
         format!("\n{SECTION}\n\n{ROW}\n\n"),
+        format!("\u{feff}{SECTION}\n{ROW}\n"),
     ] {
         let items: Vec<_> = Recording::new("x", text.as_bytes()).map(Result::unwrap).collect();
         let [Item::Section(section), Item::Row(row)] = items[..] else { panic!("{items:?}") };
@@ -52,6 +55,25 @@ fn sections_and_rows_are_read_with_and_without_header_and_carriage_returns() {
 fn a_wrong_line_is_named_by_file_line_and_column() {
     let cases = [
         (ROW.replacen(",1,", ",one,", 1), "column 5 (exits, character 23): expected a decimal number, found `one`"),
+        (ROW.replacen(",1,", ",+1,", 1), "column 5 (exits, character 23): expected a decimal number, found `+1`"),
+        (
+            NEXT.replacen(",1,", ",-1,", 1),
+            "column 5 (exits, character 23): expected a number from 0 to 4294967296, found `-1`",
+        ),
+        (
+            NEXT.replacen(",1,", ",9223372036854775807,", 1),
+            "column 5 (exits, character 23): expected a number from 0 to 4294967296, found `9223372036854775807`",
+        ),
+        (
+            "1,PGE,0,0,1,0,0,0,0,0,0,0,0,0,0,0,0,-99999999999999999999,0,0,0,0,0,0".to_owned(),
+            "column 18 (mmu_unsync, character 37): expected a number from -4294967296 to 4294967296",
+        ),
+        (ROW.to_owned(), "column 1 (idx, character 1): expected row 1 of the section: rows are missing, doubled"),
+        (NEXT.replacen('1', "7", 1), "column 1 (idx, character 1): expected row 1 of the section"),
+        (
+            NEXT.replace("INVLPG,800020c000", "RD,800000000000"),
+            "column 3 (a, character 6): expected a canonical virtual",
+        ),
         (ROW.replace("INVLPG", "INVLP"), "column 2 (op, character 3): expected one of RD, WR, "),
         (
             ROW.replace("800020c000", "8000g"),
@@ -118,11 +140,55 @@ fn a_line_without_end_is_refused_and_not_read_to_its_end() {
 
 #[test]
 fn what_stands_before_a_wrong_line_is_still_reported() {
-    let text = format!("{SECTION}\n{ROW}\n{ROW}\nrubbish\n{ROW}\n");
+    let text = format!("{SECTION}\n{ROW}\n{NEXT}\nrubbish\n{ROW}\n");
     let report =
         replay(Recording::new("f", text.as_bytes()), Under::KvmShadow(Kernel::V6_1), Tolerance::Strict, Watch::On);
     assert_eq!((report.rows, report.mismatching_rows, report.passed()), (2, 0, false), "{report}");
     assert!(report.error.unwrap().starts_with("f: line 4, column 1 (idx, character 1)"));
+}
+
+/// What a replay says is wrong with a recording, and how many rows it replayed.
+fn replayed(text: &str) -> (u64, Option<String>) {
+    let under = Under::KvmShadow(Kernel::V6_1);
+    let report = replay(Recording::new("f", text.as_bytes()), under, Tolerance::Strict, Watch::Off);
+    assert_eq!(report.mismatching_rows, 0, "{report}");
+    (report.rows, report.error)
+}
+
+#[test]
+fn a_section_has_as_many_rows_as_it_announces() {
+    assert_eq!(replayed(&format!("{SECTION}\n{ROW}\n{NEXT}\n")), (2, None));
+    let (rows, error) = replayed(&format!("{SECTION}\n{ROW}\n{NEXT}\n{}\n", NEXT.replacen('1', "2", 1)));
+    let announced =
+        "f: line 4, column 1 (idx, character 1): expected a new section or the end: line 1 announces 2 rows";
+    assert_eq!((rows, error.unwrap().starts_with(announced)), (2, true));
+    // A section that is cut off does not keep those after it from being replayed.
+    let short = "f: the section of line 1 announces 2 rows and has 1: the recording is cut off";
+    for (text, all) in [
+        (format!("{SECTION}\n{ROW}\n"), 1),
+        (format!("{SECTION}\n{ROW}\n{SECTION}\n{ROW}\n{NEXT}\n"), 3),
+        (format!("{SECTION}\n{ROW}\n{SECTION}\n{ROW}\n"), 2),
+    ] {
+        let (rows, error) = replayed(&text);
+        assert_eq!(rows, all);
+        assert!(error.as_ref().is_some_and(|error| error.starts_with(short)), "{error:?}");
+    }
+    let huge = format!("## FUZZ seed=1 n={0}\n{ROW}\n## FUZZ seed=2 n={0}\n{ROW}\n", u64::MAX);
+    assert!(replayed(&huge).1.unwrap().contains(&u64::MAX.to_string()));
+}
+
+#[test]
+fn rows_within_the_tolerance_are_told_from_mismatching_ones() {
+    let off_by_one = ROW.replacen(",1,0,0,0,0,0,0,1,", ",1,0,0,0,0,0,1,1,", 1);
+    let replayed = |tolerance| {
+        let text = format!("{SECTION}\n{off_by_one}\n{NEXT}\n");
+        replay(Recording::new("f", text.as_bytes()), Under::KvmShadow(Kernel::V6_1), tolerance, Watch::Off)
+    };
+    let report = replayed(Tolerance::Flushes);
+    assert_eq!((report.mismatching_rows, report.tolerated_rows), (0, 1));
+    let text = report.to_string();
+    assert!(text.contains("mismatching rows: 0\nfurther rows that differ, but only in flushes"), "{text}");
+    assert!(replayed(Tolerance::Strict).to_string().contains("mismatching rows: 1\n  tlb_flush: 1"));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use memvirt_addr::AccessKind;
 use memvirt_lab::text::{bytes, count};
 use memvirt_mvt::{Density, Mvt};
 use memvirt_ops::process::{Batch, Op, ProcessId, Source};
-use memvirt_trace::{Converted, Reading, Recording, difference};
+use memvirt_trace::{Converted, Reading, Recording, TraceError, difference};
 
 use super::{CatArgs, ConvertArgs, CutArgs, VerifyArgs};
 use crate::failure::{Status, warn};
@@ -144,13 +144,26 @@ pub(crate) fn cat(args: &CatArgs) -> anyhow::Result<Status> {
         Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) => {
             Ok(Status::Fine)
         }
+        Err(error) if error.downcast_ref::<TraceError>().is_some_and(TraceError::is_damage) => {
+            warn(&format!("error: {error}"));
+            Ok(Status::CheckFailed)
+        }
         result => result.map(|()| Status::Fine),
     }
 }
 
 fn lines(recording: &mut Recording, mut left: u64, out: &mut impl Write) -> anyhow::Result<()> {
     let (mut batch, mut current) = (Batch::default(), Some(ProcessId::FIRST));
-    while left > 0 && recording.next_batch(&mut batch)? {
+    while left > 0 {
+        match recording.next_batch(&mut batch) {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => {
+                // What stands before comes before the error.
+                out.flush()?;
+                return Err(error.into());
+            }
+        }
         let who = current.map_or("-".to_owned(), |process| process.0.to_string());
         for run in batch.run.chunk_by(|a, b| a == b) {
             if left == 0 {

@@ -18,7 +18,8 @@ pub(crate) fn info(args: &InfoArgs) -> anyhow::Result<Status> {
         None => Ok(Status::Fine),
         Some(reason) => {
             warn(&format!("error: {reason}"));
-            Ok(Status::BadInput)
+            // A damaged .mvt trace is a finding of its checksums, as for `memvirt trace verify`.
+            Ok(if info.density.is_some() { Status::CheckFailed } else { Status::BadInput })
         }
     }
 }

@@ -53,6 +53,9 @@ impl TurnArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Exit status: 0 where the recording is whole, 1 where an .mvt trace is damaged (what is intact of it is counted, each process as far
+as it goes), 2 where another recording breaks off or cannot be read.")]
 pub(crate) struct InfoArgs {
     /// The recording
     pub(crate) file: PathBuf,
@@ -135,7 +138,8 @@ pub(crate) struct CutArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A line is the process and a run of the same accesses (`I` fetch, `L` load, `S` store; the address, how often) or an operation.")]
+A line is the process and a run of the same accesses (`I` fetch, `L` load, `S` store; the address, how often) or an operation.
+Exit status as of `memvirt trace info`; what is intact of a damaged .mvt trace is printed first.")]
 pub(crate) struct CatArgs {
     /// The recording
     pub(crate) file: PathBuf,

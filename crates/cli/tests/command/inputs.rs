@@ -151,9 +151,23 @@ fn a_recording_of_the_other_kernel_is_recognized() {
     let replay = |kernel: &str| memvirt(&format!("replay {} --no-oracle --kernel {kernel}", file.display()));
     let ran = replay("6.1");
     assert_eq!(ran.status, 1);
-    assert_eq!(ran.stderr, "memvirt: hint: as Linux 6.12, 0 of 2000 rows differ; try --kernel 6.12\n");
+    assert_eq!(ran.stderr, "memvirt: hint: on kvm-shadow of Linux 6.12, 0 of 2000 rows differ; try --kernel 6.12\n");
     let ran = replay("6.12");
     assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+}
+
+#[test]
+fn a_recording_of_nested_paging_is_recognized_and_one_of_shadow_paging_too() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/kvm");
+    let replay = |file: &str, platform: &str| {
+        memvirt(&format!("replay {} --no-oracle --platform {platform}", data.join(file).display()))
+    };
+    let ran = replay("fuzz1-linux61-nested.csv.zst", "kvm-shadow");
+    assert_eq!(ran.status, 1);
+    let hint = "memvirt: hint: on kvm-nested of Linux 6.1, 0 of 4500 rows differ; try --platform kvm-nested\n";
+    assert_eq!(ran.stderr, hint);
+    let ran = replay("fuzz2-linux612-shadow.csv.zst", "kvm-nested");
+    assert!(ran.stderr.ends_with("0 of 2000 rows differ; try --platform kvm-shadow --kernel 6.12\n"), "{}", ran.stderr);
 }
 
 #[test]

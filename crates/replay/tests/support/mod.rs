@@ -106,10 +106,9 @@ impl Stream {
 pub(crate) fn stream(seed: u64, rows: usize, habit: Habit) -> String {
     let large = seed % 2 == 1;
     let mut stream = Stream { rng: ChaCha8Rng::seed_from_u64(seed), large, root: ROOTS[0] };
-    let mut text = format!("## FUZZ{} seed={seed} n={rows}\n", if large { "2" } else { "" });
-    let mut idx = 0;
+    let (mut lines, mut idx) = (String::new(), 0);
     let mut put = |(name, a, b): (&str, u64, u64)| {
-        let _ = writeln!(text, "{idx},{name},{a:x},{b:x}{}", ",0".repeat(20));
+        let _ = writeln!(lines, "{idx},{name},{a:x},{b:x}{}", ",0".repeat(20));
         idx += 1;
     };
     for _ in 0..rows {
@@ -119,5 +118,5 @@ pub(crate) fn stream(seed: u64, rows: usize, habit: Habit) -> String {
             put(stream.flush());
         }
     }
-    text
+    format!("## FUZZ{} seed={seed} n={idx}\n{lines}", if large { "2" } else { "" })
 }
