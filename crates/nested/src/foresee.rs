@@ -6,8 +6,9 @@
 use core::marker::PhantomData;
 
 use memvirt_addr::{Acc, Gpa, GuestPhys, GuestVirt, Hfn, HostPhys, Level, PageSize};
-use memvirt_pagetable::{Attrs, Entry, Format, PhysMem};
-use memvirt_platform::{AHEAD, Backed, Foreseen, Foresight, Regs, WalkRefs, tlb_entry};
+use memvirt_pagetable::{Attrs, Entry as TableEntry, Format, PhysMem};
+use memvirt_platform::{AHEAD, Backed, Foresight, Regs, WalkRefs, tlb_entry};
+use memvirt_tlb::{Entry, Ready, Tag};
 
 use crate::stage::{AdBits, SecondStage, Want};
 
@@ -72,16 +73,16 @@ where
     }
 
     /// Walks for all of `ahead`.
-    pub(crate) fn walk(&self, ahead: &[Acc], found: &mut Foresight) {
+    pub(crate) fn walk(&self, tag: Tag, ahead: &[Acc], found: &mut Foresight) {
         if ahead.len() == 1 {
-            self.side_by_side::<1>(ahead, found);
+            self.side_by_side::<1>(tag, ahead, found);
         } else {
-            self.side_by_side::<AHEAD>(ahead, found);
+            self.side_by_side::<AHEAD>(tag, ahead, found);
         }
     }
 
     /// The walks of at most `N` accesses.
-    fn side_by_side<const N: usize>(&self, ahead: &[Acc], found: &mut Foresight) {
+    fn side_by_side<const N: usize>(&self, tag: Tag, ahead: &[Acc], found: &mut Foresight) {
         let start = Lane {
             reads: true,
             page: None,
@@ -120,8 +121,10 @@ where
             lane.begin(self.nested_root, H::covers(lane.gpa));
         }
         self.translate(lanes);
-        for ((lane, acc), found) in lanes.iter().zip(ahead).zip(found) {
-            *found = self.result(lane, *acc);
+        for (i, (lane, acc)) in lanes.iter().zip(ahead).enumerate() {
+            if let Some((entry, refs)) = self.result(lane, *acc) {
+                found.tell(i, Ready::new(tag, &entry), refs);
+            }
         }
     }
 
@@ -190,18 +193,18 @@ where
             return;
         }
         match H::read(raw, level) {
-            Entry::Table { next, attrs } => {
+            TableEntry::Table { next, attrs } => {
                 lane.had &= attrs;
                 lane.table = next;
             }
-            Entry::Leaf { frame, size, attrs } => {
+            TableEntry::Leaf { frame, size, attrs } => {
                 lane.had &= attrs;
                 lane.host_dirty = raw & self.dirty == self.dirty;
                 lane.reads &= lane.had.contains(lane.want.perms) && (lane.host_dirty || !lane.want.write);
                 lane.table = frame.offset(lane.gpa.page_offset(size) >> 12);
                 lane.translated = Some(size);
             }
-            Entry::Absent | Entry::Reserved => lane.reads = false,
+            TableEntry::Absent | TableEntry::Reserved => lane.reads = false,
         }
     }
 
@@ -211,13 +214,13 @@ where
         let raw = self.mem.read(lane.table.at(lane.gpa.as_u64()));
         lane.guest_refs += 1;
         match G::decode(raw, level) {
-            Entry::Table { next, attrs } => {
+            TableEntry::Table { next, attrs } => {
                 let accessed = G::accessed_bit(level);
                 lane.reads = raw & accessed == accessed;
                 lane.perms &= attrs;
                 lane.gpa = next.base();
             }
-            Entry::Leaf { frame, size, attrs } => {
+            TableEntry::Leaf { frame, size, attrs } => {
                 lane.perms &= attrs;
                 lane.guest_dirty = raw & G::RAW_DIRTY != 0;
                 let bits = G::RAW_ACCESSED | if acc.is_write() { G::RAW_DIRTY } else { 0 };
@@ -226,12 +229,12 @@ where
                 lane.gpa = frame.base().wrapping_add(acc.gva().page_offset(size));
                 lane.page = Some(size);
             }
-            Entry::Absent | Entry::Reserved => lane.reads = false,
+            TableEntry::Absent | TableEntry::Reserved => lane.reads = false,
         }
     }
 
     #[inline]
-    fn result(&self, lane: &Lane, acc: Acc) -> Option<Foreseen> {
+    fn result(&self, lane: &Lane, acc: Acc) -> Option<(Entry, WalkRefs)> {
         let (Some(guest_size), Some(size), true) = (lane.page, lane.translated, lane.reads) else { return None };
         let mut perms = lane.perms;
         for both in [Attrs::WRITE, Attrs::EXEC] {
@@ -240,6 +243,6 @@ where
         let entry =
             tlb_entry(acc, Backed { frame: lane.table, size }, guest_size, perms, lane.guest_dirty && lane.host_dirty);
         let refs = WalkRefs { guest: lane.guest_refs.into(), host: lane.host_refs.into(), shadow: 0 };
-        Some(Foreseen { entry, refs })
+        Some((entry, refs))
     }
 }

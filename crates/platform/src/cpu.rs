@@ -8,7 +8,7 @@ use memvirt_addr::{Acc, AccessKind, Gpa, Gva, Privilege};
 use memvirt_ops::VmId;
 use memvirt_ops::arch::{Cr3, Pcid};
 use memvirt_pagetable::Attrs;
-use memvirt_tlb::{Entry, Geometry, KeepGlobal, Tag, Tlb};
+use memvirt_tlb::{Entry, Geometry, KeepGlobal, Perms, Tag, Tlb};
 
 use crate::mmu::{Invalidation, Mmu};
 
@@ -150,6 +150,13 @@ impl Regs {
     #[must_use]
     pub const fn pcid(&self) -> Pcid {
         if self.pcid_enable { self.cr3.pcid } else { Pcid::ZERO }
+    }
+
+    /// Whether a page that a TLB entry may cache with `perms`, and that grants what `acc` needs, allows it.
+    #[inline]
+    pub(crate) fn permits_plainly(&self, perms: Perms, acc: Acc) -> bool {
+        let fetch = acc.privilege() == Privilege::Supervisor && acc.kind() == AccessKind::Fetch;
+        !(self.smep && fetch && perms.contains(Perms::USER))
     }
 
     /// Whether a page with the accumulated permissions `perms` allows `acc`. Source: Intel SDM volume 3, section 4.6.

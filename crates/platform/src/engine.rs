@@ -8,12 +8,12 @@ use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, Gva, Hfn, HostPhys, Hpa};
 use memvirt_ops::arch::{Control, Event, GfnRange, GuestFault, HostEvent, StoreOp};
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_pagetable::PhysMem;
-use memvirt_tlb::{Entry, Geometry};
+use memvirt_tlb::{Entry, Geometry, Through};
 
 use crate::cpu::{Cpu, Regs, Vcpu};
 use crate::cx::{Cx, Interrupts, Tags};
 use crate::exit::Work;
-use crate::foresee::{Foreseen, Foresight, Lookout};
+use crate::foresee::{Foresight, Lookout};
 use crate::host::{GuestMem, Host, MemoryMap, read_guest};
 use crate::ledger::Ledger;
 use crate::mmu::{Mmu, MmuGeometry};
@@ -311,10 +311,10 @@ impl<R: Regime> Engine<R> {
             done += self.cpus[cpu].tlb.hits(tag, &run[done..]);
             let Some(acc) = run.get(done) else { break Stop::Done };
             let known = lookout.at_miss(run, done, |ahead, found| self.foresee(v, done, horizon, out, ahead, found));
-            if let Some(Foreseen { entry, refs }) = known {
-                out.counters.add_walk(refs, 0, 0);
-                self.cpus[cpu].tlb.fill(tag, entry);
-                done += 1;
+            if known.is_some() {
+                lookout.count(done, Through { done: 1, filled: 1 }, &mut out.counters);
+                self.cpus[cpu].tlb.fill_ready(tag, known);
+                done = self.go_through(v, run, done + 1, horizon, &mut lookout, out);
                 continue;
             }
             let request = Request { acc: *acc, store: None, ip: Gva::ZERO, element: 0 };
@@ -330,6 +330,37 @@ impl<R: Regime> Engine<R> {
             }
         };
         (done, stop)
+    }
+
+    /// Goes on from the access at `done` while what happens is known ahead, and looks at more as long as many miss; returns
+    /// where it stops.
+    #[inline]
+    fn go_through(
+        &mut self,
+        v: VcpuId,
+        run: &[Acc],
+        mut done: usize,
+        horizon: Horizon,
+        lookout: &mut Lookout,
+        out: &mut Ledger,
+    ) -> usize {
+        let (cpu, tag) = (self.vcpus[v.index()].cpu, self.vcpus[v.index()].tag());
+        let mut many = false;
+        loop {
+            if done == lookout.seen() && many && done < run.len() {
+                lookout.look(run, done, |ahead, found| self.foresee(v, done, horizon, out, ahead, found));
+            }
+            let ready = lookout.from(done);
+            if ready.is_empty() {
+                return done;
+            }
+            let through = self.cpus[cpu].tlb.through(tag, &run[done..], ready);
+            if through.done == 0 {
+                return done;
+            }
+            many = lookout.count(done, through, &mut out.counters);
+            done += through.done;
+        }
     }
 
     /// Asks the regime about the next accesses, where walks concern nobody else.

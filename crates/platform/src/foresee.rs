@@ -6,29 +6,44 @@
 //! but read: no bit to be set, no fault, no exit. Such an answer holds until something else happens than such walks, TLB fills
 //! and TLB hits; then all that is left is thrown away. What is counted, and when, does not depend on it.
 
-use memvirt_addr::{Acc, Addr, Frame, Level, Space};
-use memvirt_pagetable::{Attrs, Format, Guest4};
-use memvirt_tlb::Entry;
+use memvirt_addr::{Acc, Addr, Frame, Hfn, Level, PageSize, Space};
+use memvirt_pagetable::{Format, Guest4};
+use memvirt_tlb::{Entry, Perms, Ready, THROUGH, Through};
 
 use crate::cpu::Regs;
-use crate::ledger::WalkRefs;
+use crate::ledger::{Counters, WalkRefs};
 
 /// How many accesses are looked at together.
 pub const AHEAD: usize = 16;
+const _: () = assert!(AHEAD <= THROUGH);
 
-/// A walk that would only read: what it gives, and what it costs.
+/// The answers for the next accesses: walks that would only read, what they give and what they cost.
 #[derive(Clone, Copy, Debug)]
-pub struct Foreseen {
-    /// The translation.
-    pub entry: Entry,
-    /// The references.
-    pub refs: WalkRefs,
+pub struct Foresight {
+    ready: [Ready; AHEAD],
+    /// Guest, shadow and nested references and their sum in 16 bits each, the sum on top.
+    refs: [u64; AHEAD],
 }
 
-/// The answers for the next accesses, `None` where a walk has to be made.
-pub type Foresight = [Option<Foreseen>; AHEAD];
+impl Default for Foresight {
+    fn default() -> Self {
+        Self { ready: [Ready::NONE; AHEAD], refs: [0; AHEAD] }
+    }
+}
+
+impl Foresight {
+    /// Says what the walk for access `i` would give, and its references.
+    #[inline]
+    pub fn tell(&mut self, i: usize, ready: Ready, refs: WalkRefs) {
+        if let (Some(slot), Some(cost)) = (self.ready.get_mut(i), self.refs.get_mut(i)) {
+            *slot = ready;
+            *cost = refs.total() << 48 | refs.host << 32 | refs.shadow << 16 | refs.guest;
+        }
+    }
+}
 
 /// Decides when to look ahead, and keeps what was seen.
+#[derive(Default)]
 pub(crate) struct Lookout {
     last_miss: usize,
     /// The index of the first access looked at, and of the first that was not.
@@ -42,39 +57,67 @@ pub(crate) struct Lookout {
 /// Misses that pass after a look in vain, as where a program touches its memory for the first time.
 const PAUSE: u32 = 8;
 
-impl Default for Lookout {
-    fn default() -> Self {
-        Self { last_miss: 0, first: 0, seen: 0, found: [None; AHEAD], pause: 0 }
-    }
-}
+/// So many misses among [`AHEAD`] accesses that the next as many are looked at before one of them misses.
+const MANY: u32 = 2;
 
 impl Lookout {
     /// What is known of the walk for the access at `at`, which missed. Where nobody has looked at it yet, `look` is asked about
     /// it, and where misses are frequent about those after it too.
     #[inline]
-    pub(crate) fn at_miss(
-        &mut self,
-        run: &[Acc],
-        at: usize,
-        look: impl FnOnce(&[Acc], &mut Foresight),
-    ) -> Option<Foreseen> {
+    pub(crate) fn at_miss(&mut self, run: &[Acc], at: usize, look: impl FnOnce(&[Acc], &mut Foresight)) -> Ready {
         let frequent = at - self.last_miss < AHEAD;
         self.last_miss = at;
         if at < self.seen {
-            return self.found.get(at - self.first).copied().flatten();
+            return self.from(at).first().copied().unwrap_or_default();
         }
         if self.pause > 0 {
             self.pause -= 1;
-            return None;
+            return Ready::NONE;
         }
-        (self.first, self.seen) = (at, run.len().min(at + if frequent { AHEAD } else { 1 }));
-        let ahead = &run[at..self.seen];
-        self.found[..ahead.len()].fill(None);
-        look(ahead, &mut self.found);
-        if self.found[0].is_none() {
+        self.look(&run[..run.len().min(at + if frequent { AHEAD } else { 1 })], at, look);
+        if !self.found.ready[0].is_some() {
             self.pause = PAUSE;
         }
-        self.found[0]
+        self.found.ready[0]
+    }
+
+    /// Asks about the accesses of `run` from `at` to its end.
+    #[inline]
+    pub(crate) fn look(&mut self, run: &[Acc], at: usize, look: impl FnOnce(&[Acc], &mut Foresight)) {
+        let ahead = &run[at..run.len().min(at + AHEAD)];
+        (self.first, self.seen) = (at, at + ahead.len());
+        self.found.ready[..ahead.len()].fill(Ready::NONE);
+        look(ahead, &mut self.found);
+    }
+
+    /// Where what was seen ends.
+    pub(crate) const fn seen(&self) -> usize {
+        self.seen
+    }
+
+    /// What was seen, from the access at `at` on.
+    #[inline]
+    pub(crate) fn from(&self, at: usize) -> &[Ready] {
+        self.found.ready[..self.seen - self.first].get(at - self.first..).unwrap_or(&[])
+    }
+
+    /// Enters the walks of accesses from `at` on that were used. Returns whether they were many.
+    #[inline]
+    pub(crate) fn count(&mut self, at: usize, through: Through, counters: &mut Counters) -> bool {
+        let walks = through.filled.count_ones();
+        let used = self.found.refs.get(at - self.first..).unwrap_or(&[]);
+        let (mut sum, mut most) = (0, 0);
+        for (i, refs) in used.iter().enumerate() {
+            let refs = refs & (through.filled >> i & 1).wrapping_neg();
+            sum += refs;
+            most = refs.max(most);
+        }
+        let refs = WalkRefs { guest: sum & 0xffff, shadow: sum >> 16 & 0xffff, host: sum >> 32 & 0xffff };
+        counters.add_walks(walks.into(), refs, most >> 48);
+        if walks > 0 {
+            self.last_miss = at + 63 - through.filled.leading_zeros() as usize;
+        }
+        walks >= MANY
     }
 
     /// Something happened that what was seen may depend on.
@@ -88,20 +131,26 @@ impl Lookout {
 pub struct PlainLeaf<S: Space> {
     /// The frame.
     pub frame: Frame<S>,
-    /// The permissions of all four entries, ANDed; they permit the access.
-    pub perms: Attrs,
-    /// Whether the leaf is dirty.
-    pub dirty: bool,
+    /// What may be cached of the permissions of all four entries: writing only where the leaf is dirty. They permit the access.
+    pub perms: Perms,
     /// Whether the leaf has the G bit.
     pub global: bool,
 }
 
+impl<S: Space> PlainLeaf<S> {
+    /// The TLB entry for the access `acc`, where the page lies in the host frame `frame`.
+    #[must_use]
+    #[inline]
+    pub const fn entry(&self, acc: Acc, frame: Hfn, global: bool) -> Entry {
+        let entry = Entry::new(acc.gva().frame(), frame, PageSize::Size4K, self.perms);
+        if global { entry.with_global() } else { entry }
+    }
+}
+
 const PRESENT: u64 = 1;
 const WRITE: u64 = 1 << 1;
-const USER: u64 = 1 << 2;
 const LARGE: u64 = 1 << 7;
 const GLOBAL: u64 = 1 << 8;
-const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// Walks the four-level x86-64 tables under `root` for all of `ahead`, and tells of those whose walk would only read and that
@@ -123,7 +172,8 @@ pub fn plain_walks<S: Space>(
     }
 }
 
-/// The walks of at most `N` accesses.
+/// The walks of at most `N` accesses. Upper entries are few and mostly at hand: each walk goes down to its last table by itself.
+/// The entries there are what has to be waited for: they are read one after the other, with nothing between.
 #[inline]
 fn side_by_side<const N: usize, S: Space>(
     root: Frame<S>,
@@ -132,40 +182,44 @@ fn side_by_side<const N: usize, S: Space>(
     read: impl Fn(Addr<S>) -> u64,
     mut found: impl FnMut(usize, PlainLeaf<S>),
 ) {
-    let mut tables = [root; N];
-    let (mut all, mut any, mut leaves) = ([u64::MAX; N], [0; N], [0; N]);
-    for level in [Level::L4, Level::L3, Level::L2] {
-        for (i, acc) in ahead.iter().enumerate().take(N) {
-            let raw = read(tables[i].entry(acc.gva().index(level)));
-            all[i] &= raw;
-            any[i] |= raw;
-            tables[i] = Frame::new((raw & ADDRESS) >> 12);
+    let ahead = &ahead[..ahead.len().min(N)];
+    let (mut at, mut all, mut any, mut leaves) = ([Addr::ZERO; N], [0; N], [0; N], [0; N]);
+    for (i, acc) in ahead.iter().enumerate() {
+        let mut table = root;
+        let (mut ones, mut zeros) = (u64::MAX, 0);
+        for level in [Level::L4, Level::L3, Level::L2] {
+            let raw = read(table.entry(acc.gva().index(level)));
+            ones &= raw;
+            zeros |= raw;
+            table = Frame::new((raw & ADDRESS) >> 12);
         }
+        (at[i], all[i], any[i]) = (table.entry(acc.gva().index(Level::L1)), ones, zeros);
     }
-    for (i, acc) in ahead.iter().enumerate().take(N) {
-        leaves[i] = read(tables[i].entry(acc.gva().index(Level::L1)));
+    for i in 0..ahead.len() {
+        leaves[i] = read(at[i]);
     }
-    for (i, acc) in ahead.iter().enumerate().take(N) {
+    let user_pages_fetch = !regs.smep;
+    for (i, acc) in ahead.iter().enumerate() {
         let (leaf, upper) = (leaves[i], any[i]);
         let all = all[i] & leaf;
         let needed = PRESENT | Guest4::RAW_ACCESSED;
-        let dirty = leaf & Guest4::RAW_DIRTY != 0;
-        if all & needed != needed || upper & LARGE != 0 || (acc.is_write() && !dirty) {
-            continue;
-        }
-        let perms = permissions(all, upper | leaf);
-        if regs.permits(perms, *acc) {
+        let perms = permissions(all, upper | leaf, leaf);
+        let plain = all & needed == needed && upper & LARGE == 0;
+        // What registers beside the entries permit is left to the careful walk.
+        if plain && perms.contains(Perms::needed_by(*acc)) && (user_pages_fetch || regs.permits_plainly(perms, *acc)) {
             let frame = Frame::new((leaf & ADDRESS) >> 12);
-            found(i, PlainLeaf { frame, perms, dirty, global: leaf & GLOBAL != 0 });
+            found(i, PlainLeaf { frame, perms, global: leaf & GLOBAL != 0 });
         }
     }
 }
 
+/// What entries permit whose bits are `all` set, whose bits `any` are set in one of them, and of which `leaf` is the last.
 #[inline]
-fn permissions(all: u64, any: u64) -> Attrs {
-    let mut perms = Attrs::READ;
-    perms.set(Attrs::WRITE, all & WRITE != 0);
-    perms.set(Attrs::USER, all & USER != 0);
-    perms.set(Attrs::EXEC, any & NO_EXECUTE == 0);
-    perms
+#[expect(clippy::cast_possible_truncation, reason = "one bit each")]
+const fn permissions(all: u64, any: u64, leaf: u64) -> Perms {
+    const { assert!(Perms::USER.bits() == 1 && Perms::WRITE.bits() == 2 && Perms::EXEC.bits() == 4) };
+    let user = all >> 2 & 1;
+    let write = all & leaf >> 5 & 2;
+    let exec = !any >> 63;
+    Perms::from_bits((user | write | exec << 2) as u8)
 }

@@ -88,6 +88,16 @@ impl Counters {
         self.ad_updates_nested += ad_updates_nested;
     }
 
+    /// Enters several walks that only read: their references together, and how many the longest made.
+    #[inline]
+    pub(crate) fn add_walks(&mut self, walks: u64, refs: WalkRefs, longest: u64) {
+        self.walks += walks;
+        self.refs.guest += refs.guest;
+        self.refs.shadow += refs.shadow;
+        self.refs.host += refs.host;
+        self.max_walk_refs = self.max_walk_refs.max(longest);
+    }
+
     pub(crate) fn add_tlb(&mut self, before: &Stats, after: &Stats) {
         self.l1_hits += after.l1_hits - before.l1_hits;
         self.l2_hits += after.l2_hits - before.l2_hits;

@@ -8,11 +8,12 @@
 use memvirt_addr::{Acc, Gfn, Gpa, GuestPhys, Hpa, Level, PageSize, PfCode};
 use memvirt_ops::arch::{Control, GuestFault, HostEvent};
 use memvirt_pagetable::{Attrs, Entry, Format, Guest4, TableMem};
+use memvirt_tlb::Ready;
 
 use crate::cpu::Regs;
 use crate::cx::{Cx, tlb_entry};
 use crate::engine::{Outcome, Regime, Request};
-use crate::foresee::{Foreseen, Foresight, PlainLeaf, plain_walks};
+use crate::foresee::{Foresight, PlainLeaf, plain_walks};
 use crate::host::{Backed, GuestMem, read_guest};
 use crate::ledger::WalkRefs;
 use crate::mmu::{Caches, Partial};
@@ -49,15 +50,12 @@ impl Regime for Native {
     }
 
     fn foresee(&self, cx: &Cx<'_>, ahead: &[Acc], found: &mut Foresight) {
-        let (regs, host, map) = (cx.regs(), &*cx.host, &*cx.map);
+        let (regs, host, map, tag) = (cx.regs(), &*cx.host, &*cx.map, cx.tag());
         let refs = WalkRefs { guest: 4, ..WalkRefs::default() };
         let tell = |i: usize, leaf: PlainLeaf<GuestPhys>| {
-            let size = PageSize::Size4K;
-            if let Some(backed) = map.lookup(leaf.frame) {
-                let mut perms = leaf.perms;
-                perms.set(Attrs::GLOBAL, leaf.global && regs.global_pages);
-                let entry = tlb_entry(ahead[i], Backed { size, ..backed }, size, perms, leaf.dirty);
-                found[i] = Some(Foreseen { entry, refs });
+            if let (Some(backed), Some(acc)) = (map.lookup(leaf.frame), ahead.get(i)) {
+                let entry = leaf.entry(*acc, backed.frame, leaf.global && regs.global_pages);
+                found.tell(i, Ready::new(tag, &entry), refs);
             }
         };
         let root = regs.cr3.root.frame();

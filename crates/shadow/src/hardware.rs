@@ -6,10 +6,10 @@
 use memvirt_addr::{Acc, Gpa, Hfn, HostPhys, Hpa, Level, PageSize};
 use memvirt_pagetable::{Attrs, Entry as TableEntry, Format, PhysMem, Shadow4, TableMem};
 use memvirt_platform::{
-    Backed, CacheHit, Caches, Counters, Cx, Dimension, Foreseen, Foresight, Partial, Probe, Reference, Regs, Update,
-    WalkRefs, plain_walks, tlb_entry,
+    Backed, CacheHit, Caches, Counters, Cx, Dimension, Foresight, Partial, Probe, Reference, Regs, Update, WalkRefs,
+    plain_walks, tlb_entry,
 };
-use memvirt_tlb::Entry;
+use memvirt_tlb::{Entry, Ready};
 
 /// What one walk did; nothing of it is counted yet.
 #[derive(Debug)]
@@ -39,18 +39,14 @@ impl HardwareWalk {
 
     /// The walks under `root` that would do nothing but read.
     pub(crate) fn foresee(cx: &Cx<'_>, root: Hfn, ahead: &[Acc], found: &mut Foresight) {
-        let (regs, mem) = (Regs { write_protect: true, ..*cx.regs() }, &cx.host.mem);
+        let (regs, mem, tag) = (Regs { write_protect: true, ..*cx.regs() }, &cx.host.mem, cx.tag());
         let refs = WalkRefs { shadow: 4, ..WalkRefs::default() };
         plain_walks(
             root,
             &regs,
             ahead,
             |at| mem.read(at),
-            |i, leaf| {
-                let (frame, size) = (leaf.frame, PageSize::Size4K);
-                let entry = tlb_entry(ahead[i], Backed { frame, size }, size, leaf.perms, leaf.dirty);
-                found[i] = Some(Foreseen { entry, refs });
-            },
+            |i, leaf| found.tell(i, Ready::new(tag, &leaf.entry(ahead[i], leaf.frame, false)), refs),
         );
     }
 

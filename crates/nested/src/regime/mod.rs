@@ -219,7 +219,7 @@ where
     fn foresee(&self, cx: &Cx<'_>, ahead: &[Acc], found: &mut Foresight) {
         // What has to be served at entry is served by the next walk.
         if !self.flush_requested.get(cx.me.index()).is_some_and(|requested| *requested) {
-            Ahead::<G, H>::new(&cx.host.mem, self.root, self.ad, cx.regs()).walk(ahead, found);
+            Ahead::<G, H>::new(&cx.host.mem, self.root, self.ad, cx.regs()).walk(cx.tag(), ahead, found);
         }
     }
 

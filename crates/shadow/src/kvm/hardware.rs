@@ -5,10 +5,10 @@
 use memvirt_addr::{Acc, Gpa, Hfn, HostPhys, Hpa, Level, PageSize, PfCode};
 use memvirt_pagetable::{Attrs, PhysMem};
 use memvirt_platform::{
-    Backed, CacheHit, Caches, Cx, Dimension, Foreseen, Foresight, Partial, Probe, Reference, Regs, Update, WalkRefs,
-    plain_walks, tlb_entry,
+    Backed, CacheHit, Caches, Cx, Dimension, Foresight, Partial, Probe, Reference, Regs, Update, WalkRefs, plain_walks,
+    tlb_entry,
 };
-use memvirt_tlb::Entry;
+use memvirt_tlb::{Entry, Ready};
 
 use super::Kvm;
 use super::spte::Spte;
@@ -43,7 +43,7 @@ impl Kvm {
         let Some(mmu) = self.vcpus.get(cx.me.index()).filter(|mmu| !mmu.must_prepare() && mmu.root.is_valid()) else {
             return;
         };
-        let (regs, mem) = (Regs { write_protect: true, ..*cx.regs() }, &cx.host.mem);
+        let (regs, mem, tag) = (Regs { write_protect: true, ..*cx.regs() }, &cx.host.mem, cx.tag());
         let refs = WalkRefs { shadow: 4, ..WalkRefs::default() };
         plain_walks(
             self.pages[mmu.root.page].table,
@@ -53,9 +53,7 @@ impl Kvm {
             |i, leaf| {
                 // Reserved bits would lie within the frame's number.
                 if leaf.frame.base().as_u64() & Spte::RESERVED == 0 {
-                    let backed = Backed { frame: leaf.frame, size: PageSize::Size4K };
-                    let entry = tlb_entry(ahead[i], backed, backed.size, leaf.perms, leaf.dirty);
-                    found[i] = Some(Foreseen { entry, refs });
+                    found.tell(i, Ready::new(tag, &leaf.entry(ahead[i], leaf.frame, false)), refs);
                 }
             },
         );
