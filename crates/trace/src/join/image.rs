@@ -39,9 +39,9 @@ pub(crate) fn image(faults: &[Fault], places: &Places, number: u32) -> Option<Im
     let within = |range: Range<u64>| faults.iter().copied().filter(move |fault| range.contains(&fault.address));
     let stack_starts = places.mapped.end.saturating_add(STACK_GAP);
     let program = segments(within(0..places.heap.min(places.mapped.start)), places.program_relro.as_ref(), number)?;
-    // Before anything was mapped by a call, only the interpreter ran.
-    let early = faults.iter().take_while(|fault| !places.mapped.contains(&fault.address));
-    let first = early.filter(|fault| (places.mapped.end..stack_starts).contains(&fault.address));
+    // Before it looks at the program, the interpreter touches nothing but itself and the stack.
+    let early = faults.iter().take_while(|fault| fault.address >= places.mapped.end);
+    let first = early.filter(|fault| fault.address < stack_starts);
     let start = first.map(|fault| fault.address / PAGE * PAGE).min();
     let of_interpreter = start.map_or(0..0, |start| start..stack_starts);
     let interpreter = segments(within(of_interpreter), places.interpreter_relro.as_ref(), number.wrapping_add(1));
@@ -88,7 +88,8 @@ fn segments(faults: impl Iterator<Item = Fault>, relro: Option<&Range<u64>>, fil
 /// The distance by which a program lies elsewhere than `relro` says: relocation writes to nearly every page of it, so that it
 /// lies where most pages of a stretch of its length were touched. Programs at fixed addresses have none.
 pub(crate) fn program_shift(faults: &[Fault], below: u64, relro: &Range<u64>) -> u64 {
-    let pages: BTreeSet<u64> = faults.iter().map(|fault| fault.address / PAGE).filter(|page| *page < below / PAGE).collect();
+    let pages: BTreeSet<u64> =
+        faults.iter().map(|fault| fault.address / PAGE).filter(|page| *page < below / PAGE).collect();
     let length = (relro.end - relro.start) / PAGE;
     let hits = |start: u64| pages.range(start..start + length).count();
     let as_recorded = hits(relro.start / PAGE);

@@ -77,8 +77,12 @@ impl Space {
             (Some(_), Some(recorded)) if grown > 0 => heap_start(faults, lowest, grown).map(|start| (recorded, start)),
             (_, recorded) => recorded.map(|recorded| (recorded, recorded)),
         };
-        let mut places =
-            Places { heap: heap.map_or(lowest, |(_, start)| start), mapped: lowest..end, program_relro: None, interpreter_relro: None };
+        let mut places = Places {
+            heap: heap.map_or(lowest, |(_, start)| start),
+            mapped: lowest..end,
+            program_relro: None,
+            interpreter_relro: None,
+        };
         let moved: Vec<Op> = {
             let mut mover = Mover { layout: &mut layout, heap, faults, places: &mut places };
             calls.iter().map(|op| mover.moved(op)).collect()
@@ -93,14 +97,17 @@ impl Space {
     fn order(&mut self, faults: &[Fault], has_kinds: bool) {
         let mut areas = Known::of(self);
         let (mut done, mut owner) = (0, Vec::with_capacity(faults.len()));
+        areas.stores_are_known = has_kinds;
         for fault in faults {
             if !areas.explain(fault)
                 && let Some(next) = (done..self.calls.len()).find(|at| areas.would_explain(&self.calls[*at], fault))
             {
-                for call in &self.calls[done..=next] {
+                // The interpreter maps a library whole and then its parts over it, before it touches any.
+                let parts = self.calls[next + 1..].iter().take_while(|call| areas_overlap(&self.calls[next], call)).count();
+                for call in &self.calls[done..=next + parts] {
                     areas.apply(call);
                 }
-                done = next + 1;
+                done = next + parts + 1;
             }
             owner.push(areas.touch(fault));
             self.faults.push((done, *fault));
@@ -128,9 +135,8 @@ impl Space {
                 all.push(mapping.start..mapping.start.saturating_add(whole_pages(mapping.bytes)));
             }
         }
-        let known = |fault: &Fault| {
-            areas.at(fault.address).is_some() || all.iter().any(|range| range.contains(&fault.address))
-        };
+        let known =
+            |fault: &Fault| areas.at(fault.address).is_some() || all.iter().any(|range| range.contains(&fault.address));
         self.faults.iter().filter(|(_, fault)| !known(fault)).count() as u64
     }
 
@@ -143,6 +149,13 @@ impl Space {
 fn first_end(calls: &[Op]) -> Option<u64> {
     let (mapping, _) = calls.iter().find_map(mapped)?;
     Some(mapping.start + whole_pages(mapping.bytes))
+}
+
+/// Whether a call maps something within what another call maps.
+fn areas_overlap(whole: &Op, part: &Op) -> bool {
+    let range = |op| mapped(op).map(|(mapping, _)| (mapping.start, mapping.start.saturating_add(whole_pages(mapping.bytes))));
+    let (Some(whole), Some(part)) = (range(whole), range(part)) else { return false };
+    whole.0 <= part.0 && part.1 <= whole.1
 }
 
 /// Moves calls from the run that they were recorded in to the one that the faults are from.
@@ -218,13 +231,15 @@ struct Known {
     areas: BTreeMap<u64, (u64, Prot, bool, usize)>,
     numbers: usize,
     heap: Option<u64>,
+    /// Whether a fault's kind is what the recording says.
+    stores_are_known: bool,
     /// Pages that have faulted, with the area that they were in.
     touched: BTreeSet<(usize, u64)>,
 }
 
 impl Known {
     fn of(space: &Space) -> Self {
-        let mut known = Self { areas: BTreeMap::new(), numbers: 0, heap: space.heap(), touched: BTreeSet::new() };
+        let mut known = Self { areas: BTreeMap::new(), numbers: 0, heap: space.heap(), stores_are_known: false, touched: BTreeSet::new() };
         let Some(image) = space.image else { return known };
         for segments in [Some(image.program), image.interpreter].into_iter().flatten() {
             let mut at = segments.start.as_u64();
@@ -286,8 +301,16 @@ impl Known {
     fn explain(&self, fault: &Fault) -> bool {
         self.at(fault.address).is_some_and(|(_, prot, _, number)| {
             let again = self.touched.contains(&(number, fault.address / PAGE));
-            (fault.kind != AccessKind::Fetch || prot.execute) && (prot.write || !again)
+            self.permits(prot, fault.kind) && (prot.write || !again)
         })
+    }
+
+    fn permits(&self, prot: Prot, kind: AccessKind) -> bool {
+        match kind {
+            AccessKind::Fetch => prot.execute,
+            AccessKind::Write => prot.write || !self.stores_are_known,
+            AccessKind::Read => true,
+        }
     }
 
     /// Whether a call maps what a fault is on.
@@ -297,7 +320,7 @@ impl Known {
         }
         mapped(op).is_some_and(|(mapping, prot)| {
             let inside = fault.address.wrapping_sub(mapping.start) < whole_pages(mapping.bytes);
-            inside && (fault.kind != AccessKind::Fetch || prot.execute)
+            inside && self.permits(prot, fault.kind)
         })
     }
 
@@ -314,7 +337,9 @@ impl Known {
             }
             Op::Mprotect { range, prot } => {
                 let start = range.start.as_u64();
-                for (first, (last, _, private, number)) in self.cut(start, start.saturating_add(whole_pages(range.bytes))) {
+                for (first, (last, _, private, number)) in
+                    self.cut(start, start.saturating_add(whole_pages(range.bytes)))
+                {
                     self.areas.insert(first, (last, prot, private, number));
                 }
             }

@@ -22,7 +22,7 @@ use std::collections::VecDeque;
 use std::path::Path;
 
 use memvirt_addr::{Acc, AccessKind, Gva};
-use memvirt_ops::process::{Batch, Op, Source};
+use memvirt_ops::process::{Batch, Op, ProcessId, Source};
 
 use crate::bundle::{Bundle, Member};
 use crate::error::TraceError;
@@ -96,7 +96,8 @@ impl Pair {
         };
         let not_a_pair = |found: &str| TraceError::NotAPair { name: bundle.name.clone(), found: found.to_owned() };
         let of = |format| bundle.members.iter().filter(move |member| sniff(&member.head) == format);
-        let strace = of(Format::Strace).max_by_key(|member| member.bytes).ok_or_else(|| not_a_pair("no strace text"))?;
+        let strace =
+            of(Format::Strace).max_by_key(|member| member.bytes).ok_or_else(|| not_a_pair("no strace text"))?;
         let calls = collect::calls(TextReader::new(
             bundle.open(strace)?,
             bundle.member_name(strace),
@@ -135,7 +136,10 @@ impl Pair {
         let faults = collect::faults(perf(&self.bundle, member)?)?;
         let spaces = self.calls.copied.len();
         if faults.len() != spaces {
-            return Err(not_a_pair(format!("{spaces} address spaces in its strace text and {} in {name}", faults.len())));
+            return Err(not_a_pair(format!(
+                "{spaces} address spaces in its strace text and {} in {name}",
+                faults.len()
+            )));
         }
         Ok(joined(&self.calls, &faults, text.has_kinds))
     }
@@ -144,10 +148,7 @@ impl Pair {
 /// What stands in perf's text of the kernel's own tracepoint.
 const KINDS: &[u8] = b"exceptions:page_fault_user";
 
-fn perf(
-    bundle: &Bundle,
-    member: &Member,
-) -> Result<TextReader<crate::bundle::MemberReader, Perf>, TraceError> {
+fn perf(bundle: &Bundle, member: &Member) -> Result<TextReader<crate::bundle::MemberReader, Perf>, TraceError> {
     Ok(TextReader::new(bundle.open(member)?, bundle.member_name(member), Progress::default(), Perf::default()))
 }
 
@@ -215,54 +216,102 @@ struct Player {
     /// How many calls and faults of each have been played.
     calls: Vec<usize>,
     faults: Vec<usize>,
+    /// The last address space made.
+    made: usize,
     batches: VecDeque<Batch>,
 }
 
 impl Player {
     fn new(spaces: Vec<Space>) -> Self {
         let zeros = vec![0; spaces.len()];
-        Self { calls: zeros.clone(), faults: zeros, spaces, batches: VecDeque::new() }
+        Self { calls: zeros.clone(), faults: zeros, made: 0, spaces, batches: VecDeque::new() }
     }
 
     fn play(mut self, events: &[Event]) -> VecDeque<Batch> {
-        let forked = |op: &Op| matches!(op, Op::Fork { .. } | Op::Vfork { .. });
-        let mut made = 0;
+        let mut running = ProcessId::FIRST;
+        // A child that has its parent's address space, the parent, and what strace has it do before the child's exec.
+        let mut lent: Option<(ProcessId, ProcessId, Vec<Event>)> = None;
         for (at, event) in events.iter().enumerate() {
-            match event.op {
-                Op::Exec => {
-                    made = made.max(event.space);
-                    let image = self.spaces[event.space].image;
-                    self.push(image.map_or(Op::Exec, |image| Op::Load { image }));
+            if let Op::Switch { to } = event.op {
+                running = to;
+            }
+            if let Some((child, parent, held)) = &mut lent {
+                // The kernel lets the parent go on within the child's exec, before strace prints that this has returned.
+                if running == *parent {
+                    held.push(*event);
+                    continue;
                 }
-                Op::Exit => {
-                    // After a vfork the space is the parent's, which goes on in it.
-                    if is_last_of(events, at) {
-                        self.touch(event.space, usize::MAX, usize::MAX);
+                if (event.op == Op::Switch { to: *child }) && !held.is_empty() {
+                    continue;
+                }
+            }
+            self.one(events, at);
+            let (child, parent) = match event.op {
+                Op::Vfork { child } => {
+                    lent = Some((child, running, Vec::new()));
+                    continue;
+                }
+                Op::Exec | Op::Exit => match lent.take_if(|(child, ..)| *child == running) {
+                    Some((child, parent, held)) if !held.is_empty() => {
+                        held.iter().for_each(|event| self.late(event));
+                        (child, parent)
                     }
-                    self.push(event.op);
-                }
-                op if forked(&op) => {
-                    // What the parent did before the child began.
-                    let child = self.spaces.get(made + 1).and_then(|space| space.faults.first());
-                    let before = child.map_or(usize::MAX, |(_, fault)| fault.order);
-                    self.touch(event.space, self.calls[event.space], before);
-                    made += usize::from(matches!(op, Op::Fork { .. }));
-                    self.push(op);
-                }
-                op if matters(&op) => {
-                    let number = self.calls[event.space];
-                    self.touch(event.space, number, usize::MAX);
-                    self.calls[event.space] = number + 1;
-                    let moved = self.spaces[event.space].calls.get(number).copied();
-                    self.push(moved.unwrap_or(op));
-                }
-                op => self.push(op),
+                    _ => continue,
+                },
+                _ => continue,
+            };
+            if event.op == Op::Exec {
+                self.push(Op::Switch { to: child });
+            } else {
+                running = parent;
             }
         }
         for space in 0..self.spaces.len() {
             self.touch(space, usize::MAX, usize::MAX);
         }
         self.batches
+    }
+
+    /// An event that was held back.
+    fn late(&mut self, event: &Event) {
+        if matters(&event.op) { self.call(event) } else { self.push(event.op) }
+    }
+
+    fn one(&mut self, events: &[Event], at: usize) {
+        let event = &events[at];
+        match event.op {
+            Op::Exec => {
+                self.made = self.made.max(event.space);
+                let image = self.spaces[event.space].image;
+                self.push(image.map_or(Op::Exec, |image| Op::Load { image }));
+            }
+            Op::Exit => {
+                // After a vfork the space is the parent's, which goes on in it.
+                if is_last_of(events, at) {
+                    self.touch(event.space, usize::MAX, usize::MAX);
+                }
+                self.push(event.op);
+            }
+            Op::Fork { .. } | Op::Vfork { .. } => {
+                // What the parent did before the child began.
+                let child = self.spaces.get(self.made + 1).and_then(|space| space.faults.first());
+                let before = child.map_or(usize::MAX, |(_, fault)| fault.order);
+                self.touch(event.space, self.calls[event.space], before);
+                self.made += usize::from(matches!(event.op, Op::Fork { .. }));
+                self.push(event.op);
+            }
+            op if matters(&op) => self.call(event),
+            op => self.push(op),
+        }
+    }
+
+    /// A call that concerns areas, after the faults that do not need it.
+    fn call(&mut self, event: &Event) {
+        let number = self.calls[event.space];
+        self.touch(event.space, number, usize::MAX);
+        self.calls[event.space] = number + 1;
+        let moved = self.spaces[event.space].calls.get(number).copied();
+        self.push(moved.unwrap_or(event.op));
     }
 
     fn push(&mut self, op: Op) {

@@ -97,7 +97,8 @@ impl Layout {
     /// Unmaps a recorded range; where its first address lay.
     pub(crate) fn unmap(&mut self, start: u64, bytes: u64) -> Option<u64> {
         let (end, at) = (start.saturating_add(whole_pages(bytes)), self.translate(start));
-        let hit: Vec<_> = self.pieces.range(..end).filter(|(_, piece)| piece.end > start).map(|(s, p)| (*s, *p)).collect();
+        let hit: Vec<_> =
+            self.pieces.range(..end).filter(|(_, piece)| piece.end > start).map(|(s, p)| (*s, *p)).collect();
         for (first, piece) in hit {
             self.pieces.remove(&first);
             let (from, to) = (start.max(first), end.min(piece.end));
