@@ -72,8 +72,10 @@ fn exited<P: Policy>(policy: &mut P, cx: &mut Cx<'_>, request: &Request<'_>, mut
     let path = guest::read_path(cx, acc.gva(), &mut work);
     match guest::translate(cx, &path, acc) {
         Err(code) => {
+            let walked = work;
             let kick = policy.reflected(cx, request, &path, &mut work);
-            cx.exit(ExitReason::ReflectedFault, work, None, kick);
+            let lock = (work != walked).then_some(LockMode::Exclusive);
+            cx.exit(ExitReason::ReflectedFault, work, lock, kick);
             Outcome::Fault(GuestFault { gva: acc.gva(), code })
         }
         Ok(mut page) => {

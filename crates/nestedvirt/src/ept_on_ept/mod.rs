@@ -96,9 +96,10 @@ impl<const N: u8> EptOnEpt<N> {
         let path = self.look12(cx, found.at).ok_or(Exhausted)?;
         if let Some((frame, ..)) = path.leaf(found.at).filter(|_| path.perms.contains(wants)) {
             self.stack.world.act(|| "walks EPT12: it permits the access".to_owned());
-            self.merge(cx, found.at, &path, frame, &mut work)?;
+            let kick = self.merge(cx, found.at, &path, frame, &mut work)?;
             self.stack.world.switch(Who::L2, Cause::EptViolation, "entry: the access starts again");
-            cx.exit(ExitReason::EptViolation, work, Some(LockMode::Shared), VcpuSet::EMPTY);
+            // EPT02 is no tree of L0's own making but a shadow of EPT12, kept by KVM's shadow MMU.
+            cx.exit(ExitReason::EptViolation, work, Some(LockMode::Exclusive), kick);
             return Ok(Outcome::Retry);
         }
         self.stack.world.act(|| "walks EPT12: it does not permit the access".to_owned());
@@ -131,7 +132,7 @@ impl<const N: u8> EptOnEpt<N> {
         }
     }
 
-    /// L0 fills EPT02 with what EPT12 and its own map come to.
+    /// L0 fills EPT02 with what EPT12 and its own map come to. Returns the vCPUs that had to be interrupted for it.
     fn merge(
         &mut self,
         cx: &mut Cx<'_>,
@@ -139,17 +140,14 @@ impl<const N: u8> EptOnEpt<N> {
         path: &Path<Ept12<N>>,
         frame: L1fn,
         work: &mut Work,
-    ) -> Result<(), Exhausted> {
+    ) -> Result<VcpuSet, Exhausted> {
         let target = self.stack.back(cx, frame, work).ok_or(Exhausted)?;
         let root = self.root02.ok_or(Exhausted)?;
         let mut keeper = AtWork { stack: &mut self.stack, cx, work };
         let fill = Fill { at, path, frames: (frame, target) };
         let change = self.ept02.fill(&mut keeper, root, &fill).ok_or(Exhausted)?;
         self.stack.world.act(|| format!("fills EPT02: {at:?} lies in {target:?}"));
-        if change == Change::Lost {
-            cx.flush_vm(work);
-        }
-        Ok(())
+        Ok(if change == Change::Lost { cx.flush_vm(work) } else { VcpuSet::EMPTY })
     }
 }
 

@@ -93,10 +93,15 @@ impl<const N: u8> ShadowOnEpt<N> {
         }
     }
 
-    /// L1 resumes L2 and the exit is entered in the ledger.
+    /// L1 resumes L2 and the exit is entered in the ledger. The lock is that of L1's MMU, which is not asked about interrupts,
+    /// instructions that have nothing to do with paging and devices, nor for what L2's kernel is told at once.
     fn done(&mut self, cx: &mut Cx<'_>, reason: ExitReason, work: Work, kick: VcpuSet, what: &str) {
+        use ExitReason::{Cpuid, Halt, Hypercall, Ipi, Mmio, Msr, PortIo, ReflectedFault};
+        let tables = work.entries_cleared + work.entries_synced + work.entries_set + work.tables_freed;
+        let apart = matches!(reason, Cpuid | Halt | Hypercall | Ipi | Mmio | Msr | PortIo | ReflectedFault);
+        let lock = (tables > 0 || !apart).then_some(LockMode::Exclusive);
         self.stack.resume(cx, what);
-        cx.exit(reason, work, Some(LockMode::Exclusive), kick);
+        cx.exit(reason, work, lock, kick);
     }
 
     /// L1 takes L2's frames away: the leaves of SPT12 over them go, and L2's translations with them.

@@ -94,7 +94,10 @@ impl Regime for InvlpgOnly {
         cx.execute(control);
         let (mut work, mut kick, mut lock) = (Work::default(), VcpuSet::EMPTY, None);
         match control {
-            Control::Cr3(_) => kick = self.load(cx, &mut work).ok_or(Refusal::HostOutOfMemory)?,
+            Control::Cr3(_) => {
+                kick = self.load(cx, &mut work).ok_or(Refusal::HostOutOfMemory)?;
+                lock = (work != Work::default()).then_some(LockMode::Exclusive);
+            }
             Control::Invlpg(gva) => {
                 let _ = self.rooted.tree.forget(cx, *gva, &mut work);
                 lock = Some(LockMode::Exclusive);

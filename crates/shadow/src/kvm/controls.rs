@@ -6,11 +6,10 @@
 //! `kvm_handle_invpcid`, `kvm_invalidate_pcid` in `arch/x86/kvm/x86.c`; `init_vmcb` in `svm/svm.c`; `vmx/vmx.c`.
 
 use memvirt_ops::arch::{Control, Cr3, CrWrite, Invpcid, Pcid, VcpuSet};
-use memvirt_platform::{Cx, ExitReason, Vendor};
+use memvirt_platform::{Cx, ExitReason, LockMode, Vendor};
 
 use super::Kvm;
 use super::config::Kernel;
-use super::fault::Lock;
 use super::roots::Which;
 use super::vcpu::Requests;
 
@@ -21,16 +20,16 @@ impl Kvm {
                 self.emulated_on_svm(cx);
                 self.invalidate_everywhere(cx, gva);
                 self.stats.invlpg += 1;
-                self.finish_exit(cx, ExitReason::Invlpg, Lock::Taken);
+                self.finish_exit(cx, ExitReason::Invlpg);
             }
             Control::Cr3(cr3) => {
                 self.emulated_on_svm(cx);
                 self.load_cr3(cx, cr3);
-                self.finish_exit(cx, ExitReason::Cr3Load, Lock::Taken);
+                self.finish_exit(cx, ExitReason::Cr3Load);
             }
             Control::ReadCr3 => {
                 self.emulated_on_svm(cx);
-                self.finish_exit(cx, ExitReason::CrAccess, Lock::Free);
+                self.finish_exit(cx, ExitReason::CrAccess);
             }
             Control::Cr(CrWrite::TogglePge) => self.toggle_pge(cx),
             Control::Cr(CrWrite::WriteProtect(on)) => {
@@ -39,19 +38,19 @@ impl Kvm {
                     cx.regs_mut().write_protect = on;
                     self.reset_context(cx);
                 }
-                self.finish_exit(cx, ExitReason::CrAccess, Lock::Taken);
+                self.finish_exit(cx, ExitReason::CrAccess);
             }
             Control::Cr(CrWrite::PcidEnable(on)) => {
                 self.emulated_on_svm(cx);
                 self.enable_pcid(cx, on);
-                self.finish_exit(cx, ExitReason::CrAccess, Lock::Taken);
+                self.finish_exit(cx, ExitReason::CrAccess);
             }
             Control::Invpcid(what) => {
                 self.invpcid(cx, what);
-                self.finish_exit(cx, ExitReason::Invpcid, Lock::Taken);
+                self.finish_exit(cx, ExitReason::Invpcid);
             }
-            Control::Ipi(_) | Control::Interrupt => self.finish_exit(cx, ExitReason::Ipi, Lock::Free),
-            Control::Trap(trap) => self.finish_exit(cx, trap.into(), Lock::Free),
+            Control::Ipi(_) | Control::Interrupt => self.finish_exit(cx, ExitReason::Ipi),
+            Control::Trap(trap) => self.finish_exit(cx, trap.into()),
         }
     }
 
@@ -94,12 +93,12 @@ impl Kvm {
     fn toggle_pge(&mut self, cx: &mut Cx<'_>) {
         if self.config.vendor == Vendor::Svm {
             self.emulated_on_svm(cx);
-            self.finish_exit(cx, ExitReason::CrAccess, Lock::Free);
+            self.finish_exit(cx, ExitReason::CrAccess);
         }
         for _ in 0..2 {
             self.emulated_on_svm(cx);
             self.vcpu_mut(cx).requests.make(Requests::FLUSH_GUEST);
-            self.finish_exit(cx, ExitReason::CrAccess, Lock::Taken);
+            self.finish_exit(cx, ExitReason::CrAccess);
         }
     }
 
@@ -137,13 +136,16 @@ impl Kvm {
         }
     }
 
-    /// Ends an exit: serves what is pending, then accounts for everything done since the guest stopped.
-    pub(crate) fn finish_exit(&mut self, cx: &mut Cx<'_>, reason: ExitReason, lock: Lock) {
+    /// Ends an exit: serves what is pending, then accounts for everything done since the guest stopped. The lock was held where
+    /// some part of it asks for it: loading a root, syncing one that reaches unsync pages, letting go of one, INVLPG, a fault that
+    /// comes as far as the tables, an emulated store to one. A CR3 load that finds its root in the vCPU's cache, with nothing to
+    /// sync, takes none (`fast_pgd_switch`, `is_unsync_root`).
+    pub(crate) fn finish_exit(&mut self, cx: &mut Cx<'_>, reason: ExitReason) {
         self.stats.exits += 1;
         self.enter(cx);
         let work = core::mem::take(&mut self.work);
         let kick = core::mem::replace(&mut self.kick, VcpuSet::EMPTY);
-        let lock = (lock == Lock::Taken).then_some(memvirt_platform::LockMode::Exclusive);
+        let lock = core::mem::take(&mut self.locked).then_some(LockMode::Exclusive);
         cx.exit(reason, work, lock, kick);
     }
 }

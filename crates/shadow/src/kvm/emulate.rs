@@ -46,6 +46,7 @@ impl Kvm {
 
     /// A store to a protected table.
     pub(crate) fn emulate_table_write(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
+        self.locked = true;
         let key = (request.ip, request.acc.gva());
         let last = self.vcpu_mut(cx).last_retry.take();
         let repeated = last == Some(key);

@@ -72,7 +72,7 @@ impl Kvm {
             }
             Handled::OutOfMemory => (ExitReason::HiddenFault, Outcome::OutOfMemory),
         };
-        self.finish_exit(cx, reason, Lock::Taken);
+        self.finish_exit(cx, reason);
         outcome
     }
 
@@ -163,6 +163,7 @@ impl Kvm {
         } else {
             self.cache_mmio(cx, fault.gva);
         }
+        self.locked = true;
         self.make_pages_available(cx);
         self.fetch(cx, fault, &walker, max_level, host_writable)
     }
@@ -194,6 +195,7 @@ impl Kvm {
             return FaultIn::Ready { writable: false };
         }
         self.slot.set_zero_page(gfn, false);
+        self.locked = true;
         let dropped = self.zap_rmap(cx, gfn, 1);
         self.flush_if(cx, dropped);
         FaultIn::Retry
@@ -204,15 +206,6 @@ enum FaultIn {
     Ready { writable: bool },
     Retry,
     OutOfMemory,
-}
-
-/// Whether a handler took the MMU lock.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Lock {
-    /// It did.
-    Taken,
-    /// It did not.
-    Free,
 }
 
 /// Entries from a root downwards.

@@ -52,6 +52,7 @@ impl Kvm {
         if !root.is_valid() {
             return;
         }
+        self.locked = true;
         for at in self.shadow_path(cx, root.page, gva).iter() {
             let page = &self.pages[at.page()];
             let (unsync, marked) = (page.unsync, page.unsync_children > 0);

@@ -43,7 +43,9 @@ mod zap;
 
 use memvirt_addr::{Acc, Gfn, Hfn};
 use memvirt_ops::arch::{Control, HostEvent, VcpuSet};
-use memvirt_platform::{Attribution, Cx, Foresight, Horizon, Host, Outcome, Refusal, Regime, Request, TableBytes, Work};
+use memvirt_platform::{
+    Attribution, Cx, Foresight, Horizon, Host, Outcome, Refusal, Regime, Request, TableBytes, Work,
+};
 
 pub use check::Defect;
 pub use config::{Kernel, KvmConfig};
@@ -77,6 +79,8 @@ pub struct Kvm {
     /// What was done since the last exit was accounted for.
     work: Work,
     kick: VcpuSet,
+    /// Whether some of it was done under the MMU lock.
+    locked: bool,
 }
 
 impl Kvm {
@@ -98,6 +102,7 @@ impl Kvm {
             dirty_frames: Vec::new(),
             work: Work::default(),
             kick: VcpuSet::EMPTY,
+            locked: false,
         }
     }
 
@@ -158,7 +163,7 @@ impl Kvm {
 
     fn settle(&mut self, cx: &mut Cx<'_>) {
         cx.out.counters.work += core::mem::take(&mut self.work);
-        self.kick = VcpuSet::EMPTY;
+        (self.kick, self.locked) = (VcpuSet::EMPTY, false);
     }
 }
 

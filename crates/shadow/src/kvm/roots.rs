@@ -19,6 +19,7 @@ impl Kvm {
             self.vcpu_mut(cx).dummy_root = true;
             return;
         }
+        self.locked = true;
         self.make_pages_available(cx);
         let role = self.vcpu(cx).role;
         let page = self.get_page(cx, gfn, role);
@@ -80,6 +81,7 @@ impl Kvm {
     /// Lets go of roots that the vCPU no longer names. (`kvm_mmu_free_roots`)
     pub(crate) fn free_roots(&mut self, cx: &mut Cx<'_>, roots: &[Root]) {
         let mut zapped = Zapped::new();
+        self.locked |= roots.iter().any(|root| root.is_valid());
         for root in roots.iter().filter(|root| root.is_valid()) {
             let page = &mut self.pages[root.page];
             page.root_count -= 1;

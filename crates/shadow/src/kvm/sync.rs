@@ -111,6 +111,7 @@ impl Kvm {
         }
         self.vcpu_mut(cx).mmio = None;
         if self.has_unsync(root.page) {
+            self.locked = true;
             self.sync_children(cx, root.page);
         }
     }

@@ -15,11 +15,13 @@ use memvirt_platform::{
     Attribution, Cx, Foresight, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work,
 };
 
+use memvirt_tlb::KeepGlobal;
+
 use crate::exits::leading_exits;
 use crate::fault::{self, Policy};
 use crate::guest::GuestPage;
 use crate::store::{PageId, ShadowStore};
-use crate::tree::{Identity, Tree, flush_if_freed};
+use crate::tree::{Identity, Tree};
 
 /// Shadow paging as a virtual TLB.
 #[derive(Debug)]
@@ -45,6 +47,15 @@ impl Vtlb {
     #[must_use]
     pub fn audit(&self, host: &Host, map: &MemoryMap) -> Vec<String> {
         self.tree.store.audit(host, map)
+    }
+
+    /// After tables of the vCPU's own were freed, its CPU forgets what leads to them. Nobody else has ever seen them.
+    fn let_go(cx: &mut Cx<'_>, work: &Work) {
+        if work.tables_freed > 0 {
+            let vpid = cx.tag().vpid();
+            cx.cpu().flush_vpid(vpid, KeepGlobal::No);
+            cx.out.counters.tlb_flushes += 1;
+        }
     }
 
     /// Whether the operation flushes everything that the vCPU may use from now on, or changes how tables are read.
@@ -75,7 +86,8 @@ impl Policy for Vtlb {
 
     fn reflected(&mut self, cx: &mut Cx<'_>, request: &Request<'_>, _: &Path<Guest4>, work: &mut Work) -> VcpuSet {
         let _ = self.tree.invalidate(cx, request.acc.gva(), work);
-        flush_if_freed(cx, work)
+        Self::let_go(cx, work);
+        VcpuSet::EMPTY
     }
 
     fn repair(&mut self, cx: &mut Cx<'_>, request: &Request<'_>, page: &GuestPage, mut work: Work) -> Outcome {
@@ -106,8 +118,8 @@ impl Regime for Vtlb {
                 lock = Some(LockMode::Exclusive);
             }
         }
-        let kick = flush_if_freed(cx, &mut work);
-        cx.exit(reason, work, lock, kick);
+        Self::let_go(cx, &work);
+        cx.exit(reason, work, lock, VcpuSet::EMPTY);
         Ok(())
     }
 

@@ -10,3 +10,4 @@ mod patterns;
 mod rules;
 mod structure;
 mod upper;
+mod vcpus;
