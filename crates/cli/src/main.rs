@@ -8,6 +8,7 @@ mod args;
 mod compare;
 mod exits;
 mod failure;
+mod faults;
 mod machines;
 mod model;
 mod models;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Command::Exits(args) => exits::exits(args),
         Command::NestedVirt(args) => nested_virt::nested_virt(args),
         Command::Model { command } => model::model(command),
+        Command::Faults(args) => faults::faults(args),
         Command::Published(args) => published::published(args),
         Command::Workloads(args) => models::workloads(args),
         Command::Machines(args) => machines::machines(args),

@@ -13,6 +13,7 @@ use super::fault::leaf;
 use super::file::FileView;
 use super::memory::Hands;
 use super::mm::page_address;
+use super::shootdown::{Flush, FreedTables};
 use super::{Guest, Halted};
 
 /// The page of code and the page of data that the kernel shows to user mode.
@@ -42,6 +43,8 @@ impl Guest {
         self.replace(hands, id, fresh)?;
         if top != FIRST_STACK_TOP {
             self.move_pages(hands, roots, (FIRST_STACK_TOP - pages, FIRST_STACK_TOP), top - pages)?;
+            // The tables that led to them are freed, and `tlb_finish_mmu` flushes for that once more.
+            self.flush(hands, &Flush::All, FreedTables::Yes)?;
         }
         self.add_area(id, (top - stack, top), Prot::RW, true);
         for segments in [Some(&image.program), image.interpreter.as_ref()].into_iter().flatten() {

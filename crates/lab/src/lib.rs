@@ -4,6 +4,7 @@
 pub mod comparison;
 mod error;
 pub mod exits;
+pub mod faults;
 pub mod experiment;
 pub mod input;
 pub mod nested_virt;

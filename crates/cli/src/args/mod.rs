@@ -61,6 +61,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: crate::model::ModelCommand,
     },
+    /// Page faults and TLB flushes of a program, predicted from its strace and perf texts, beside those its kernel counted
+    Faults(crate::faults::FaultsArgs),
     /// Measurements from the literature beside what memvirt predicts, with the events that make each prediction
     Published(crate::published::PublishedArgs),
     /// List the workloads that are built in, or explain one

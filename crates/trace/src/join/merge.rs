@@ -255,6 +255,7 @@ impl Known {
                 at += u64::from(pages) * PAGE;
             }
         }
+        known.insert(image.vdso.as_u64(), 2 * PAGE, Prot::RX, true);
         let stack = u64::from(image.stack_pages) * PAGE;
         known.insert(image.stack_top.as_u64() - stack, stack, Prot::RW, true);
         known
@@ -360,7 +361,7 @@ impl Known {
     /// Notes a fault: the area's number, and whether a store to it is permitted.
     fn touch(&mut self, fault: &Fault) -> (usize, bool) {
         let (number, writable) =
-            self.at(fault.address).map_or((usize::MAX, true), |(_, prot, _, number)| (number, prot.write));
+            self.at(fault.address).map_or((usize::MAX, false), |(_, prot, _, number)| (number, prot.write));
         self.touched.insert((number, fault.address / PAGE));
         (number, writable)
     }
