@@ -100,7 +100,7 @@ fn command(args: &CommonArgs, head: &[String]) -> String {
     words.extend(args.scale.map(|factor| format!("--scale {factor}")));
     words.extend(args.footprint.map(|bytes| format!("--footprint {bytes}")));
     words.extend(args.measure.words());
-    words.extend(args.switches.words());
+    words.extend(args.switches.overrides().words());
     words.extend(args.check.then(|| "--check".to_owned()));
     words.join(" ")
 }

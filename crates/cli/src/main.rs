@@ -17,6 +17,7 @@ mod output;
 mod progress;
 mod published;
 mod replay;
+mod report;
 mod trace;
 mod walk;
 
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Command::Model { command } => model::model(command),
         Command::Faults(args) => faults::faults(args),
         Command::Published(args) => published::published(args),
+        Command::Report(args) => report::report(args),
         Command::Workloads(args) => models::workloads(args),
         Command::Machines(args) => machines::machines(args),
         Command::Regimes => models::regimes(),

@@ -82,6 +82,39 @@ impl Bytes {
     }
 }
 
+/// Rows of a table that are done. On a terminal only.
+pub(crate) struct Rows(Option<ProgressBar>);
+
+impl Rows {
+    pub(crate) fn new() -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Self(None);
+        }
+        let template = "{bar:30.cyan/blue} {pos} of {len} runs, {elapsed}, {eta} left  {wide_msg}";
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = ProgressBar::new(1).with_style(style);
+        bar.enable_steady_tick(Duration::from_millis(250));
+        Self(Some(bar))
+    }
+
+    /// So many rows of all are done, the last one by this command.
+    pub(crate) fn show(&self, done: usize, total: usize, last: &str) {
+        if let Some(bar) = &self.0 {
+            bar.set_length(total as u64);
+            // Several threads report, not always in turn.
+            bar.set_position(bar.position().max(done as u64));
+            bar.set_message(last.to_owned());
+        }
+    }
+
+    /// Takes the bar away.
+    pub(crate) fn clear(self) {
+        if let Some(bar) = self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 #[expect(clippy::cast_precision_loss, reason = "a speed for people")]
 fn speed(accesses: u64, seconds: f64) -> String {
     format!("{} accesses, {:.1} M/s", memvirt_lab::text::short(accesses), accesses as f64 / seconds / 1e6)

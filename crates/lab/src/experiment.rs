@@ -13,6 +13,7 @@ use crate::comparison::Comparison;
 use crate::error::LabError;
 use crate::input::{Described, Input};
 use crate::switches::Overrides;
+use crate::threads::on_threads;
 
 /// What is to be run.
 #[derive(Clone, Debug)]
@@ -79,18 +80,8 @@ impl Experiment {
         let all = || -> Result<Vec<One>, LabError> {
             self.regimes.par_iter().enumerate().map(|(index, kind)| self.one(index, *kind, observer)).collect()
         };
-        let runs = match self.threads {
-            None => all(),
-            Some(threads) => {
-                // More threads than regimes would find nothing to do, and a great many take minutes to start.
-                let threads = threads.get().min(self.regimes.len());
-                rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .build()
-                    .map_err(|error| LabError::Threads { threads, reason: error.to_string() })?
-                    .install(all)
-            }
-        }?;
+        // More threads than regimes would find nothing to do, and a great many take minutes to start.
+        let runs = on_threads(self.threads, self.regimes.len(), all)??;
         self.collect(runs)
     }
 

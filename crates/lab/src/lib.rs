@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+pub mod claims;
 pub mod comparison;
 mod error;
 pub mod exits;
@@ -14,6 +15,7 @@ pub mod summary;
 pub mod switches;
 mod table;
 pub mod text;
+mod threads;
 pub mod walk;
 pub mod walk_latency;
 

@@ -41,6 +41,29 @@ pub struct Overrides {
 pub const MEMORY_BYTES: std::ops::RangeInclusive<u64> = (64 << 20)..=(2 << 40);
 
 impl Overrides {
+    /// The flags of the command line that ask for the same.
+    #[must_use]
+    pub fn words(&self) -> Vec<String> {
+        let page = |page: PageSize| page.name().to_owned();
+        let on = |switch| if switch { "on" } else { "off" }.to_owned();
+        let flags = [
+            ("--guest-page", self.guest_page.map(page)),
+            ("--host-page", self.host_page.map(page)),
+            ("--direct-map-page", self.direct_map_page.map(page)),
+            ("--kpti", self.kpti.map(on)),
+            ("--pcid", self.pcid.map(on)),
+            ("--tags", self.tags.map(on)),
+            ("--ept-ad", self.ept_ad.map(on)),
+            ("--walk-caches", self.walk_caches.map(on)),
+            ("--host-frames", self.host_frames.map(|order| order.to_string())),
+            ("--table-frames", self.table_frames.map(|tables| tables.to_string())),
+            ("--tick", self.tick_instructions.map(|n| n.to_string())),
+            ("--flush-ceiling", self.flush_ceiling.map(|n| n.to_string())),
+            ("--memory", self.memory_bytes.map(|n| n.to_string())),
+        ];
+        flags.into_iter().filter_map(|(flag, value)| value.map(|value| [flag.to_owned(), value])).flatten().collect()
+    }
+
     /// The guest's switches for `input`.
     #[must_use]
     pub fn guest(&self, input: &Input) -> GuestConfig {

@@ -65,6 +65,8 @@ pub(crate) enum Command {
     Faults(crate::faults::FaultsArgs),
     /// Measurements from the literature beside what memvirt predicts, with the events that make each prediction
     Published(crate::published::PublishedArgs),
+    /// The claims about shadow and nested paging beside what is measured, in one page with figures
+    Report(crate::report::ReportArgs),
     /// List the workloads that are built in, or explain one
     Workloads(ModelArgs),
     /// List the machines that are built in, or explain one: every figure with its unit and source, estimates marked

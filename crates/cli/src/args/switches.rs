@@ -72,26 +72,4 @@ impl SwitchArgs {
             table_frames: self.table_frames,
         }
     }
-
-    /// The flags that were given, as they are written.
-    pub(crate) fn words(&self) -> Vec<String> {
-        let page = |page: PageSize| page.name().to_owned();
-        let on = |switch: OnOff| if switch.is_on() { "on" } else { "off" }.to_owned();
-        let flags = [
-            ("--guest-page", self.guest_page.map(page)),
-            ("--host-page", self.host_page.map(page)),
-            ("--direct-map-page", self.direct_map_page.map(page)),
-            ("--kpti", self.kpti.map(on)),
-            ("--pcid", self.pcid.map(on)),
-            ("--tags", self.tags.map(on)),
-            ("--ept-ad", self.ept_ad.map(on)),
-            ("--walk-caches", self.walk_caches.map(on)),
-            ("--host-frames", self.host_frames.map(|order| order.to_string())),
-            ("--table-frames", self.table_frames.map(|tables| tables.to_string())),
-            ("--tick", self.tick.map(|n| n.to_string())),
-            ("--flush-ceiling", self.flush_ceiling.map(|n| n.to_string())),
-            ("--memory", self.memory.map(|n| n.to_string())),
-        ];
-        flags.into_iter().filter_map(|(flag, value)| value.map(|value| [flag.to_owned(), value])).flatten().collect()
-    }
 }

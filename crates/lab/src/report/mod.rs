@@ -5,6 +5,8 @@
 
 pub(crate) mod chart;
 mod figures;
+mod full;
+mod html;
 mod page;
 pub(crate) mod paint;
 pub(crate) mod xy;
@@ -17,6 +19,7 @@ use crate::comparison::Comparison;
 use crate::error::LabError;
 use crate::table::csv_line;
 pub(crate) use figures::Figure;
+pub use full::write_full_report;
 
 /// Writes the report of `comparison` into the folder `dir`, which is made where it does not exist:
 ///
@@ -42,7 +45,7 @@ pub(crate) fn write_figures(dir: &Path, figures: &[Figure]) -> Result<(), LabErr
     let folder = dir.join("figures");
     fs::create_dir_all(&folder).map_err(|source| failed(&folder, source))?;
     for figure in figures {
-        write(&folder.join(format!("{}.svg", figure.id)), &page::standalone(figure))?;
+        write(&folder.join(format!("{}.svg", figure.id)), &html::standalone(figure))?;
         let mut data = String::new();
         for row in std::iter::once(&figure.header).chain(&figure.rows) {
             // Digits are grouped for people only.

@@ -1,4 +1,4 @@
-//! The page itself: plain HTML with inline figures, tables of their data, and where every price comes from.
+//! The page of one comparison: its figures, everything that was counted, and where every price comes from.
 
 use std::fmt::Write as _;
 
@@ -7,63 +7,25 @@ use memvirt_machine::{Outcome, RunResult};
 use memvirt_platform::ExitReason;
 
 use super::figures::Figure;
-use super::paint::Ink;
+use super::html::{document, escape, figure_block, table};
 use crate::comparison::Comparison;
 use crate::summary::{outcome, reason_name, reasons, summary};
 use crate::text::{bytes, count, short, signed_percent};
 
-const STYLE: &str = include_str!("style.css");
-
-/// Text as HTML.
-pub(crate) fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
-/// Rules that give the drawings' colours their dark counterparts, for everything under `scope`.
-fn inks(scope: &str) -> String {
-    let rule = |ink: Ink| {
-        let (light, dark) = (ink.light(), ink.dark());
-        format!("{scope} [fill=\"{light}\"]{{fill:{dark}}}{scope} [stroke=\"{light}\"]{{stroke:{dark}}}")
-    };
-    Ink::ALL.map(rule).concat()
-}
-
-/// A figure as a file of its own.
-pub(crate) fn standalone(figure: &Figure) -> String {
-    let style = format!(
-        "<style>svg{{background:#FFFFFF}}@media (prefers-color-scheme:dark){{svg{{background:#11161C}}{}}}</style>\n",
-        inks("svg")
-    );
-    let label = format!("<title>{}</title>\n", escape(&figure.title));
-    figure.wide.replacen(">\n", &format!(" role=\"img\">\n{label}{style}"), 1)
-}
-
-/// A drawing within the page.
-fn inline(svg: &str, class: &str, title: &str) -> String {
-    svg.replacen("<svg ", &format!("<svg class=\"{class}\" role=\"img\" aria-label=\"{}\" ", escape(title)), 1)
-}
-
 /// The whole page.
 pub(crate) fn page(comparison: &Comparison, figures: &[Figure]) -> String {
-    let name = escape(comparison.workload.name());
-    let mut page = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{name}: memvirt</title>\n\
-         <style>\n{STYLE}@media screen and (prefers-color-scheme:dark){{{}}}\n</style>\n</head>\n<body>\n<main>\n",
-        inks("figure svg")
-    );
-    page += &head(comparison);
+    let mut page = head(comparison);
     page += &cards(comparison);
     page += &benefits(comparison);
     for figure in figures {
-        page += &figure_section(figure, comparison);
+        let words = if figure.id == "exits" { glossary(comparison) } else { String::new() };
+        page += &figure_block(figure, &format!("{} --out DIR", comparison.command), &words);
     }
     page += &whole_table(comparison);
     page += &account(comparison);
     page += &prices(comparison);
     page += &foot();
-    page + "</main>\n</body>\n</html>\n"
+    document(&format!("{}: memvirt", comparison.workload.name()), &page)
 }
 
 fn head(comparison: &Comparison) -> String {
@@ -135,22 +97,6 @@ fn benefits(comparison: &Comparison) -> String {
     text
 }
 
-fn figure_section(figure: &Figure, comparison: &Comparison) -> String {
-    let id = &figure.id;
-    let more = if id == "exits" { glossary(comparison) } else { String::new() };
-    format!(
-        "<figure id=\"{id}\">\n<h2>{}</h2>\n{}{}<figcaption>{} <span class=\"made\">Made by <code>{} --out DIR</code>; \
-         <a href=\"figures/{id}.svg\">figure</a>, <a href=\"figures/{id}.csv\">data</a>.</span></figcaption>\n{more}\
-         <details><summary>The numbers</summary>{}</details>\n</figure>\n",
-        escape(&figure.title),
-        inline(&figure.wide, "wide", &figure.title),
-        inline(&figure.narrow, "narrow", &figure.title),
-        escape(&figure.caption),
-        escape(&comparison.command),
-        table(&figure.header, figure.rows.iter().map(|row| (row.as_slice(), "")))
-    )
-}
-
 /// What the exits of the page mean.
 fn glossary(comparison: &Comparison) -> String {
     let entries: String = reasons(&comparison.results)
@@ -185,24 +131,6 @@ const fn meaning(reason: ExitReason) -> &'static str {
         ExitReason::Cpuid => "CPUID",
         ExitReason::Halt => "the guest had nothing to do",
     }
-}
-
-/// A table; rows with a class.
-fn table<'a>(header: &[String], rows: impl Iterator<Item = (&'a [String], &'a str)>) -> String {
-    let mut text = String::from("<div class=\"scroll\"><table>\n<thead><tr>");
-    for cell in header {
-        let _ = write!(text, "<th scope=\"col\">{}</th>", escape(cell));
-    }
-    text += "</tr></thead>\n<tbody>\n";
-    for (row, class) in rows {
-        let _ = write!(text, "<tr{}>", if class.is_empty() { String::new() } else { format!(" class=\"{class}\"") });
-        for (i, cell) in row.iter().enumerate() {
-            let cell = escape(cell);
-            text += &if i == 0 { format!("<th scope=\"row\">{cell}</th>") } else { format!("<td>{cell}</td>") };
-        }
-        text += "</tr>\n";
-    }
-    text + "</tbody>\n</table></div>\n"
 }
 
 fn whole_table(comparison: &Comparison) -> String {

@@ -1,0 +1,244 @@
+//! Everything that is measured for the claims.
+
+use std::num::NonZeroUsize;
+
+use memvirt_machine::{MachineSpec, Measure, RegimeKind, RunResult};
+use memvirt_nestedvirt::Arrangement;
+use memvirt_platform::Vendor;
+use memvirt_workload::Workload;
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::machines::{Isolation, WorldSwitches};
+use crate::comparison::Comparison;
+use crate::error::LabError;
+use crate::exits::ExitTable;
+use crate::experiment::Experiment;
+use crate::input::Input;
+use crate::nested_virt::NestedVirtTable;
+use crate::published::{Row, pvm};
+use crate::switches::Overrides;
+use crate::threads::on_threads;
+use crate::walk::{CacheState, GuestPaging, HostLevels, NestedFormat, RecordedWalk, Tables, WalkSpec, record_walk};
+
+/// How much is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Effort {
+    /// Workloads cut to a twentieth of their accesses, but to no fewer than 50,000: the report of a minute.
+    Quick,
+    /// Workloads as their files say.
+    Full,
+}
+
+impl Effort {
+    /// The fraction of a workload that is run.
+    fn scale(self, workload: &Workload) -> f64 {
+        let accesses = workload.facts().accesses.value().max(1);
+        match self {
+            Self::Full => 1.0,
+            Self::Quick => crate::text::fraction(50_000, accesses).clamp(0.05, 1.0),
+        }
+    }
+}
+
+/// What a step of the measuring came to, for a progress bar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// What was finished.
+    pub what: String,
+    /// Steps in all.
+    pub of: usize,
+}
+
+/// Workloads that stand for kinds of programs, in the order of their names.
+pub const WORKLOADS: [&str; 20] = [
+    "b-tree",
+    "churn",
+    "compute",
+    "context-switch-16",
+    "context-switch-96",
+    "database",
+    "exec",
+    "fork",
+    "forkwait",
+    "graph",
+    "gups",
+    "hash-join",
+    "jvm",
+    "kernel-build",
+    "key-value",
+    "page-fault",
+    "stream",
+    "touch-and-free",
+    "web-server",
+    "zipf",
+];
+
+/// The regimes of every workload.
+pub const REGIMES: [RegimeKind; 6] = [
+    RegimeKind::Native,
+    RegimeKind::ShadowWriteProtect,
+    RegimeKind::ShadowLazyFill,
+    RegimeKind::ShadowVtlb,
+    RegimeKind::ShadowKvm61,
+    RegimeKind::NestedEpt,
+];
+
+/// Everything measured.
+#[derive(Debug, Serialize)]
+pub struct Evidence {
+    /// How much was run.
+    pub effort: Effort,
+    /// Which events exit, on the hardware of each vendor.
+    pub exits: Vec<ExitTable>,
+    /// Walks with caches off: four levels natively, and two dimensions with each page size.
+    pub walks: Vec<RecordedWalk>,
+    /// Nested virtualization.
+    pub nested_virt: NestedVirtTable,
+    /// PVM's rows.
+    pub published: Vec<Row>,
+    /// Each workload under [`REGIMES`], with isolation of the kernel's page tables off and on, by workload.
+    pub plain: Vec<Comparison>,
+    /// The same with kernel-page-table isolation.
+    pub kpti: Vec<Comparison>,
+    /// The naive policy under the oracle, and write protection beside it.
+    pub naive: Comparison,
+    /// Guest pages of 2 MiB on host pages of 4 KiB.
+    pub large_guest_pages: Comparison,
+    /// World switches.
+    pub world_switches: WorldSwitches,
+    /// Isolation.
+    pub isolation: [Isolation; 2],
+}
+
+/// One comparison to be made.
+#[derive(Clone)]
+struct Task {
+    workload: &'static str,
+    regimes: Vec<RegimeKind>,
+    overrides: Overrides,
+    check: bool,
+}
+
+impl Task {
+    fn run(&self, effort: Effort, machine: &MachineSpec) -> Result<Comparison, LabError> {
+        let workload = Workload::find(self.workload)?;
+        let scale = effort.scale(&workload);
+        let scaled = if scale < 1.0 { workload.scaled(scale)? } else { workload };
+        let names: Vec<_> = self.regimes.iter().map(|regime| regime.name()).collect();
+        let mut command = format!("memvirt compare --regimes {} --workload {}", names.join(","), self.workload);
+        if scale < 1.0 {
+            command += &format!(" --scale {scale}");
+        }
+        for word in self.overrides.words() {
+            command += " ";
+            command += &word;
+        }
+        if self.check {
+            command += " --check";
+        }
+        let experiment = Experiment {
+            input: Input::Workload(Box::new(scaled)),
+            regimes: self.regimes.clone(),
+            overrides: self.overrides,
+            machine: machine.clone(),
+            seed: 0,
+            measure: Measure::default(),
+            check: self.check,
+            threads: None,
+            command,
+        };
+        Ok(experiment.run(&|_| {})?.comparison)
+    }
+}
+
+impl Evidence {
+    /// Measures everything, spread over rayon's threads; the result does not depend on how many there are. `observer` hears of
+    /// each comparison made, from several threads.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`] where a run cannot be made.
+    pub fn gather(
+        effort: Effort,
+        machine: &MachineSpec,
+        threads: Option<NonZeroUsize>,
+        observer: &(dyn Fn(Done) + Sync),
+    ) -> Result<Self, LabError> {
+        let tasks = tasks().len();
+        on_threads(threads, tasks, || Self::measure(effort, machine, observer))?
+    }
+
+    fn measure(effort: Effort, machine: &MachineSpec, observer: &(dyn Fn(Done) + Sync)) -> Result<Self, LabError> {
+        let tasks = tasks();
+        let of = tasks.len();
+        let run = |task: &Task| {
+            let done = task.run(effort, machine)?;
+            observer(Done { what: task.workload.to_owned(), of });
+            Ok(done)
+        };
+        let mut made = tasks.par_iter().map(run).collect::<Result<Vec<_>, LabError>>()?;
+        let large_guest_pages = made.pop().ok_or(LabError::NoRegime)?;
+        let naive = made.pop().ok_or(LabError::NoRegime)?;
+        let kpti = made.split_off(WORKLOADS.len());
+        Ok(Self {
+            effort,
+            exits: [Vendor::Vmx, Vendor::Svm].into_par_iter().map(ExitTable::measure).collect(),
+            walks: walks()?,
+            nested_virt: NestedVirtTable::measure(&Arrangement::ALL, 2..=5)
+                .ok_or_else(|| LabError::Walk("a nested guest of 2 to 5 levels did not boot".to_owned()))?,
+            published: pvm()?,
+            plain: made,
+            kpti,
+            naive,
+            large_guest_pages,
+            world_switches: WorldSwitches::measure(),
+            isolation: Isolation::measure(),
+        })
+    }
+
+    /// The comparison of a workload without kernel-page-table isolation.
+    #[must_use]
+    pub fn of(&self, workload: &str) -> Option<&Comparison> {
+        self.plain.iter().find(|comparison| comparison.workload.name() == workload)
+    }
+
+    /// Every run of a regime without kernel-page-table isolation.
+    pub(crate) fn runs(&self, regime: RegimeKind) -> impl Iterator<Item = &RunResult> {
+        self.plain.iter().filter_map(move |comparison| result(comparison, regime))
+    }
+}
+
+/// The run of a regime.
+pub(crate) fn result(comparison: &Comparison, regime: RegimeKind) -> Option<&RunResult> {
+    comparison.results.iter().find(|result| result.regime == regime)
+}
+
+/// In the order of the fields of [`Evidence`].
+fn tasks() -> Vec<Task> {
+    let task = |workload, overrides| Task { workload, regimes: REGIMES.to_vec(), overrides, check: false };
+    let plain = Overrides { kpti: Some(false), ..Overrides::default() };
+    let kpti = Overrides { kpti: Some(true), pcid: Some(true), ..Overrides::default() };
+    let mut tasks: Vec<_> = WORKLOADS.iter().map(|workload| task(*workload, plain)).collect();
+    tasks.extend(WORKLOADS.iter().map(|workload| task(*workload, kpti)));
+    let two = vec![RegimeKind::ShadowWriteProtect, RegimeKind::ShadowInvlpgOnly];
+    tasks.push(Task { workload: "fork-and-exit", regimes: two, overrides: plain, check: true });
+    let large = Overrides { guest_page: Some(memvirt_addr::PageSize::Size2M), ..plain };
+    tasks.push(task("zipf", large));
+    tasks
+}
+
+fn walks() -> Result<Vec<RecordedWalk>, LabError> {
+    use memvirt_addr::PageSize::{Size1G, Size2M, Size4K};
+    let native = Tables::Native(GuestPaging::Four);
+    let nested = Tables::Nested { guest: Some(GuestPaging::Four), host: HostLevels::Four, format: NestedFormat::Ept };
+    let mut specs = vec![(native, Size4K, Size4K)];
+    for guest in [Size4K, Size2M, Size1G] {
+        specs.extend([Size4K, Size2M, Size1G].map(|host| (nested, guest, host)));
+    }
+    let walk = |(tables, guest_page, host_page)| {
+        record_walk(&WalkSpec { tables, guest_page, host_page, address: None, caches: CacheState::Off })
+    };
+    specs.into_iter().map(walk).collect()
+}

@@ -1,0 +1,70 @@
+//! The claims of the lecture, each beside what is measured here: holds, holds under a condition, or fails.
+//!
+//! [`Evidence`] is everything that is run and walked for them; [`claims`] reads the verdicts off it and runs nothing. So every
+//! figure of a verdict stands in the evidence, and with it in the report's tables. Source of the claims: the lecture slides
+//! on memory virtualization that published-results row K15 quotes (Intel, about 2006).
+
+mod evidence;
+mod machines;
+mod paging;
+mod work;
+
+use serde::Serialize;
+
+pub(crate) use evidence::result;
+pub use evidence::{Done, Effort, Evidence};
+pub use machines::{Isolation, WorldSwitches};
+pub(crate) use work::ranking as ranking_of;
+
+/// What measuring says of a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It is so.
+    Holds,
+    /// It is so under a condition, which the measured words state.
+    HoldsWhen,
+    /// It is not so.
+    Fails,
+}
+
+impl Verdict {
+    /// In words.
+    #[must_use]
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Holds => "holds",
+            Self::HoldsWhen => "holds when",
+            Self::Fails => "fails",
+        }
+    }
+
+    const fn of(holds: bool) -> Self {
+        if holds { Self::Holds } else { Self::Fails }
+    }
+}
+
+/// One claim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Claim {
+    /// A stable key.
+    pub id: &'static str,
+    /// What is claimed.
+    pub claim: &'static str,
+    /// What memvirt measured, with its conditions.
+    pub measured: String,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The part of the report that shows it: the anchor of a section or figure.
+    pub shown: &'static str,
+    /// The command that reproduces it.
+    pub command: String,
+}
+
+/// Every claim, in the order of the lecture.
+#[must_use]
+pub fn claims(evidence: &Evidence) -> Vec<Claim> {
+    let mut all = paging::claims(evidence);
+    all.extend(work::claims(evidence));
+    all
+}

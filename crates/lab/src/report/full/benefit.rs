@@ -1,0 +1,262 @@
+//! The report's figures over all workloads: benefit, cycles, references, exits, trapped stores, table bytes.
+
+use memvirt_machine::{RegimeKind, RunResult};
+
+use super::Shown;
+use crate::claims::{Evidence, ranking_of, result};
+use crate::comparison::Comparison;
+use crate::error::LabError;
+use crate::report::chart::{Bar, Chart, Panel, Scale, draw};
+use crate::report::figures::Figure;
+use crate::report::paint::Ink;
+use crate::summary::exits_for;
+use crate::text::{bytes, count, fraction, short, signed_percent};
+use memvirt_platform::ExitReason;
+
+const INKS: [Ink; 6] = [Ink::Grey, Ink::Vermillion, Ink::Orange, Ink::Purple, Ink::Blue, Ink::Green];
+
+pub(super) fn figures(evidence: &Evidence) -> Result<Vec<Shown>, LabError> {
+    Ok(vec![
+        benefit("benefit", "Benefit of nested paging by workload", &evidence.plain)?,
+        benefit("benefit-kpti", "The same with kernel-page-table isolation", &evidence.kpti)?,
+        cycles(evidence)?,
+        references(evidence)?,
+        exits(evidence)?,
+        stores(evidence)?,
+        footprint(evidence)?,
+    ])
+}
+
+#[expect(clippy::cast_precision_loss, reason = "lengths of bars")]
+const fn length(n: u64) -> f64 {
+    n as f64
+}
+
+fn shown(
+    id: &str,
+    title: &str,
+    caption: &str,
+    data: Data,
+    chart: &Chart,
+    of: &[Comparison],
+) -> Result<Shown, LabError> {
+    let header = std::iter::once("workload").chain(data.columns).map(str::to_owned).collect();
+    let figure = Figure::new(id, title, caption.to_owned(), (header, data.rows), |shape| draw(chart, shape))?;
+    Ok(Shown { figure, command: of.first().map_or_else(String::new, |one| one.command.clone()) })
+}
+
+struct Data {
+    columns: Vec<&'static str>,
+    rows: Vec<Vec<String>>,
+}
+
+/// Bars of log2(T_shadow / T_nested), so that a doubling is as long either way.
+fn benefit(id: &str, title: &str, comparisons: &[Comparison]) -> Result<Shown, LabError> {
+    let ranking = ranking_of(comparisons);
+    let bar = |name: &str, benefit: f64, wins: bool| {
+        let (ink, times) = if wins { (Ink::Green, 1.0 + benefit) } else { (Ink::Blue, 1.0 / (1.0 + benefit)) };
+        Bar { label: name.to_owned(), parts: vec![(ink, times.log2())], value: signed_percent(benefit) }
+    };
+    let side = |wins: bool| -> Vec<Bar> {
+        let mut bars: Vec<_> =
+            ranking.iter().filter(|(_, b)| (*b >= 0.0) == wins).map(|(name, b)| bar(name, *b, wins)).collect();
+        if wins {
+            bars.reverse();
+        }
+        bars
+    };
+    let panel =
+        |heading: &str, bars: Vec<Bar>| (!bars.is_empty()).then(|| Panel { heading: Some(heading.to_owned()), bars });
+    let panels = [panel("nested paging wins", side(true)), panel("shadow paging wins", side(false))];
+    let chart = Chart {
+        axis: "how many times as fast, each step a doubling",
+        scale: Scale::Decimal,
+        tick: |x| format!("{}x", short(whole(x.exp2()))),
+        legend: vec![(Ink::Green, "nested paging is faster"), (Ink::Blue, "KVM's shadow paging is faster")],
+        panels: panels.into_iter().flatten().collect(),
+        marks: Vec::new(),
+    };
+    let data = Data {
+        columns: vec!["benefit of nested over shadow:kvm"],
+        rows: ranking.iter().map(|(name, b)| vec![(*name).to_owned(), signed_percent(*b)]).collect(),
+    };
+    let caption = "Workloads from the one that nested paging speeds up most to the one where shadow paging wins most. Benefit is \
+                   T_shadow / T_nested - 1.";
+    shown(id, title, caption, data, &chart, comparisons)
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "ticks are small, not negative")]
+const fn whole(x: f64) -> u64 {
+    x.round() as u64
+}
+
+fn regimes(evidence: &Evidence) -> Vec<RegimeKind> {
+    evidence.plain.first().map_or_else(Vec::new, |one| one.results.iter().map(|run| run.regime).collect())
+}
+
+/// One panel for each workload, a bar for each regime.
+fn grouped(
+    evidence: &Evidence,
+    regimes: &[RegimeKind],
+    parts: impl Fn(&RunResult, &RunResult, usize) -> (Vec<(Ink, f64)>, String),
+) -> (Vec<Panel>, Vec<Vec<String>>) {
+    let (mut panels, mut rows) = (Vec::new(), Vec::new());
+    for comparison in &evidence.plain {
+        let Some(native) = result(comparison, RegimeKind::Native) else { continue };
+        let runs: Vec<_> = regimes.iter().filter_map(|regime| result(comparison, *regime)).collect();
+        let bars: Vec<_> = runs
+            .iter()
+            .enumerate()
+            .map(|(i, run)| {
+                let (parts, value) = parts(run, native, i);
+                Bar { label: run.regime.name().to_owned(), parts, value }
+            })
+            .collect();
+        let name = comparison.workload.name().to_owned();
+        rows.push(std::iter::once(name.clone()).chain(bars.iter().map(|bar| bar.value.clone())).collect());
+        panels.push(Panel { heading: Some(name), bars });
+    }
+    (panels, rows)
+}
+
+fn names(regimes: &[RegimeKind]) -> Vec<&'static str> {
+    regimes.iter().map(|regime| regime.name()).collect()
+}
+
+fn cycles(evidence: &Evidence) -> Result<Shown, LabError> {
+    let regimes: Vec<_> =
+        regimes(evidence).into_iter().filter(|r| matches!(r.name(), "shadow:kvm" | "nested")).collect();
+    let inks = [Ink::Blue, Ink::Green, Ink::Vermillion];
+    let (panels, rows) = grouped(evidence, &regimes, |run, native, _| {
+        let of = |cycles| fraction(cycles, native.cycles.total.max(1));
+        let times = of(run.cycles.total);
+        // Shares of a bar whose length is the logarithm of the whole.
+        let long = (1.0 + times).log2();
+        let share = |cycles| long * fraction(cycles, run.cycles.total.max(1));
+        let parts = [run.cycles.base, run.cycles.translation, run.cycles.exits];
+        (inks.into_iter().zip(parts.map(share)).collect(), format!("{times:.2}x native"))
+    });
+    let chart = Chart {
+        axis: "the native run's time, a logarithmic length; colours are shares of it",
+        scale: Scale::Decimal,
+        tick: |x| format!("{}x", short(whole(x.exp2() - 1.0))),
+        legend: vec![(inks[0], "base"), (inks[1], "translation"), (inks[2], "exits")],
+        panels,
+        marks: vec![(1.0, "native")],
+    };
+    let data = Data { columns: names(&regimes), rows };
+    let caption = "Run time in times of the native run, split into the guest's own work, TLB misses and walks, exits and their \
+                   handling.";
+    shown("cycles", "Where the cycles go", caption, data, &chart, &evidence.plain)
+}
+
+fn references(evidence: &Evidence) -> Result<Shown, LabError> {
+    let regimes: Vec<_> =
+        regimes(evidence).into_iter().filter(|r| matches!(r.name(), "native" | "shadow:kvm" | "nested")).collect();
+    let (panels, rows) = grouped(evidence, &regimes, |run, _, _| {
+        let refs = |n| fraction(n, run.walks.max(1));
+        let parts = vec![
+            (Ink::Blue, refs(run.walk_refs.guest)),
+            (Ink::Green, refs(run.walk_refs.shadow)),
+            (Ink::Vermillion, refs(run.walk_refs.host)),
+        ];
+        (parts, format!("{:.2}", run.refs_per_walk()))
+    });
+    let chart = Chart {
+        axis: "memory references for each walk, walk caches off",
+        scale: Scale::Decimal,
+        tick: |x| short(whole(x)),
+        legend: vec![(Ink::Blue, "guest tables"), (Ink::Green, "shadow tables"), (Ink::Vermillion, "nested tables")],
+        panels,
+        marks: vec![(4.0, "4"), (24.0, "24")],
+    };
+    let data = Data { columns: names(&regimes), rows };
+    let caption = "References of the average hardware walk. Walks that end at a missing entry are shorter than those that find one.";
+    shown("references", "Walk references by workload", caption, data, &chart, &evidence.plain)
+}
+
+fn exits(evidence: &Evidence) -> Result<Shown, LabError> {
+    let regimes: Vec<_> = regimes(evidence).into_iter().filter(|r| r.name() != "native").collect();
+    let (panels, rows) = grouped(evidence, &regimes, |run, _, i| {
+        let exits = run.total_exits();
+        (vec![(INKS[(i + 1) % INKS.len()], length(exits + 1).log10())], count(exits))
+    });
+    let chart = Chart {
+        axis: "VM exits of the whole run, a logarithmic length",
+        scale: Scale::Decimal,
+        tick: |x| short(whole(10f64.powf(x))),
+        legend: Vec::new(),
+        panels,
+        marks: Vec::new(),
+    };
+    let data = Data { columns: names(&regimes), rows };
+    let caption = "How often the guest stopped and the hypervisor ran, by workload and regime.";
+    shown("exits", "VM exits by workload", caption, data, &chart, &evidence.plain)
+}
+
+fn stores(evidence: &Evidence) -> Result<Shown, LabError> {
+    let regimes: Vec<_> = regimes(evidence).into_iter().filter(|r| r.name() != "native").collect();
+    let (mut panels, mut rows) = (Vec::new(), Vec::new());
+    for comparison in &evidence.plain {
+        let of = |regime: &RegimeKind| {
+            let run = result(comparison, *regime)?;
+            Some((run, fraction(exits_for(run, ExitReason::TableWrite), run.guest.table_stores)))
+        };
+        let found: Vec<_> = regimes.iter().filter_map(of).collect();
+        let name = comparison.workload.name().to_owned();
+        let bar = |(run, each): &(&RunResult, f64)| Bar {
+            label: run.regime.name().to_owned(),
+            parts: vec![(Ink::Vermillion, *each)],
+            value: format!("{each:.3}"),
+        };
+        rows.push(std::iter::once(name.clone()).chain(found.iter().map(|(_, each)| format!("{each:.3}"))).collect());
+        let trapping = |pair: &&(&RunResult, f64)| {
+            pair.0.regime.name().ends_with("protect") || pair.0.regime.name().ends_with("kvm")
+        };
+        panels.push(Panel { heading: Some(name), bars: found.iter().filter(trapping).map(bar).collect() });
+    }
+    let chart = Chart {
+        axis: "trapped stores for each store to a guest table",
+        scale: Scale::Decimal,
+        tick: |x| format!("{x:.1}"),
+        legend: Vec::new(),
+        panels,
+        marks: Vec::new(),
+    };
+    let data = Data { columns: names(&regimes), rows };
+    let caption = "What write protection costs, and what going out of sync saves. Policies without write protection and nested paging \
+                   trap no store.";
+    shown("stores", "Trapped stores to guest tables", caption, data, &chart, &evidence.plain)
+}
+
+fn footprint(evidence: &Evidence) -> Result<Shown, LabError> {
+    let regimes: Vec<_> =
+        regimes(evidence).into_iter().filter(|r| matches!(r.name(), "shadow:kvm" | "nested")).collect();
+    let (panels, rows) = grouped(evidence, &regimes, |run, _, _| {
+        let tables = run.table_bytes;
+        let parts = vec![
+            (Ink::Blue, length(tables.guest)),
+            (Ink::Green, length(tables.shadow)),
+            (Ink::Vermillion, length(tables.nested)),
+            (Ink::Grey, length(tables.metadata)),
+        ];
+        (parts, bytes(tables.total))
+    });
+    let chart = Chart {
+        axis: "bytes of tables at the end of the run",
+        scale: Scale::Binary,
+        tick: |x| bytes(whole(x)),
+        legend: vec![
+            (Ink::Blue, "guest tables"),
+            (Ink::Green, "shadow tables"),
+            (Ink::Vermillion, "nested tables"),
+            (Ink::Grey, "hypervisor's records"),
+        ],
+        panels,
+        marks: Vec::new(),
+    };
+    let data = Data { columns: names(&regimes), rows };
+    let caption =
+        "Bytes of tables of each kind; records are what KVM keeps beside shadow pages, its reverse map first of all.";
+    shown("footprint", "Memory for tables by workload", caption, data, &chart, &evidence.plain)
+}
