@@ -49,7 +49,7 @@ impl Kvm {
             self.pages[mmu.root.page].table,
             &regs,
             ahead,
-            mem,
+            |at| mem.read(at),
             |i, leaf| {
                 // Reserved bits would lie within the frame's number.
                 if leaf.frame.base().as_u64() & Spte::RESERVED == 0 {
