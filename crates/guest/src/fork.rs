@@ -12,6 +12,7 @@ use memvirt_pagetable::{Attrs, Guest4, Teardown};
 use memvirt_platform::{Ledger, Platform};
 
 use super::area::Area;
+use super::layout::Site;
 use super::memory::Hands;
 use super::process::{Process, Roots, USER_END};
 use super::{Guest, Halted, LazySwitch};
@@ -81,8 +82,8 @@ impl Guest {
         (me.current, me.parent_on_cpu) = (Some(child), true);
     }
 
-    /// A child that is forked while nobody runs: the kernel makes it, with an empty address space, as it does for its own
-    /// helpers (`call_usermodehelper`).
+    /// A child that is forked while nobody runs, or that nobody forks: the kernel makes it, with an empty address space, as it
+    /// does for its own helpers (`call_usermodehelper`).
     pub(crate) fn orphan(
         &mut self,
         child: ProcessId,
@@ -94,7 +95,11 @@ impl Guest {
             return Ok(());
         }
         self.me_mut().stats.forks += 1;
-        let process = self.with_hands(platform, ledger, |guest, hands| guest.new_process(hands))?;
+        let process = if self.current().is_some() {
+            self.kernel(Site::Interrupt, platform, ledger, |guest, hands| guest.new_process(hands))?
+        } else {
+            self.with_hands(platform, ledger, |guest, hands| guest.new_process(hands))?
+        };
         self.processes.insert(child, process);
         Ok(())
     }

@@ -96,8 +96,11 @@ impl Guest {
         process.generation += 1;
         let root = process.roots.root;
         let targets = self.holders(root, freed);
-        let sent = self.notify(hands, &targets)?;
         hands.stats.flushes += 1;
+        if targets.is_empty() {
+            return self.flush_here(hands, what);
+        }
+        let sent = self.notify(hands, &targets)?;
         self.flush_here(hands, what)?;
         self.wait_for(hands, (Cause::Flush, sent), &targets, |guest, hands| guest.flush_there(hands, what))
     }
@@ -111,6 +114,9 @@ impl Guest {
         here: impl FnOnce(&mut Self, &mut Hands<'_>) -> Result<(), Halted>,
     ) -> Result<(), Halted> {
         let targets = self.holders(gone, FreedTables::Yes);
+        if targets.is_empty() {
+            return here(self, hands);
+        }
         let sent = self.notify(hands, &targets)?;
         here(self, hands)?;
         self.wait_for(hands, (Cause::Flush, sent), &targets, |guest, hands| guest.flush_there(hands, &Flush::All))
@@ -119,6 +125,9 @@ impl Guest {
     /// Ends the threads of a process on other CPUs: these idle then, on the address space that they have.
     pub(crate) fn end_threads(&mut self, hands: &mut Hands<'_>, id: ProcessId) -> Result<(), Halted> {
         let targets = self.others(|cpu| cpu.current == Some(id));
+        if targets.is_empty() {
+            return Ok(());
+        }
         let sent = self.notify(hands, &targets)?;
         self.wait_for(hands, (Cause::EndThreads, sent), &targets, |guest, _| {
             let me = guest.me_mut();
@@ -157,11 +166,8 @@ impl Guest {
         (0..self.cpus.len()).filter(|i| *i != self.on && which(&self.cpus[*i])).collect()
     }
 
-    /// Sends the interrupt, where there is anybody to interrupt.
+    /// Sends the interrupt; how far the sender has come then.
     fn notify(&self, hands: &mut Hands<'_>, targets: &[usize]) -> Result<Mark, Halted> {
-        if targets.is_empty() {
-            return Ok(Mark::default());
-        }
         let vcpus = targets.iter().fold(VcpuSet::EMPTY, |set, cpu| set.with(self.cpus[*cpu].vcpu));
         hands.stats.shootdowns += 1;
         hands.control(Control::Ipi(vcpus))?;
@@ -176,9 +182,6 @@ impl Guest {
         targets: &[usize],
         act: impl Fn(&mut Self, &mut Hands<'_>) -> Result<(), Halted>,
     ) -> Result<(), Halted> {
-        if targets.is_empty() {
-            return Ok(());
-        }
         let (sender, waits) = (self.on, hands.mark());
         let mut done = Vec::with_capacity(targets.len());
         for cpu in targets {

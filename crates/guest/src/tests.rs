@@ -18,10 +18,10 @@ const MEMORY: u64 = 256 << 20;
 const PAGES: u64 = 1024;
 const BASE: u64 = 0x4000_0000;
 
-fn machine() -> Engine<Native> {
+fn machine(vcpus: u16) -> Engine<Native> {
     let frames = MEMORY / 4096;
-    let vm = VmSpec { map: MemoryMap::identity(frames), vcpus: 1 };
-    Engine::new(Host::new(frames), 1, &Geometry::default(), Tags::On, vec![(vm, Native)])
+    let vm = VmSpec { map: MemoryMap::identity(frames), vcpus };
+    Engine::new(Host::new(frames), usize::from(vcpus), &Geometry::default(), Tags::On, vec![(vm, Native)])
 }
 
 fn range(start: u64, pages: u64) -> Range {
@@ -76,6 +76,10 @@ enum Step {
     Vfork,
     /// Switches to the process with this number, where it lives.
     Switch(u32),
+    /// Makes a process with the next free number that nobody forked.
+    Spawn,
+    /// Leaves the CPU to nobody.
+    Idle,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -132,6 +136,7 @@ fn account(guest: &Guest, machine: &mut Engine<Native>) {
         tables += tree.count().all_tables() - (kernel_tables - 1);
         tables += u64::from(process.roots.user_root.is_some());
         show(process.kernel_stack, PageSize::Size4K);
+        process.thread_stacks.values().for_each(|stack| show(*stack, PageSize::Size4K));
         for (frame, size) in process.hidden.values().filter(|(frame, _)| *frame != guest.zero_page) {
             show(*frame, *size);
         }
@@ -146,11 +151,27 @@ fn account(guest: &Guest, machine: &mut Engine<Native>) {
     assert_eq!(guest.frames.tables(), tables, "table frames in use");
 }
 
-fn live(config: GuestConfig, steps: &[Step]) {
-    let (mut machine, mut ledger) = (machine(), Ledger::sums());
-    let mut guest = Guest::boot(config, VmId::FIRST, VcpuId::FIRST, &mut machine, &mut ledger).unwrap();
+/// Every CPU is on the tables of what it runs, or of nobody who is gone.
+fn loaded(guest: &Guest) {
+    for cpu in &guest.cpus {
+        match cpu.current.map(|id| guest.processes.get(&id)) {
+            Some(Some(process)) => assert_eq!(cpu.loaded, process.roots.root),
+            Some(None) => panic!("{:?} does not live", cpu.current),
+            None => {
+                let mut spaces = guest.processes.values().chain(&guest.doomed);
+                let lives = spaces.any(|process| process.roots.root == cpu.loaded);
+                assert!(lives || cpu.loaded == guest.kernel_root, "{:?} is nobody's root", cpu.loaded);
+            }
+        }
+    }
+}
+
+fn live(config: GuestConfig, cpus: u16, steps: &[(usize, Step)]) {
+    let (mut machine, mut ledger) = (machine(cpus), Ledger::sums());
+    let vcpus: Vec<VcpuId> = (0..cpus).map(VcpuId).collect();
+    let mut guest = Guest::boot_on(config, VmId::FIRST, &vcpus, &mut machine, &mut ledger).unwrap();
     let mut next = 1;
-    for step in steps {
+    for (cpu, step) in steps {
         let mut batch = Batch { instructions: 1, ..Batch::default() };
         match step {
             Step::Touch(page, kind) => batch.run.push(Acc::user(Gva::new(BASE + page * 4096), *kind)),
@@ -164,10 +185,32 @@ fn live(config: GuestConfig, steps: &[Step]) {
                 next += 1;
             }
             Step::Switch(to) => batch.then = Some(Op::Switch { to: ProcessId(*to) }),
+            Step::Spawn => {
+                guest.spawn_on(*cpu, ProcessId(next), &mut machine, &mut ledger).unwrap();
+                next += 1;
+            }
+            Step::Idle => guest.idle_on(*cpu, &mut machine, &mut ledger).unwrap(),
         }
-        guest.batch(&batch, &mut machine, &mut ledger).unwrap();
+        guest.batch_on(*cpu, &batch, &mut machine, &mut ledger).unwrap();
         account(&guest, &mut machine);
+        loaded(&guest);
     }
+}
+
+fn alone(steps: Vec<Step>) -> Vec<(usize, Step)> {
+    steps.into_iter().map(|step| (0, step)).collect()
+}
+
+/// Steps on three CPUs.
+fn together() -> impl Strategy<Value = Vec<(usize, Step)>> {
+    let more = prop_oneof![Just(Step::Spawn), Just(Step::Idle), (0u32..6).prop_map(Step::Switch)];
+    let more = prop::collection::vec((0usize..200, more), 0..30);
+    (steps(), more, prop::collection::vec(0usize..3, 150)).prop_map(|(mut steps, more, cpus)| {
+        for (at, step) in more {
+            steps.insert(at % (steps.len() + 1), step);
+        }
+        cpus.into_iter().zip(steps).collect()
+    })
 }
 
 proptest! {
@@ -176,7 +219,7 @@ proptest! {
     #[test]
     fn every_frame_is_accounted_for(steps in steps(), kpti: bool, pcid: bool, large: bool) {
         let guest_page = if large { PageSize::Size2M } else { PageSize::Size4K };
-        live(GuestConfig { memory_bytes: MEMORY, kpti, pcid, guest_page, ..GuestConfig::default() }, &steps);
+        live(GuestConfig { memory_bytes: MEMORY, kpti, pcid, guest_page, ..GuestConfig::default() }, 1, &alone(steps));
     }
 
     #[test]
@@ -184,6 +227,17 @@ proptest! {
         let background = if work { (3, 2048, 100) } else { (0, 0, 0) };
         let (tick_instructions, collapse_scan_pages, aging_pages) = background;
         let (memory_bytes, linux) = (MEMORY, GuestConfig::linux());
-        live(GuestConfig { memory_bytes, kpti, pcid, tick_instructions, collapse_scan_pages, aging_pages, ..linux }, &steps);
+        live(GuestConfig { memory_bytes, kpti, pcid, tick_instructions, collapse_scan_pages, aging_pages, ..linux }, 1, &alone(steps));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn every_frame_is_accounted_for_on_three_cpus(steps in together(), kpti: bool, pcid: bool, large: bool, linux: bool) {
+        let guest_page = if large { PageSize::Size2M } else { PageSize::Size4K };
+        let like = if linux { GuestConfig::linux() } else { GuestConfig::default() };
+        live(GuestConfig { memory_bytes: MEMORY, kpti, pcid, guest_page, ..like }, 3, &steps);
     }
 }
