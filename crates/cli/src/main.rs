@@ -18,6 +18,7 @@ mod progress;
 mod published;
 mod replay;
 mod report;
+mod scale;
 mod trace;
 mod walk;
 
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Command::Model { command } => model::model(command),
         Command::Faults(args) => faults::faults(args),
         Command::Published(args) => published::published(args),
+        Command::Scale(args) => scale::scale(args),
         Command::Report(args) => report::report(args),
         Command::Workloads(args) => models::workloads(args),
         Command::Machines(args) => machines::machines(args),

@@ -55,4 +55,7 @@ pub enum LabError {
     /// A walk was asked for that no machine makes.
     #[error("{0}")]
     Walk(String),
+    /// A scaling run was asked for that cannot be made.
+    #[error("{0}")]
+    Scale(String),
 }

@@ -11,6 +11,7 @@ pub mod input;
 pub mod nested_virt;
 pub mod published;
 mod rates;
+pub mod scale;
 pub mod summary;
 pub mod switches;
 mod table;

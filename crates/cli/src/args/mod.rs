@@ -14,7 +14,8 @@ use memvirt_replay::Under;
 use memvirt_shadow::kvm::Kernel;
 
 pub(crate) use run::{CommonArgs, CompareArgs, RunArgs};
-pub(crate) use values::{Format, OnOff, TreeFormat};
+pub(crate) use switches::SwitchArgs;
+pub(crate) use values::{Format, OnOff, TreeFormat, size};
 pub(crate) use walk::{Caches, Guest, HostDepth, Nested, WalkArgs, WalkFormat, WalkRegime};
 
 /// The laboratory for memory virtualization.
@@ -56,6 +57,8 @@ pub(crate) enum Command {
     Exits(ExitsArgs),
     /// One page fault of a nested guest, step by step: world switches and L0 exits beside the published ones
     NestedVirt(crate::nested_virt::NestedVirtArgs),
+    /// One workload on 1, 2, 4, ... vCPUs in simulated time: throughput, benefit, what vCPUs wait for, beside models
+    Scale(crate::scale::ScaleArgs),
     /// Cost models: formulas with units, built in or your own
     Model {
         #[command(subcommand)]

@@ -53,7 +53,7 @@ pub(super) fn tick(text: &str) -> Result<u64, &'static str> {
 }
 
 /// A size in bytes with a binary unit.
-pub(super) fn size(text: &str) -> Result<u64, &'static str> {
+pub(crate) fn size(text: &str) -> Result<u64, &'static str> {
     bytes(text).ok_or("expected a size, as in 512MiB or 128GiB")
 }
 

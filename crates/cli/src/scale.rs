@@ -1,0 +1,283 @@
+//! `memvirt scale`: one workload on 1, 2, 4, ... vCPUs, in simulated time, beside what models say that were fed from one.
+
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum, value_parser};
+use memvirt_lab::scale::{
+    INTERRUPT, Interrupts, Latencies, PUBLISHED, Point, QUANTUM, SLICE, ScalePlan, ScaleTable, Sharing, latencies,
+};
+use memvirt_lab::text::{count, signed_percent};
+use memvirt_machine::{MachineSpec, RegimeKind};
+use memvirt_workload::Workload;
+
+use crate::args::SwitchArgs;
+use crate::failure::{Status, warn};
+use crate::output::{print, render, table};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each vCPU runs an instance of the workload of its own (--tenants), or all are threads of one process (--threads), whose flushes
+interrupt each other. Time is simulated: vCPUs are ordered by their clocks, the MMU lock is a queue, interrupts and kicks are waited
+for. Throughput is accesses by processes in a vCPU's own time; `vs one` is relative to one vCPU. `MVA` is the same from mean-value
+analysis of vCPUs and one lock, fed from the run with one vCPU alone, `USL` the law of scalability fitted to all points.
+
+Examples:
+  memvirt scale --workload touch-and-free --vcpus 1,2,4,8,16,32,64
+  memvirt scale --workload churn --threads --regimes native,shadow:kvm,nested
+  memvirt scale --workload touch-and-free --vcpus 4 --vms 4 --physical-cpus 8 --regimes shadow:kvm,nested --tags off
+  memvirt scale --workload churn --vcpus 64 --processes 1024 --quantum 200000 --format json --out report
+
+docs/scaling.md says what is modelled and what was measured.")]
+pub(crate) struct ScaleArgs {
+    /// A built-in workload, or a workload file (a path with a `/` or ending in `.toml`)
+    #[arg(long, value_name = "NAME|FILE")]
+    workload: OsString,
+    /// Numbers of vCPUs, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "LIST", default_value = "1,2,4,8,16,32,64")]
+    vcpus: Vec<u16>,
+    /// Regimes, separated by commas; `memvirt regimes` lists them
+    #[arg(long, value_delimiter = ',', value_name = "LIST", default_value = "native,shadow:kvm,shadow:write-protect,nested")]
+    regimes: Vec<RegimeKind>,
+    /// vCPUs are threads of one process and do the workload's work in areas of their own
+    #[arg(long = "threads", conflicts_with = "tenants")]
+    sharing_threads: bool,
+    /// vCPUs have processes of their own (the default)
+    #[arg(long)]
+    tenants: bool,
+    /// Virtual machines, each with so many vCPUs
+    #[arg(long, value_name = "M", default_value_t = 1)]
+    vms: u16,
+    /// Physical CPUs [default: one for each vCPU]
+    #[arg(long, value_name = "P")]
+    physical_cpus: Option<u16>,
+    /// Instances of the workload in each virtual machine, dealt out to its vCPUs [default: one for each vCPU]
+    #[arg(long, value_name = "N")]
+    processes: Option<u32>,
+    /// Instructions that an instance runs before the next one on its vCPU does
+    #[arg(long, value_name = "INSTRUCTIONS", default_value_t = QUANTUM, value_parser = value_parser!(u64).range(1000..))]
+    quantum: u64,
+    /// Make each instance's run so many times as long: 0.1 for a tenth
+    #[arg(long, value_name = "FACTOR")]
+    scale: Option<f64>,
+    /// The size of each instance's area, as in 512MiB [default: what the workload's file says]
+    #[arg(long, value_name = "SIZE", value_parser = crate::args::size)]
+    footprint: Option<u64>,
+    /// The seed of the generators
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// The machine that prices: a built-in one, or a machine file
+    #[arg(long, value_name = "NAME|FILE", default_value = MachineSpec::DEFAULT, help_heading = "Times")]
+    machine: OsString,
+    /// Interrupts between vCPUs: sending and receiving exit, only sending does, or hardware delivers them
+    #[arg(long, value_enum, default_value_t = InterruptsArg::Exiting, help_heading = "Times")]
+    interrupts: InterruptsArg,
+    /// Cycles from sending an interrupt to its arrival
+    #[arg(long, value_name = "CYCLES", default_value_t = INTERRUPT, help_heading = "Times")]
+    interrupt_cycles: u64,
+    /// Cycles of a world switch, where vCPUs share physical CPUs [default: two round trips and a context switch]
+    #[arg(long, value_name = "CYCLES", help_heading = "Times")]
+    world_switch_cycles: Option<u64>,
+    /// Cycles that a vCPU has its physical CPU for
+    #[arg(long, value_name = "CYCLES", default_value_t = SLICE, help_heading = "Times")]
+    slice: u64,
+
+    /// Let an oracle watch every access; a translation that no hardware could give makes the exit status 1
+    #[arg(long)]
+    check: bool,
+    /// Threads of the laboratory itself; the results do not depend on them [default: one per processor]
+    #[arg(long, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = ScaleFormat::Table, help_heading = "Output")]
+    format: ScaleFormat,
+    /// Also write scale.json, scale.csv and figures into this folder
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    switches: SwitchArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum InterruptsArg {
+    /// Sending one exits, and receiving one
+    Exiting,
+    /// Sending one exits; it is posted to the receiver
+    Posted,
+    /// Neither exits
+    Virtualized,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ScaleFormat {
+    /// For people
+    Table,
+    /// For programs: everything
+    Json,
+    /// A row per regime and number of vCPUs
+    Csv,
+}
+
+pub(crate) fn scale(args: &ScaleArgs) -> anyhow::Result<Status> {
+    let plan = plan(args)?;
+    let done = plan.run()?;
+    print(&match args.format {
+        ScaleFormat::Json => serde_json::to_string_pretty(&done)? + "\n",
+        ScaleFormat::Csv => done.to_csv(),
+        ScaleFormat::Table => people(&done),
+    })?;
+    if let Some(dir) = &args.out {
+        done.write_to(dir)?;
+        let place = format!("written to {}\n", dir.display());
+        if args.format == ScaleFormat::Table { print(&place)? } else { warn(place.trim_end()) }
+    }
+    Ok(if done.broken() == 0 { Status::Fine } else { Status::CheckFailed })
+}
+
+fn plan(args: &ScaleArgs) -> anyhow::Result<ScalePlan> {
+    let machine = MachineSpec::load(&args.machine)?;
+    let mut workload = Workload::resolve(&args.workload)?;
+    if let Some(factor) = args.scale {
+        workload = workload.scaled(factor)?;
+    }
+    if let Some(bytes) = args.footprint {
+        workload = workload.with_footprint(bytes)?;
+    }
+    let usual = latencies(&machine);
+    let world_switch = args.world_switch_cycles.unwrap_or(usual.world_switch);
+    let latencies = Latencies { interrupt: args.interrupt_cycles, world_switch, ..usual };
+    Ok(ScalePlan {
+        workload,
+        regimes: args.regimes.clone(),
+        vcpus: args.vcpus.clone(),
+        sharing: if args.sharing_threads { Sharing::Threads } else { Sharing::Tenants },
+        vms: args.vms,
+        physical_cpus: args.physical_cpus,
+        processes: args.processes,
+        quantum: args.quantum,
+        latencies: Some(latencies),
+        slice: args.slice,
+        interrupts: match args.interrupts {
+            InterruptsArg::Exiting => Interrupts::Exiting,
+            InterruptsArg::Posted => Interrupts::Posted,
+            InterruptsArg::Virtualized => Interrupts::Virtualized,
+        },
+        overrides: args.switches.overrides(),
+        machine,
+        seed: args.seed,
+        check: args.check,
+        threads: args.jobs,
+        command: command(args).context("the command line is no text")?,
+    })
+}
+
+/// The command that makes the same results: without what they do not depend on, and without absolute folders.
+fn command(args: &ScaleArgs) -> Option<String> {
+    let name = |path: &OsString| {
+        let path = Path::new(path);
+        if path.is_absolute() { path.file_name()?.to_str() } else { path.to_str() }.map(str::to_owned)
+    };
+    let list = |items: Vec<String>| items.join(",");
+    let mut words = vec!["memvirt scale --workload".to_owned(), name(&args.workload)?, "--vcpus".to_owned()];
+    words.push(list(args.vcpus.iter().map(u16::to_string).collect()));
+    words.extend(["--regimes".to_owned(), list(args.regimes.iter().map(RegimeKind::to_string).collect())]);
+    words.extend(args.sharing_threads.then(|| "--threads".to_owned()));
+    let mut flag = |given: bool, flag: &str, value: String| {
+        if given {
+            words.push(format!("{flag} {value}"));
+        }
+    };
+    flag(args.vms != 1, "--vms", args.vms.to_string());
+    let optional = [
+        ("--physical-cpus", args.physical_cpus.map(|n| n.to_string())),
+        ("--processes", args.processes.map(|n| n.to_string())),
+        ("--scale", args.scale.map(|n| n.to_string())),
+        ("--footprint", args.footprint.map(|n| n.to_string())),
+        ("--world-switch-cycles", args.world_switch_cycles.map(|n| n.to_string())),
+    ];
+    for (name, value) in optional {
+        flag(value.is_some(), name, value.unwrap_or_default());
+    }
+    flag(args.quantum != QUANTUM, "--quantum", args.quantum.to_string());
+    flag(args.slice != SLICE, "--slice", args.slice.to_string());
+    flag(args.interrupt_cycles != INTERRUPT, "--interrupt-cycles", args.interrupt_cycles.to_string());
+    let interrupts = args.interrupts.to_possible_value().map(|value| value.get_name().to_owned());
+    flag(args.interrupts != InterruptsArg::Exiting, "--interrupts", interrupts.unwrap_or_default());
+    flag(true, "--machine", name(&args.machine)?);
+    flag(true, "--seed", args.seed.to_string());
+    words.extend(args.switches.overrides().words());
+    words.extend(args.check.then(|| "--check".to_owned()));
+    Some(words.join(" "))
+}
+
+fn people(done: &ScaleTable) -> String {
+    let mut text = format!("{}\n", title(done));
+    let header = [
+        "regime", ">vCPUs", ">acc/Mcycle", ">vs one", ">MVA", ">error", ">USL error", ">lock held", ">waiting", ">lock", ">kick",
+        ">shootdown", ">kicked", ">no CPU", ">exits/vCPU", ">shootdowns",
+    ];
+    let mut grid = table(header);
+    for point in &done.points {
+        grid.add_row(row(point, done.vms));
+    }
+    text += &render(&grid);
+    text += &benefits(done);
+    for (row, published) in PUBLISHED {
+        text += &format!("published, {row}: {published}\n");
+    }
+    text
+}
+
+fn title(done: &ScaleTable) -> String {
+    let sharing = match (done.sharing, done.processes) {
+        (Sharing::Threads, _) => "threads of one process".to_owned(),
+        (Sharing::Tenants, None) => "an instance on each vCPU".to_owned(),
+        (Sharing::Tenants, Some(n)) => format!("{n} instances on all vCPUs"),
+    };
+    let machines = if done.vms > 1 { format!(", {} virtual machines", done.vms) } else { String::new() };
+    let cpus = done.physical_cpus.map_or(String::new(), |n| format!(", {n} physical CPUs"));
+    format!("{}: {sharing}{machines}{cpus}, machine {}", done.workload, done.machine)
+}
+
+fn row(point: &Point, vms: u16) -> Vec<String> {
+    let share = |x: f64| if x == 0.0 { "-".to_owned() } else { format!("{:.1} %", 100.0 * x) };
+    let (waits, all) = (&point.waits, u64::from(point.vcpus) * u64::from(vms));
+    vec![
+        point.regime.to_string(),
+        point.vcpus.to_string(),
+        format!("{:.1}", point.throughput),
+        format!("{:.3}", point.efficiency),
+        format!("{:.3}", point.mva.efficiency),
+        signed_percent(point.mva_error),
+        point.usl_error.map_or("-".to_owned(), signed_percent),
+        share(point.lock_utilization),
+        share(waits.total),
+        share(waits.lock),
+        share(waits.kick),
+        share(waits.shootdown),
+        share(waits.kicked),
+        share(waits.preempted),
+        count(point.exits / all.max(1)),
+        count(point.shootdowns),
+    ]
+}
+
+/// The benefit of nested paging by number of vCPUs.
+fn benefits(done: &ScaleTable) -> String {
+    let mut pairs: Vec<_> = done.benefits.iter().map(|row| (row.shadow, row.nested)).collect();
+    pairs.dedup();
+    let Some(first) = pairs.first() else { return String::new() };
+    let of = |pair: &(RegimeKind, RegimeKind)| {
+        done.benefits.iter().filter(move |row| (row.shadow, row.nested) == *pair).collect::<Vec<_>>()
+    };
+    let columns = of(first).iter().map(|row| format!(">{}", row.vcpus)).collect::<Vec<_>>();
+    let mut grid = table(std::iter::once("benefit: T_shadow / T_nested - 1, by vCPUs".to_owned()).chain(columns));
+    for pair in &pairs {
+        let cells = of(pair).into_iter().map(|row| signed_percent(row.benefit));
+        grid.add_row(std::iter::once(format!("{} over {}", pair.1, pair.0)).chain(cells).collect::<Vec<_>>());
+    }
+    render(&grid)
+}

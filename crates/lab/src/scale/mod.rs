@@ -1,0 +1,238 @@
+//! Scaling: one workload on 1, 2, 4, ... vCPUs under several regimes, in simulated time; what each vCPU still gets done, what it waits
+//! for, and what models say that were fed from one vCPU.
+//!
+//! Each vCPU runs its own instances of the workload, or all are threads of one process. Runs are independent and spread by rayon;
+//! each is sequential, so results do not depend on the number of threads.
+
+mod model;
+mod plots;
+mod point;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::num::NonZeroUsize;
+
+use memvirt_machine::{GuestConfig, HostConfig, MachineSpec, Measure, Mode, Outcome, RegimeKind, Setup, Shape};
+use memvirt_ops::process::ProcessId;
+use memvirt_smp::{Load, Rotation, Run, Smp, Start, Tenant, Thread, run};
+use memvirt_timeline::Slice;
+use memvirt_workload::{Spec, Workload};
+use rayon::prelude::*;
+
+use crate::error::LabError;
+use crate::input::Input;
+use crate::switches::{MEMORY_BYTES, Overrides};
+use crate::threads::on_threads;
+
+pub use memvirt_platform::Interrupts;
+pub use memvirt_timeline::Latencies;
+pub use model::{Feed, Fit, Prediction};
+pub use point::{BenefitRow, PUBLISHED, Point, ScaleTable, Waits};
+use stream::Stream;
+
+/// What the vCPUs of a virtual machine share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sharing {
+    /// Nothing but the machine: each vCPU has processes of its own.
+    Tenants,
+    /// One address space: each vCPU is a thread that does the workload's work in areas of its own.
+    Threads,
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub struct ScalePlan {
+    /// The workload.
+    pub workload: Workload,
+    /// The regimes, in the order of the results.
+    pub regimes: Vec<RegimeKind>,
+    /// Numbers of vCPUs of each virtual machine, in the order of the results.
+    pub vcpus: Vec<u16>,
+    /// What they share.
+    pub sharing: Sharing,
+    /// Virtual machines.
+    pub vms: u16,
+    /// Physical CPUs; as many as vCPUs in all where `None`.
+    pub physical_cpus: Option<u16>,
+    /// Instances of the workload in each virtual machine, dealt out to its vCPUs; one for each where `None`.
+    pub processes: Option<u32>,
+    /// Instructions that an instance runs before the next one on its vCPU does.
+    pub quantum: u64,
+    /// Fixed times, in cycles; those of [`latencies`] where `None`.
+    pub latencies: Option<Latencies>,
+    /// Cycles that a vCPU runs before another gets its physical CPU.
+    pub slice: u64,
+    /// Which interrupts between vCPUs exit.
+    pub interrupts: Interrupts,
+    /// Switches that differ from their defaults.
+    pub overrides: Overrides,
+    /// The machine that prices.
+    pub machine: MachineSpec,
+    /// The seed; instance k is run with a seed made of it and k.
+    pub seed: u64,
+    /// Whether the oracle watches.
+    pub check: bool,
+    /// Threads of the laboratory; as many as the computer has processors where `None`.
+    pub threads: Option<NonZeroUsize>,
+    /// The command that makes these results.
+    pub command: String,
+}
+
+/// Instructions that an instance runs before the next one does, where nothing is said: a tick of Linux at 250 Hz on a core of
+/// 2.5 GHz.
+pub const QUANTUM: u64 = 10_000_000;
+/// Cycles that a vCPU has its physical CPU for, where nothing is said: about a millisecond, the order of Linux' scheduler.
+pub const SLICE: u64 = 3_000_000;
+/// Cycles from sending an interrupt to its arrival. An estimate: an IPI between cores takes about a microsecond round trip on a
+/// bare machine, half of it one way.
+pub const INTERRUPT: u64 = 1_000;
+
+/// The fixed times on a machine: delivery is [`INTERRUPT`]; who is kicked exits and enters; who gets another's physical CPU costs two
+/// round trips and a context switch of the host.
+#[must_use]
+pub fn latencies(machine: &MachineSpec) -> Latencies {
+    let round_trip = u64::from(machine.exits.round_trip.value);
+    Latencies {
+        interrupt: INTERRUPT,
+        kicked: round_trip + u64::from(machine.exits.other.value),
+        world_switch: 2 * round_trip + u64::from(machine.base.context_switch.value),
+    }
+}
+
+/// What each run is told.
+struct Bed {
+    guest: GuestConfig,
+    host: HostConfig,
+    latencies: Latencies,
+}
+
+impl ScalePlan {
+    /// Runs every point. The run with one vCPU, which the models are fed from, is made whether it is asked for or not.
+    ///
+    /// # Errors
+    ///
+    /// Where numbers do not fit each other or the workload, or the machine or the threads cannot be had.
+    pub fn run(&self) -> Result<ScaleTable, LabError> {
+        self.check()?;
+        let bed = self.bed();
+        let mut cells: Vec<(RegimeKind, u16)> = Vec::new();
+        for regime in &self.regimes {
+            let counts = std::iter::once(1).chain(self.vcpus.iter().copied());
+            for cell in counts.map(|vcpus| (*regime, vcpus)) {
+                if !cells.contains(&cell) {
+                    cells.push(cell);
+                }
+            }
+        }
+        let one = |(regime, vcpus): &(RegimeKind, u16)| self.one(*regime, *vcpus, &bed).map(|run| (*regime, *vcpus, run));
+        let all = || cells.par_iter().map(one).collect::<Result<Vec<_>, LabError>>();
+        let runs = on_threads(self.threads, cells.len(), all)??;
+        Ok(self.table(&bed, &runs))
+    }
+
+    fn check(&self) -> Result<(), LabError> {
+        let refuse = |text: String| Err(LabError::Scale(text));
+        let most = self.vcpus.iter().copied().max().unwrap_or(0);
+        if self.regimes.is_empty() {
+            return Err(LabError::NoRegime);
+        }
+        if self.vcpus.contains(&0) || most == 0 || u32::from(most) * u32::from(self.vms) > 256 {
+            return refuse(format!("{most} vCPUs in {} machines: expected 1 to 256 vCPUs in all", self.vms));
+        }
+        if self.physical_cpus == Some(0) || self.vms == 0 {
+            return refuse("expected at least one physical CPU and one virtual machine".to_owned());
+        }
+        if self.vms > 1 && self.regimes.contains(&RegimeKind::Native) {
+            return refuse("`native` has no virtual machines: leave it out, or give --vms 1".to_owned());
+        }
+        match self.processes {
+            Some(_) if self.sharing == Sharing::Threads => {
+                refuse("threads are those of one process: leave out --processes, or --threads".to_owned())
+            }
+            Some(processes) if processes < u32::from(most) => {
+                refuse(format!("{processes} processes on {most} vCPUs: expected at least one for each"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// One machine for all points: its memory is that of the largest, so that what follows memory is the same in each.
+    fn bed(&self) -> Bed {
+        let input = Input::Workload(Box::new(self.workload.clone()));
+        let mut guest = self.overrides.guest(&input);
+        if self.overrides.memory_bytes.is_none() {
+            let most = self.vcpus.iter().copied().max().unwrap_or(1);
+            let instances = u64::from(self.processes.unwrap_or(u32::from(most)));
+            let need = self.workload.facts().footprint_bytes.saturating_mul(2 * instances);
+            guest.memory_bytes = guest.memory_bytes.max(need.next_multiple_of(1 << 30)).min(*MEMORY_BYTES.end());
+        }
+        let host = HostConfig { interrupts: self.interrupts, ..self.overrides.host(Mode::Counts) };
+        Bed { guest, host, latencies: self.latencies.unwrap_or_else(|| latencies(&self.machine)) }
+    }
+
+    /// One point.
+    fn one(&self, regime: RegimeKind, vcpus: u16, bed: &Bed) -> Result<Run, LabError> {
+        let machine = self.machine.clone();
+        let (guest, host, measure) = (bed.guest, bed.host, Measure::default());
+        let setup = Setup { regime, guest, host, machine, measure, check: self.check };
+        let all = usize::from(self.vms) * usize::from(vcpus);
+        let cpus = self.physical_cpus.map_or(all, usize::from).min(all);
+        let shape = Shape { cpus, vms: self.vms, vcpus };
+        let (latencies, slice) = (bed.latencies, Slice(self.slice));
+        let smp = Smp { setup, shape, latencies, slice, start: Start::Booted };
+        let loads = (0..self.vms).flat_map(|vm| (0..vcpus).map(move |vcpu| (vm, vcpu)));
+        let done = run(&smp, loads.map(|(vm, vcpu)| self.load(vm, vcpu, vcpus)).collect())?;
+        if let Some(error) = done.input_error {
+            return Err(LabError::Scale(format!("{}: {error}", self.workload.name())));
+        }
+        if done.run.outcome != Outcome::Completed {
+            let what = format!("{regime} with {vcpus} vCPUs ended early: {:?}", done.run.outcome);
+            return Err(LabError::Scale(format!("{what}; give the guest more memory with --memory, or shorten the run")));
+        }
+        Ok(done.run)
+    }
+
+    /// What runs on vCPU `vcpu` of `vcpus` in one of the machines.
+    fn load(&self, vm: u16, vcpu: u16, vcpus: u16) -> Load<Stream> {
+        let seed = |number: u32| self.seed ^ (u64::from(vm) << 40) ^ (u64::from(number) << 16);
+        if self.sharing == Sharing::Threads {
+            let source = Thread::new(self.workload.generator(seed(u32::from(vcpu))), u64::from(vcpu) * self.stride());
+            return Load { source: Stream::Thread(Box::new(source)), processes: Vec::new() };
+        }
+        let of = self.processes.unwrap_or(u32::from(vcpus));
+        let numbers = (u32::from(vcpu)..of).step_by(usize::from(vcpus));
+        let tenants = numbers.map(|number| Tenant::new(self.workload.generator(seed(number)), number, of));
+        let instances: Vec<_> = tenants.map(|tenant| (tenant.first(), tenant)).collect();
+        let processes: Vec<ProcessId> = instances.iter().map(|(first, _)| *first).collect();
+        let source = Rotation::new(instances.into_iter().map(|(first, tenant)| (tenant, first)), self.quantum);
+        Load { source: Stream::Tenants(Box::new(source)), processes }
+    }
+
+    /// How far apart threads lie: twice the area, in the units of an allocator's arenas (glibc: 64 MiB).
+    fn stride(&self) -> u64 {
+        match self.workload.spec() {
+            Spec::Script(_) => 64 << 30,
+            _ => (self.workload.facts().footprint_bytes * 2).next_multiple_of(64 << 20),
+        }
+    }
+
+    fn table(&self, bed: &Bed, runs: &[(RegimeKind, u16, Run)]) -> ScaleTable {
+        let mut points = Vec::new();
+        let (mut fits, mut feeds) = (Vec::new(), Vec::new());
+        for regime in &self.regimes {
+            let mine = || runs.iter().filter(|(kind, _, _)| kind == regime);
+            let Some((_, _, base)) = mine().find(|(_, vcpus, _)| *vcpus == 1) else { continue };
+            let feed = Feed::new(*regime, &self.machine, bed, self, base);
+            let asked = || mine().filter(|(_, vcpus, _)| self.vcpus.contains(vcpus));
+            let fit = model::fit(*regime, asked().map(|(_, vcpus, run)| (*vcpus, point::throughput(run))));
+            for (_, vcpus, run) in asked() {
+                points.push(Point::new(*regime, *vcpus, run, base, feed.predict(*vcpus), fit.as_ref()));
+            }
+            fits.extend(fit);
+            feeds.push(feed);
+        }
+        ScaleTable::new(self, bed, points, (feeds, fits))
+    }
+}

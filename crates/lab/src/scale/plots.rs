@@ -1,0 +1,121 @@
+//! The figures of a scaling run, and the folder that they are written into with their data.
+
+use std::path::Path;
+
+use memvirt_machine::RegimeKind;
+
+use super::point::{Point, ScaleTable};
+use crate::error::LabError;
+use crate::report::Figure;
+use crate::report::paint::Ink;
+use crate::report::xy::{Axis, Mark, Plot, Series, Spacing, draw_plot};
+use crate::report::{write, write_figures};
+
+const INKS: [Ink; 6] = [Ink::Blue, Ink::Vermillion, Ink::Green, Ink::Purple, Ink::Orange, Ink::Grey];
+
+impl ScaleTable {
+    /// Writes `scale.json`, `scale.csv` and `figures/NAME.svg` with their data into the folder `dir`, which is made where it does
+    /// not exist. The same results give the same bytes.
+    ///
+    /// # Errors
+    ///
+    /// Where the folder or a file cannot be written.
+    pub fn write_to(&self, dir: &Path) -> Result<(), LabError> {
+        write_figures(dir, &self.figures()?)?;
+        write(&dir.join("scale.json"), &(serde_json::to_string_pretty(self)? + "\n"))?;
+        write(&dir.join("scale.csv"), &self.to_csv())
+    }
+
+    pub(super) fn figures(&self) -> Result<Vec<Figure>, LabError> {
+        let mut figures = vec![self.throughput()?, self.waiting()?];
+        if !self.benefits.is_empty() {
+            figures.push(self.benefit()?);
+        }
+        Ok(figures)
+    }
+
+    fn lines(&self, name: &str, mark: Mark, value: impl Fn(&Point) -> f64) -> Vec<Series> {
+        let line = |(i, regime): (usize, RegimeKind)| {
+            let points = self.of(regime).map(|point| (f64::from(point.vcpus), value(point)));
+            Series::new(INKS[i % INKS.len()], format!("{regime}{name}"), mark, points.collect())
+        };
+        self.regimes().into_iter().enumerate().map(line).collect()
+    }
+
+    fn throughput(&self) -> Result<Figure, LabError> {
+        let mut series = self.lines("", Mark::DottedLine, |point| point.efficiency);
+        series.extend(self.lines(", predicted", Mark::Dashed, |point| point.mva.efficiency));
+        let plot = Plot { x: vcpus(), y: axis("throughput of a vCPU, relative to one alone", percent), series };
+        let rows = self.points.iter().map(|point| {
+            let fixed = |x: f64| format!("{x:.6}");
+            let shown = [point.throughput, point.efficiency, point.mva.efficiency, point.mva_error].map(fixed);
+            [point.regime.to_string(), point.vcpus.to_string()].into_iter().chain(shown).collect()
+        });
+        let header = ["regime", "vcpus", "accesses_per_million_cycles", "efficiency", "predicted", "error"];
+        let caption = format!(
+            "{}: accesses by processes in a vCPU's time, relative to a run with one vCPU. Dashed: mean-value analysis of vCPUs and one \
+             lock, fed from the run with one vCPU alone.",
+            self.workload
+        );
+        let table = (header.map(str::to_owned).to_vec(), rows.collect());
+        Figure::new("throughput", "Throughput of a vCPU", caption, table, |shape| draw_plot(&plot, shape))
+    }
+
+    fn waiting(&self) -> Result<Figure, LabError> {
+        let mut series = self.lines(", lock held", Mark::Dashed, |point| point.lock_utilization);
+        series.extend(self.lines(", waiting", Mark::DottedLine, |point| point.waits.total));
+        let plot = Plot { x: vcpus(), y: axis("share of time", percent), series };
+        let rows = self.points.iter().map(|point| {
+            let waits = &point.waits;
+            let shares = [waits.lock, waits.kick, waits.shootdown, waits.kicked, waits.preempted, waits.total];
+            let shares = std::iter::once(point.lock_utilization).chain(shares).map(|x| format!("{x:.6}"));
+            [point.regime.to_string(), point.vcpus.to_string()].into_iter().chain(shares).collect()
+        });
+        let header =
+            ["regime", "vcpus", "lock_held", "lock", "kick", "shootdown", "kicked", "preempted", "waiting"];
+        let caption = format!(
+            "{}: the share of time that the MMU lock is held, and the share of the vCPUs' time that goes into waiting: for the lock, for \
+             kicked vCPUs, for shootdowns, out of the guest because of a kick, for the physical CPU.",
+            self.workload
+        );
+        let table = (header.map(str::to_owned).to_vec(), rows.collect());
+        Figure::new("waiting", "What vCPUs wait for", caption, table, |shape| draw_plot(&plot, shape))
+    }
+
+    fn benefit(&self) -> Result<Figure, LabError> {
+        let mut pairs: Vec<_> = self.benefits.iter().map(|row| (row.shadow, row.nested)).collect();
+        pairs.dedup();
+        let mut all = Vec::new();
+        for (i, (shadow, nested)) in pairs.into_iter().enumerate() {
+            let mine = self.benefits.iter().filter(|row| (row.shadow, row.nested) == (shadow, nested));
+            let points = mine.map(|row| (f64::from(row.vcpus), row.benefit)).collect();
+            all.push(Series::new(INKS[i % INKS.len()], format!("{nested} over {shadow}"), Mark::DottedLine, points));
+        }
+        let plot = Plot { x: vcpus(), y: axis("benefit: T_shadow / T_nested - 1", percent), series: all };
+        let rows = self.benefits.iter().map(|row| {
+            vec![row.shadow.to_string(), row.nested.to_string(), row.vcpus.to_string(), format!("{:.6}", row.benefit)]
+        });
+        let header = ["shadow", "nested", "vcpus", "benefit"].map(str::to_owned).to_vec();
+        let published: Vec<_> = self.published.iter().map(|(row, text)| format!("{row}: {text}.")).collect();
+        let caption = format!(
+            "{}: how much faster nested paging is. Published trend: {}",
+            self.workload,
+            published.join(" ")
+        );
+        Figure::new("benefit", "Benefit of nested paging", caption, (header, rows.collect()), |shape| {
+            draw_plot(&plot, shape)
+        })
+    }
+}
+
+fn vcpus() -> Axis {
+    Axis { name: "vCPUs".to_owned(), spacing: Spacing::Powers2, tick: |x| format!("{x:.0}") }
+}
+
+fn axis(name: &str, tick: fn(f64) -> String) -> Axis {
+    Axis { name: name.to_owned(), spacing: Spacing::Linear, tick }
+}
+
+fn percent(x: f64) -> String {
+    format!("{:.0} %", 100.0 * x)
+}
