@@ -62,7 +62,8 @@ fn execute(args: &CommonArgs, regimes: Vec<RegimeKind>, head: &[String]) -> anyh
 fn input(args: &CommonArgs) -> anyhow::Result<Input> {
     match (&args.workload, &args.trace) {
         (Some(name), _) => {
-            let workload = Workload::resolve(name)?;
+            let set = |workload: Workload, (path, value): &(String, String)| workload.with_field(path, value);
+            let workload = args.set.iter().try_fold(Workload::resolve(name)?, set)?;
             let workload = args.scale.map_or(Ok(workload.clone()), |factor| workload.scaled(factor))?;
             let workload = args.footprint.map_or(Ok(workload.clone()), |bytes| workload.with_footprint(bytes))?;
             Ok(Input::Workload(Box::new(workload)))
@@ -97,6 +98,9 @@ fn command(args: &CommonArgs, head: &[String]) -> String {
     if args.workload.is_some() {
         words.extend(["--seed".to_owned(), args.seed.to_string()]);
     }
+    for (path, value) in &args.set {
+        words.extend(["--set".to_owned(), quoted(&format!("{path}={value}"))]);
+    }
     words.extend(args.scale.map(|factor| format!("--scale {factor}")));
     words.extend(args.footprint.map(|bytes| format!("--footprint {bytes}")));
     words.extend(args.measure.words());
@@ -108,9 +112,13 @@ fn command(args: &CommonArgs, head: &[String]) -> String {
 /// A path as given where it is relative; the name of the file alone where it is absolute.
 fn portable(path: &Path) -> String {
     let shown = if path.is_absolute() { path.file_name().map_or(path, Path::new) } else { path };
-    let text = shown.display().to_string();
+    quoted(&shown.display().to_string())
+}
+
+/// A word for a shell.
+fn quoted(text: &str) -> String {
     let plain = !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_./:+,@=".contains(c));
-    if plain { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+    if plain { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 fn show(comparison: &Comparison, format: Format) -> anyhow::Result<String> {

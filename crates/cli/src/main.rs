@@ -14,6 +14,7 @@ mod model;
 mod models;
 mod nested_virt;
 mod output;
+mod plan;
 mod progress;
 mod published;
 mod replay;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Command::NestedVirt(args) => nested_virt::nested_virt(args),
         Command::Model { command } => model::model(command),
         Command::Faults(args) => faults::faults(args),
+        Command::Plan { command } => plan::plan(command),
         Command::Published(args) => published::published(args),
         Command::Scale(args) => scale::scale(args),
         Command::Report(args) => report::report(args),

@@ -9,6 +9,7 @@ pub mod faults;
 pub mod experiment;
 pub mod input;
 pub mod nested_virt;
+pub mod plan;
 pub mod published;
 mod rates;
 pub mod scale;

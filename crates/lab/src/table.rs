@@ -55,6 +55,13 @@ fn columns(comparison: &Comparison, result: &Value) -> Vec<(String, String)> {
         ("machine".to_owned(), comparison.machine.name.clone()),
         ("seed".to_owned(), comparison.seed.to_string()),
     ];
+    columns.extend(result_columns(result));
+    columns
+}
+
+/// A result's fields as cells, in the order of tables.
+pub(crate) fn result_columns(result: &Value) -> Vec<(String, String)> {
+    let mut columns = Vec::new();
     let Value::Object(parts) = result else { return columns };
     let known = |name: &str| ORDER.iter().position(|known| *known == name).unwrap_or(ORDER.len());
     let mut names: Vec<&String> = parts.keys().collect();

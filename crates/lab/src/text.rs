@@ -56,6 +56,21 @@ pub fn signed_percent(fraction: f64) -> String {
     format!("{:+.1} %", fraction * 100.0)
 }
 
+/// Bytes from a number with a binary unit, as in `512MiB` or `8G`; `None` for anything else.
+#[must_use]
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => Some(1),
+        "k" | "kib" => Some(1 << 10),
+        "m" | "mib" => Some(1 << 20),
+        "g" | "gib" => Some(1 << 30),
+        "t" | "tib" => Some(1u64 << 40),
+        _ => None,
+    };
+    unit.zip(digits.parse::<u64>().ok()).and_then(|(unit, n)| n.checked_mul(unit))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

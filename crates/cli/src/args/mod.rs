@@ -66,6 +66,11 @@ pub(crate) enum Command {
     },
     /// Page faults and TLB flushes of a program, predicted from its strace and perf texts, beside those its kernel counted
     Faults(crate::faults::FaultsArgs),
+    /// Plans: grids of runs as files, carried out into one table that can be continued
+    Plan {
+        #[command(subcommand)]
+        command: crate::plan::PlanCommand,
+    },
     /// Measurements from the literature beside what memvirt predicts, with the events that make each prediction
     Published(crate::published::PublishedArgs),
     /// The claims about shadow and nested paging beside what is measured, in one page with figures

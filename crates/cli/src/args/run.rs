@@ -8,7 +8,7 @@ use clap::{ArgGroup, Args, value_parser};
 use memvirt_machine::{MachineSpec, Measure, Mode, RegimeKind};
 
 use super::switches::SwitchArgs;
-use super::values::{Format, OnOff, size};
+use super::values::{Format, OnOff, assignment, size};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -70,6 +70,10 @@ pub(crate) struct CommonArgs {
     /// The size of the workload's area, as in 512MiB or 128GiB [default: what its file says]
     #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "trace", help_heading = "Input")]
     pub(crate) footprint: Option<u64>,
+
+    /// Set a field of the workload's generator, as in `exponent=0.5` or `body.0.touch.count=100`; may be given again
+    #[arg(long, value_name = "FIELD=VALUE", value_parser = assignment, conflicts_with = "trace", help_heading = "Input")]
+    pub(crate) set: Vec<(String, String)>,
 
     #[command(flatten)]
     pub(crate) measure: MeasureArgs,

@@ -3,6 +3,7 @@
 use clap::ValueEnum;
 use memvirt_addr::PageSize;
 use memvirt_lab::MEMORY_BYTES;
+use memvirt_lab::text::parse_bytes;
 
 /// How results are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -38,11 +39,11 @@ impl OnOff {
     }
 }
 
-pub(super) fn page(text: &str) -> Result<PageSize, &'static str> {
+pub(crate) fn page(text: &str) -> Result<PageSize, &'static str> {
     text.parse()
 }
 
-pub(super) fn guest_page(text: &str) -> Result<PageSize, &'static str> {
+pub(crate) fn guest_page(text: &str) -> Result<PageSize, &'static str> {
     let processes = "expected 4K or 2M: processes get no larger pages";
     text.parse().ok().filter(|size| *size != PageSize::Size1G).ok_or(processes)
 }
@@ -54,25 +55,21 @@ pub(super) fn tick(text: &str) -> Result<u64, &'static str> {
 
 /// A size in bytes with a binary unit.
 pub(crate) fn size(text: &str) -> Result<u64, &'static str> {
-    bytes(text).ok_or("expected a size, as in 512MiB or 128GiB")
+    parse_bytes(text).ok_or("expected a size, as in 512MiB or 128GiB")
 }
 
-fn bytes(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
-        "" | "b" => Some(1),
-        "k" | "kib" => Some(1 << 10),
-        "m" | "mib" => Some(1 << 20),
-        "g" | "gib" => Some(1 << 30),
-        "t" | "tib" => Some(1u64 << 40),
-        _ => None,
-    };
-    unit.zip(digits.parse::<u64>().ok()).and_then(|(unit, n)| n.checked_mul(unit))
+/// A field and its value.
+pub(super) fn assignment(text: &str) -> Result<(String, String), &'static str> {
+    let parts = text.split_once('=').map(|(field, value)| (field.trim(), value.trim()));
+    let (field, value) = parts
+        .filter(|(field, value)| !field.is_empty() && !value.is_empty())
+        .ok_or("expected FIELD=VALUE, as in exponent=0.5")?;
+    Ok((field.to_owned(), value.to_owned()))
 }
 
 /// The guest's memory.
-pub(super) fn memory(text: &str) -> Result<u64, String> {
-    bytes(text)
+pub(crate) fn memory(text: &str) -> Result<u64, String> {
+    parse_bytes(text)
         .filter(|bytes| MEMORY_BYTES.contains(bytes) && bytes.is_multiple_of(2 << 20))
         .ok_or_else(|| "expected 64MiB to 2TiB in whole 2 MiB, as in 512MiB or 8GiB".to_owned())
 }

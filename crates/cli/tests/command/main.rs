@@ -6,6 +6,7 @@ mod inputs;
 mod lists;
 mod model;
 mod nested_virt;
+mod plan;
 mod report;
 mod results;
 mod trace;
