@@ -1,7 +1,8 @@
 //! `memvirt walk`: every memory reference of one page walk.
 
+use memvirt_addr::PageSize;
 use memvirt_lab::walk::{
-    CacheState, GuestPaging, HostLevels, NestedFormat, RecordedWalk, Tables, WalkSpec, record_walk, svg,
+    CacheState, GuestPaging, HostLevels, NestedFormat, RecordedWalk, Segments, Tables, WalkSpec, record_walk, svg,
 };
 use memvirt_machine::MachineSpec;
 
@@ -13,8 +14,8 @@ pub(crate) fn walk(args: &WalkArgs) -> anyhow::Result<Status> {
     let machine = MachineSpec::load(&args.machine)?;
     let spec = WalkSpec {
         tables: tables(args)?,
-        guest_page: args.guest_page,
-        host_page: args.host_page,
+        guest_page: args.guest_page.unwrap_or(PageSize::Size4K),
+        host_page: args.host_page.unwrap_or(PageSize::Size4K),
         address: args.address,
         caches: caches(args, &machine)?,
     };
@@ -34,6 +35,10 @@ fn tables(args: &WalkArgs) -> anyhow::Result<Tables> {
         Some(HostDepth::None) => WalkRegime::Native,
         _ => WalkRegime::Nested,
     });
+    check_pages(args, regime)?;
+    if args.nested_format.is_some() && regime != WalkRegime::Nested {
+        anyhow::bail!("--nested-format is of the tables of --regime nested; leave it out");
+    }
     let guest = match args.guest {
         Guest::Four => Some(GuestPaging::Four),
         Guest::Five => Some(GuestPaging::Five),
@@ -46,13 +51,24 @@ fn tables(args: &WalkArgs) -> anyhow::Result<Tables> {
         }
         anyhow::bail!("--guest none leaves nothing to walk without nested tables; add --regime nested --host 4");
     };
+    // What is modelled for the usual tables only.
+    let usual = guest == GuestPaging::Four && matches!(args.host, None | Some(HostDepth::Four));
     match (regime, args.host) {
-        (WalkRegime::Agile(nested), None | Some(HostDepth::Four)) if guest == GuestPaging::Four => {
-            Ok(Tables::Agile(nested))
-        }
+        (WalkRegime::Agile(nested), _) if usual => Ok(Tables::Agile(nested)),
         (WalkRegime::Agile(_), _) => {
             anyhow::bail!("agile paging is modelled for 4 guest levels on 4 nested ones; leave --guest and --host out")
         }
+        (WalkRegime::DirectSegment(_), Some(_)) => {
+            anyhow::bail!("a direct segment decides itself what is walked of the host's tables; leave --host out")
+        }
+        (WalkRegime::DirectSegment(segments), None) if usual => Ok(Tables::DirectSegment(segments)),
+        (WalkRegime::DirectSegment(_), None) => {
+            anyhow::bail!("direct segments are modelled for 4 guest levels; leave --guest out")
+        }
+        (WalkRegime::Register, _) if usual => Ok(Tables::Register),
+        (WalkRegime::Register, _) => anyhow::bail!(
+            "registers that name leaf tables are modelled for 4 guest levels on 4 nested ones; leave --guest and --host out"
+        ),
         (WalkRegime::Native, None | Some(HostDepth::None)) => Ok(Tables::Native(guest)),
         (WalkRegime::Shadow, None | Some(HostDepth::None)) => Ok(Tables::Shadow(guest)),
         (WalkRegime::Flat, None) => Ok(Tables::Flat(guest)),
@@ -62,6 +78,25 @@ fn tables(args: &WalkArgs) -> anyhow::Result<Tables> {
         }
         (WalkRegime::Nested, _) => nested(args, Some(guest)),
     }
+}
+
+/// Refuses the size of a page that there is not: it would seem to have been looked at.
+fn check_pages(args: &WalkArgs, regime: WalkRegime) -> anyhow::Result<()> {
+    if args.guest_page.is_some() && args.guest == Guest::None {
+        anyhow::bail!("a guest that does not page has no pages; leave --guest-page out");
+    }
+    if args.host_page.is_some() {
+        match regime {
+            WalkRegime::Native => {
+                anyhow::bail!("a machine without a hypervisor has no host pages; leave --host-page out")
+            }
+            WalkRegime::DirectSegment(Segments::Vmm | Segments::Dual) => {
+                anyhow::bail!("a direct segment of the host has no pages; leave --host-page out")
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn nested(args: &WalkArgs, guest: Option<GuestPaging>) -> anyhow::Result<Tables> {
@@ -74,8 +109,8 @@ fn nested(args: &WalkArgs, guest: Option<GuestPaging>) -> anyhow::Result<Tables>
         Some(HostDepth::None) => anyhow::bail!("--regime nested needs nested tables; give --host 4 or --host 5"),
     };
     let format = match args.nested_format {
-        Nested::Ept => NestedFormat::Ept,
-        Nested::Npt => NestedFormat::Npt,
+        None | Some(Nested::Ept) => NestedFormat::Ept,
+        Some(Nested::Npt) => NestedFormat::Npt,
     };
     Ok(Tables::Nested { guest, host, format })
 }

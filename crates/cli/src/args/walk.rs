@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use memvirt_addr::PageSize;
+use memvirt_lab::walk::Segments;
 use memvirt_machine::MachineSpec;
 
 use super::values::page;
@@ -21,6 +22,7 @@ Examples:
   memvirt walk --host none                         a machine without virtualization: 4
   memvirt walk --regime shadow --guest-page 2M --host-page 4K   what shadow tables make of it
   memvirt walk --regime agile:1                    shadow tables above, the lowest level nested: 8
+  memvirt walk --regime register-walk              registers name the leaf tables of both dimensions: 3
   memvirt walk --caches warm --machine p-core      what walk caches and a nested TLB leave
   memvirt walk --format svg > walk.svg             the numbered grid of two-dimensional walks")]
 pub(crate) struct WalkArgs {
@@ -30,20 +32,20 @@ pub(crate) struct WalkArgs {
     /// Levels of the nested tables; none: no second dimension [default: 4 with --regime nested, else none]
     #[arg(long, value_enum)]
     pub(crate) host: Option<HostDepth>,
-    /// The guest's page: 4K, 2M or 1G
-    #[arg(long, value_name = "SIZE", value_parser = page, default_value = "4K")]
-    pub(crate) guest_page: PageSize,
-    /// The host's page: 4K, 2M or 1G
-    #[arg(long, value_name = "SIZE", value_parser = page, default_value = "4K")]
-    pub(crate) host_page: PageSize,
-    /// What the hardware walks: native, shadow, nested, flat, or agile:K with the K lowest levels nested (0 to 4)
-    /// [default: nested, native with --host none]
+    /// The guest's page: 4K, 2M or 1G [default: 4K]
+    #[arg(long, value_name = "SIZE", value_parser = page)]
+    pub(crate) guest_page: Option<PageSize>,
+    /// The host's page: 4K, 2M or 1G [default: 4K]
+    #[arg(long, value_name = "SIZE", value_parser = page)]
+    pub(crate) host_page: Option<PageSize>,
+    /// What the hardware walks: native, shadow, nested, flat, agile:K with the K lowest levels nested (0 to 4), direct-segment (of
+    /// the host; with :guest or :dual of the guest or both), or register-walk [default: nested, native with --host none]
     #[arg(long)]
     pub(crate) regime: Option<WalkRegime>,
-    /// The format of the nested tables: Intel's or AMD's
-    #[arg(long, value_enum, default_value_t = Nested::Ept)]
-    pub(crate) nested_format: Nested,
-    /// The guest-virtual address to walk for [default: one with another index at every level]
+    /// The format of the nested tables: Intel's or AMD's [default: ept]
+    #[arg(long, value_enum)]
+    pub(crate) nested_format: Option<Nested>,
+    /// The guest-virtual address to walk for, as in 0x7f0012345678 [default: one with another index at every level]
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     pub(crate) address: Option<u64>,
     /// Walk caches and nested TLB of the machine. off: none; cold: empty at first; warm: the same walk made before
@@ -98,18 +100,27 @@ pub(crate) enum WalkRegime {
     Flat,
     /// Shadow tables above, this many levels nested below.
     Agile(u8),
+    /// Segments by registers.
+    DirectSegment(Segments),
+    /// Leaf tables by registers.
+    Register,
 }
 
 impl FromStr for WalkRegime {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let known = "accepted: native, shadow, nested, flat, agile:0 to agile:4";
+        let known = "accepted: native, shadow, nested, flat, agile:0 to agile:4, direct-segment (also :guest, :dual), \
+                     register-walk";
         Ok(match text {
             "native" => Self::Native,
             "shadow" => Self::Shadow,
             "nested" => Self::Nested,
             "flat" => Self::Flat,
+            "direct-segment" | "direct-segment:vmm" => Self::DirectSegment(Segments::Vmm),
+            "direct-segment:guest" => Self::DirectSegment(Segments::Guest),
+            "direct-segment:dual" => Self::DirectSegment(Segments::Dual),
+            "register-walk" => Self::Register,
             _ => {
                 let nested = text.strip_prefix("agile:").and_then(|levels| levels.parse().ok());
                 Self::Agile(nested.filter(|levels| *levels <= 4).ok_or(known)?)
@@ -149,8 +160,16 @@ pub(crate) enum WalkFormat {
     Svg,
 }
 
-fn address(text: &str) -> Result<u64, &'static str> {
-    let digits = text.strip_prefix("0x").unwrap_or(text);
-    u64::from_str_radix(&digits.replace('_', ""), 16)
-        .map_err(|_| "expected a hexadecimal address, as in 0x7f0012345678")
+fn address(text: &str) -> Result<u64, String> {
+    let expected = "expected a hexadecimal address, as in 0x7f0012345678";
+    let number = |digits: &str| {
+        // `from_str_radix` would take a sign.
+        let plain = digits.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'_');
+        u64::from_str_radix(&digits.replace('_', ""), 16).ok().filter(|_| plain)
+    };
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => number(digits).ok_or_else(|| expected.to_owned()),
+        None if number(text).is_some() => Err(format!("0x missing: addresses are hexadecimal; write 0x{text}")),
+        None => Err(expected.to_owned()),
+    }
 }

@@ -28,6 +28,14 @@ fn totals_are_the_published_ones() {
         ("--regime agile:2", 12),
         ("--regime agile:3", 16),
         ("--regime agile:4", 20),
+        ("--regime direct-segment", 4),
+        ("--regime direct-segment --guest-page 2M", 3),
+        ("--regime direct-segment:guest", 4),
+        ("--regime direct-segment:guest --host-page 1G", 2),
+        ("--regime direct-segment:dual", 0),
+        ("--regime register-walk", 3),
+        ("--regime register-walk --guest-page 2M --host-page 2M", 3),
+        ("--address 0x7F00_1234_5678", 24),
         ("--host none", 4),
         ("--host none --guest 5", 5),
         ("--regime shadow", 4),
@@ -84,9 +92,29 @@ fn impossible_walks_are_refused_with_the_mend() {
         ("--guest pae --address 0x100000000", "0xffffffff"),
         ("--address 0xaa7f1234567abc", "canonical"),
         ("--caches warm --machine pdp-11", "skylake-sp"),
+        ("--regime native --host-page 2M", "leave --host-page out"),
+        ("--host none --host-page 4K", "leave --host-page out"),
+        ("--regime native --nested-format npt", "leave it out"),
+        ("--regime shadow --nested-format ept", "leave it out"),
+        ("--guest none --guest-page 2M", "leave --guest-page out"),
+        ("--regime direct-segment --host-page 2M", "leave --host-page out"),
+        ("--regime direct-segment:dual --host 4", "leave --host out"),
+        ("--regime direct-segment:guest --guest 5", "leave --guest out"),
+        ("--regime register-walk --guest pae", "leave --guest and --host out"),
+        ("--regime register-walk --host 5", "leave --guest and --host out"),
     ] {
         let ran = memvirt(&format!("walk {args}"));
         assert!(ran.only_error().contains(mend), "{args}: {}", ran.stderr);
+    }
+    for (address, mend) in [
+        ("7f0012345678", "0x missing: addresses are hexadecimal; write 0x7f0012345678"),
+        ("4096", "0x missing"),
+        ("0x", "as in 0x7f0012345678"),
+        ("0x+1", "as in 0x7f0012345678"),
+        ("here", "as in 0x7f0012345678"),
+    ] {
+        let ran = memvirt(&format!("walk --address {address}"));
+        assert!(ran.status == 2 && ran.stderr.contains(mend), "{address}: {}", ran.stderr);
     }
     for bad in ["agile", "agile:", "agile:5", "agile:-1", "radix"] {
         let ran = memvirt(&format!("walk --regime {bad}"));
@@ -135,7 +163,16 @@ fn the_load_of_cr3_under_pae_is_counted_apart() {
 /// Well-formed as far as tags go: each is closed in order, and attributes are quoted.
 #[test]
 fn pictures_are_documents() {
-    for args in ["", "--guest 5 --host 5", "--host none", "--regime agile:2", "--regime flat", "--caches warm"] {
+    for args in [
+        "",
+        "--guest 5 --host 5",
+        "--host none",
+        "--regime agile:2",
+        "--regime flat",
+        "--regime direct-segment:dual",
+        "--regime register-walk --guest-page 2M",
+        "--caches warm",
+    ] {
         let ran = memvirt(&format!("walk {args} --format svg"));
         assert_eq!(ran.status, 0, "{}", ran.stderr);
         assert!(ran.stdout.starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\""), "{}", ran.stdout);

@@ -1,5 +1,5 @@
-//! Walks of the literature's alternatives: a flat nested table, agile paging. Their tables are built and walked by
-//! `memvirt-alternatives`; here they are written down.
+//! Walks of the literature's alternatives: a flat nested table, agile paging, direct segments, registers that name leaf tables.
+//! Their tables are built and walked by `memvirt-alternatives`; here they are written down.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,12 +13,27 @@ use memvirt_shadow::store::SWITCH;
 use super::build::address;
 use super::made;
 use super::record::{Log, RecordedWalk, WalkReference, dimension_name, hex, raw, says, serves, table_name};
-use super::spec::{CacheState, WalkSpec};
+use super::spec::{CacheState, Segments, WalkSpec};
 use crate::error::LabError;
 
 /// A flat nested table under a guest of 4 or 5 levels.
 pub(super) fn flat<G: Format<In = GuestVirt, Out = GuestPhys>>(spec: &WalkSpec) -> Result<RecordedWalk, LabError> {
-    record::<G>(spec, Design::Flat, "flat", 1)
+    record::<G>(spec, Design::Flat, "flat", (G::ROOT.number(), 1))
+}
+
+/// Direct segments under a guest of 4 levels.
+pub(super) fn direct_segment(spec: &WalkSpec, segments: Segments) -> Result<RecordedWalk, LabError> {
+    let (design, name, levels) = match segments {
+        Segments::Vmm => (Design::VmmDirect, "direct-segment", (4, 0)),
+        Segments::Guest => (Design::GuestDirect, "direct-segment:guest", (0, 4)),
+        Segments::Dual => (Design::DualDirect, "direct-segment:dual", (0, 0)),
+    };
+    record::<Guest4>(spec, design, name, levels)
+}
+
+/// Registers, loaded, under a guest of 4 levels: of each dimension the leaf is read.
+pub(super) fn register(spec: &WalkSpec) -> Result<RecordedWalk, LabError> {
+    record::<Guest4>(spec, Design::Register, "register-walk", (1, 1))
 }
 
 /// Agile paging with the `nested` lowest levels walked in two dimensions.
@@ -29,24 +44,24 @@ pub(super) fn agile(spec: &WalkSpec, nested: u8) -> Result<RecordedWalk, LabErro
             "agile:{nested} nests more levels than there are; accepted: agile:0 to agile:4"
         )));
     };
-    record::<Guest4>(spec, Design::Agile(nested), name, if nested == 0 { 0 } else { 4 })
+    record::<Guest4>(spec, Design::Agile(nested), name, (4, if nested == 0 { 0 } else { 4 }))
 }
 
-fn record<G>(spec: &WalkSpec, design: Design, name: &'static str, host_levels: u8) -> Result<RecordedWalk, LabError>
+/// The walk of a design; `levels` are those of guest and host tables that it reads.
+fn record<G>(spec: &WalkSpec, design: Design, name: &'static str, levels: (u8, u8)) -> Result<RecordedWalk, LabError>
 where
     G: Format<In = GuestVirt, Out = GuestPhys>,
 {
     let gva = address::<G>(spec)?;
-    let levels = G::ROOT.number();
     let WalkSpec { guest_page, host_page, .. } = *spec;
-    let of = WalkOf { design, guest_levels: levels, guest_page, host_page, address: gva };
+    let of = WalkOf { design, guest_levels: G::ROOT.number(), guest_page, host_page, address: gva };
     let (log, reached) = match spec.caches {
         CacheState::Off => cold(&of)?,
         CacheState::Cold(geometry) => cached(&of, &geometry, 0)?,
         CacheState::Warm(geometry) => cached(&of, &geometry, 1)?,
     };
     let rows = log.references().enumerate().map(|(i, reference)| row::<G>(i + 1, reference, gva, design)).collect();
-    Ok(made(spec, name, (levels, host_levels), (hex(gva), hex(reached)), &log, rows, 0))
+    Ok(made(spec, name, levels, (hex(gva), hex(reached)), &log, rows, 0))
 }
 
 fn no_walk(error: NoWalk) -> LabError {

@@ -22,7 +22,7 @@ use memvirt_nested::Dimension;
 use memvirt_pagetable::{Ept, Format, LongMode, Pae};
 
 pub use record::{RecordedWalk, WalkHit, WalkReference};
-pub use spec::{CacheState, GuestPaging, HostLevels, NestedFormat, Tables, WalkSpec};
+pub use spec::{CacheState, GuestPaging, HostLevels, NestedFormat, Segments, Tables, WalkSpec};
 
 use crate::error::LabError;
 use record::Log;
@@ -65,6 +65,8 @@ pub fn record_walk(spec: &WalkSpec) -> Result<RecordedWalk, LabError> {
             "flat nested tables are modelled under guests of 4 or 5 levels; give --guest 4".to_owned(),
         )),
         Tables::Agile(nested) => alternatives::agile(spec, nested),
+        Tables::DirectSegment(segments) => alternatives::direct_segment(spec, segments),
+        Tables::Register => alternatives::register(spec),
     }
 }
 

@@ -47,11 +47,12 @@ pub struct WalkHit {
 pub struct RecordedWalk {
     /// `memvirt/walk/1`.
     pub schema: &'static str,
-    /// `native`, `shadow`, `nested`, `flat`, or `agile:` with the number of levels nested.
+    /// `native`, `shadow`, `nested`, `flat`, `agile:` with the number of levels nested, `direct-segment` (with `:guest`, `:dual`) or
+    /// `register-walk`.
     pub regime: &'static str,
     /// Levels of the guest's (or shadow) tables that a walk reads; 0 where the guest does not page.
     pub guest_levels: u8,
-    /// Levels of the nested tables; 1 for a flat table, 0 without any.
+    /// Levels of the nested tables that a walk reads; 1 for a flat table or an array of leaf tables, 0 without any.
     pub host_levels: u8,
     /// The guest's page.
     pub guest_page: &'static str,

@@ -52,6 +52,21 @@ pub enum Tables {
     Flat(GuestPaging),
     /// Shadow tables above, guest and nested tables for this many of the lowest levels (Gandhi, Hill, Swift, ISCA 2016).
     Agile(u8),
+    /// A direct segment in one dimension or both (Gandhi, Basu, Hill, Swift, MICRO 2014).
+    DirectSegment(Segments),
+    /// Registers that name the leaf tables of both dimensions (Zhang et al., ASPLOS 2024).
+    Register,
+}
+
+/// Which dimensions a direct segment translates by registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Segments {
+    /// The host's: the guest's tables are walked, each entry found without a reference.
+    Vmm,
+    /// The guest's: the nested tables are walked for the data alone.
+    Guest,
+    /// Both: nothing is walked.
+    Dual,
 }
 
 /// The walk caches of the machine that walks.
@@ -85,7 +100,7 @@ pub struct WalkSpec {
     pub tables: Tables,
     /// The guest's page.
     pub guest_page: PageSize,
-    /// The host's page; without a second dimension it matters to shadow tables only.
+    /// The host's page; without a second dimension it matters to shadow tables only, and a host's segment has none.
     pub host_page: PageSize,
     /// The address to walk for; where `None`, one with another index at every level.
     pub address: Option<u64>,

@@ -57,8 +57,15 @@ impl Grid {
     fn of(walk: &RecordedWalk) -> Self {
         let smaller = if walk.guest_page == "4K" || walk.host_page == "1G" { walk.guest_page } else { walk.host_page };
         let leaf = if matches!(walk.regime, "shadow" | "agile:0") { smaller } else { walk.guest_page };
-        let rows = if walk.regime == "flat" { vec![Level::L1] } else { levels(walk.host_levels, walk.host_page) };
-        Self { columns: levels(walk.guest_levels, leaf), rows }
+        match walk.regime {
+            "flat" => Self { columns: levels(walk.guest_levels, leaf), rows: vec![Level::L1] },
+            // Of the guest's tables the leaf alone is read.
+            "register-walk" => {
+                let level = levels(4, leaf).last().copied();
+                Self { columns: level.into_iter().collect(), rows: vec![Level::L1] }
+            }
+            _ => Self { columns: levels(walk.guest_levels, leaf), rows: levels(walk.host_levels, walk.host_page) },
+        }
     }
 
     fn guest_row(&self) -> usize {

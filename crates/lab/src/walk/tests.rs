@@ -132,6 +132,32 @@ fn alternatives_make_the_published_numbers_of_references() {
     assert_eq!(walked(Tables::Flat(Five), Size2M, Size4K, CacheState::Off).total, 9);
 }
 
+/// Gandhi, Basu, Hill and Swift (MICRO 2014): a segment of the host leaves the guest's 4 references, one of the guest the 4 nested
+/// ones of the data, both none. Zhang et al. (ASPLOS 2024): the guest's leaf, and the host's for its address and the data's.
+#[test]
+fn segments_and_registers_leave_what_they_do_not_name() {
+    let order = |tables, guest_page, host_page| -> String {
+        let walk = walked(tables, guest_page, host_page, CacheState::Off);
+        assert!(walk.host_physical.ends_with("abc"), "{}", walk.host_physical);
+        walk.references.iter().map(|r| if r.dimension == "guest" { 'g' } else { 'n' }).collect()
+    };
+    let segments = Tables::DirectSegment;
+    assert_eq!(order(segments(Segments::Vmm), Size4K, Size4K), "gggg");
+    assert_eq!(order(segments(Segments::Vmm), Size2M, Size4K), "ggg");
+    assert_eq!(order(segments(Segments::Guest), Size4K, Size4K), "nnnn");
+    assert_eq!(order(segments(Segments::Guest), Size4K, Size2M), "nnn");
+    assert_eq!(order(segments(Segments::Dual), Size4K, Size4K), "");
+    for (guest_page, serves) in [(Size4K, "guest PTE"), (Size2M, "guest PDE"), (Size1G, "guest PDPTE")] {
+        assert_eq!(order(Tables::Register, guest_page, Size4K), "ngn");
+        let walk = walked(Tables::Register, guest_page, Size2M, CacheState::Off);
+        let read: Vec<_> = walk.references.iter().map(|reference| reference.serves.as_str()).collect();
+        assert_eq!((read[0], read[2], walk.references[0].level), (serves, "data", 1));
+    }
+    // A nested TLB knows both pages; without one there is nothing to save.
+    let warm = |nested_tlb| walked(Tables::Register, Size4K, Size4K, CacheState::Warm(machine(nested_tlb))).total;
+    assert_eq!((warm(None), warm(Some(16))), (3, 1));
+}
+
 #[test]
 fn alternatives_that_do_not_exist_are_refused() {
     let refused = |tables| record_walk(&spec(tables)).unwrap_err().to_string();
@@ -211,6 +237,11 @@ fn the_picture_numbers_every_step() {
         (walked(Tables::Agile(0), Size4K, Size4K, CacheState::Off), 4),
         (walked(Tables::Agile(2), Size4K, Size4K, CacheState::Off), 12),
         (walked(Tables::Agile(4), Size4K, Size4K, CacheState::Off), 20),
+        (walked(Tables::DirectSegment(Segments::Vmm), Size2M, Size4K, CacheState::Off), 3),
+        (walked(Tables::DirectSegment(Segments::Guest), Size4K, Size4K, CacheState::Off), 4),
+        (walked(Tables::DirectSegment(Segments::Dual), Size4K, Size4K, CacheState::Off), 0),
+        (walked(Tables::Register, Size4K, Size4K, CacheState::Off), 3),
+        (walked(Tables::Register, Size1G, Size2M, CacheState::Off), 3),
         (walked(Tables::Shadow(Four), Size2M, Size4K, CacheState::Off), 4),
         (walked(Tables::Shadow(Four), Size2M, Size2M, CacheState::Off), 3),
         (
