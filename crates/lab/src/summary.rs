@@ -83,6 +83,9 @@ impl Columns<'_> {
         if self.any(|r| r.guest.faults_refused) {
             rows.push(self.row("accesses refused", |r| count(r.guest.faults_refused)));
         }
+        if self.any(|r| r.guest.ignored_ops) {
+            rows.push(self.row("operations that made no sense", |r| count(r.guest.ignored_ops)));
+        }
         Group { title: "Guest", rows }
     }
 
