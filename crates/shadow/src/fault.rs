@@ -72,10 +72,8 @@ fn exited<P: Policy>(policy: &mut P, cx: &mut Cx<'_>, request: &Request<'_>, mut
     let path = guest::read_path(cx, acc.gva(), &mut work);
     match guest::translate(cx, &path, acc) {
         Err(code) => {
-            let walked = work;
             let kick = policy.reflected(cx, request, &path, &mut work);
-            let lock = (work != walked).then_some(LockMode::Exclusive);
-            cx.exit(ExitReason::ReflectedFault, work, lock, kick);
+            cx.exit(ExitReason::ReflectedFault, work, lock_for(&work), kick);
             Outcome::Fault(GuestFault { gva: acc.gva(), code })
         }
         Ok(mut page) => {
@@ -84,10 +82,17 @@ fn exited<P: Policy>(policy: &mut P, cx: &mut Cx<'_>, request: &Request<'_>, mut
                 return policy.repair(cx, request, &page, work);
             }
             work.instructions_emulated += 1;
-            cx.exit(ExitReason::Mmio, work, None, VcpuSet::EMPTY);
+            cx.exit(ExitReason::Mmio, work, lock_for(&work), VcpuSet::EMPTY);
             Outcome::Emulated
         }
     }
+}
+
+/// The lock, where more was done than to walk the guest's tables and to carry out an instruction.
+fn lock_for(work: &Work) -> Option<LockMode> {
+    let Work { guest_entries_read, instructions_emulated, .. } = *work;
+    let apart = Work { guest_entries_read, instructions_emulated, ..Work::default() };
+    (*work != apart).then_some(LockMode::Exclusive)
 }
 
 /// Whether the guest stores to a page that its tables make read-only, which CR0.WP = 0 allows it. Shadow tables run under

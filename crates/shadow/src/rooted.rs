@@ -8,7 +8,7 @@ use memvirt_addr::Gfn;
 use memvirt_platform::{Cx, Work};
 
 use crate::store::{Change, PageId};
-use crate::tree::{Identity, Tree};
+use crate::tree::{Identity, Tree, WalkedBy};
 
 /// Trees by the frame of the guest's root.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub(crate) struct Rooted {
 
 impl Rooted {
     pub(crate) fn new(frames: u64, identity: Identity) -> Self {
-        Self { tree: Tree::new(frames, identity), roots: BTreeMap::new() }
+        Self { tree: Tree::new(frames, identity, WalkedBy::Several), roots: BTreeMap::new() }
     }
 
     /// Frees old trees under the limit.

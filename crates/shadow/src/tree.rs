@@ -13,6 +13,7 @@ use memvirt_addr::{Gfn, Gva, Level, PageSize};
 use memvirt_ops::arch::{HostEvent, VcpuSet};
 use memvirt_pagetable::{Attrs, Entry, Format, Guest4, Shadow4};
 use memvirt_platform::{Backed, Cx, ExitReason, LockMode, Outcome, Request, Work};
+use memvirt_tlb::KeepGlobal;
 
 use crate::fault;
 use crate::graph::{drop_range, flush_if};
@@ -32,6 +33,15 @@ pub(crate) enum Identity {
     Ignored,
 }
 
+/// Whose hardware walks a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WalkedBy {
+    /// That of every vCPU in the address space.
+    Several,
+    /// That of one vCPU: what is freed there concerns nobody else.
+    One,
+}
+
 /// The trees of one virtual machine.
 #[derive(Debug)]
 pub(crate) struct Tree {
@@ -39,13 +49,14 @@ pub(crate) struct Tree {
     /// The root that each vCPU runs on.
     current: Vec<Option<PageId>>,
     identity: Identity,
+    walked_by: WalkedBy,
     logging: bool,
 }
 
 impl Tree {
-    pub(crate) fn new(frames: u64, identity: Identity) -> Self {
+    pub(crate) fn new(frames: u64, identity: Identity, walked_by: WalkedBy) -> Self {
         let footprint = Footprint::with_reverse_map(frames);
-        Self { store: ShadowStore::new(frames, footprint), current: Vec::new(), identity, logging: false }
+        Self { store: ShadowStore::new(frames, footprint), current: Vec::new(), identity, walked_by, logging: false }
     }
 
     /// The root that the vCPU runs on.
@@ -171,7 +182,11 @@ impl Tree {
         if self.fill(cx, request, page, &mut work).is_none() {
             return Outcome::OutOfMemory;
         }
-        let lost = if work.tables_freed > freed { Change::Lost } else { recycled };
+        let replaced = work.tables_freed > freed;
+        let lost = if replaced && self.walked_by == WalkedBy::Several { Change::Lost } else { recycled };
+        if replaced && self.walked_by == WalkedBy::One {
+            flush_own(cx);
+        }
         let kick = flush_if(cx, lost, &mut work);
         cx.exit(ExitReason::HiddenFault, work, Some(LockMode::Exclusive), kick);
         Outcome::Retry
@@ -369,6 +384,13 @@ enum Synced {
 fn ready(perms: Attrs) -> Attrs {
     let attrs = (perms & Attrs::PERMISSIONS) | Attrs::ACCESSED;
     if attrs.contains(Attrs::WRITE) { attrs | Attrs::DIRTY } else { attrs }
+}
+
+/// The vCPU's own CPU forgets all that it knows of the vCPU.
+pub(crate) fn flush_own(cx: &mut Cx<'_>) {
+    let vpid = cx.tag().vpid();
+    cx.cpu().flush_vpid(vpid, KeepGlobal::No);
+    cx.out.counters.tlb_flushes += 1;
 }
 
 /// The kick set of a flush that only freed shadow pages make necessary.

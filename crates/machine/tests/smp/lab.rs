@@ -7,7 +7,7 @@ use memvirt_ops::arch::{Control, Event, HostEvent};
 use memvirt_ops::process::{Batch, Op, ProcessId, Range};
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_pagetable::{Attrs, Entry, Format, Guest4};
-use memvirt_platform::{Horizon, Ledger, Platform, Reached, Refusal, Stop, TableBytes};
+use memvirt_platform::{Exit, Horizon, Ledger, Platform, Reached, Refusal, Stop, TableBytes};
 
 /// Where the pages of a test lie: two regions of 2 MiB.
 pub(crate) const BASE: u64 = 0x4000_0000;
@@ -29,6 +29,8 @@ pub(crate) struct Lab {
     pub(crate) ledgers: Vec<Ledger>,
     /// The pages that are looked at after each batch.
     looked_at: Vec<u64>,
+    /// The exits of CPUs while they were interrupted.
+    interrupted: Vec<(VcpuId, Exit)>,
     /// CPUs do nothing of what others ask of them.
     pub(crate) deaf: bool,
 }
@@ -86,7 +88,7 @@ impl Lab {
         let mut ledgers: Vec<Ledger> = (0..cpus).map(|_| Ledger::listing()).collect();
         let vcpus: Vec<VcpuId> = (0..cpus).map(VcpuId).collect();
         let booted = Guest::boot_on(guest, VmId::FIRST, &vcpus, bench.platform(), &mut ledgers[0]);
-        Self { guest: booted.unwrap(), bench, ledgers, looked_at: Vec::new(), deaf: false }
+        Self { guest: booted.unwrap(), bench, ledgers, looked_at: Vec::new(), interrupted: Vec::new(), deaf: false }
     }
 
     pub(crate) fn looking_at(mut self, pages: &[u64]) -> Self {
@@ -108,6 +110,10 @@ impl Lab {
         };
         done.unwrap();
         let shootdowns = self.guest.take_shootdowns();
+        for target in shootdowns.iter().flat_map(|shootdown| &shootdown.targets) {
+            let exits = target.ledger.exits.iter().flatten();
+            self.interrupted.extend(exits.map(|exit| (target.vcpu, *exit)));
+        }
         self.look();
         shootdowns
     }
@@ -134,6 +140,13 @@ impl Lab {
 
     pub(crate) fn idle(&mut self, cpu: usize) -> Vec<Shootdown> {
         self.call(cpu, |guest, platform, ledger| guest.idle_on(cpu, platform, ledger))
+    }
+
+    /// All exits so far, by vCPU, those of interrupted ones last.
+    pub(crate) fn exits(&self) -> Vec<(VcpuId, Exit)> {
+        let own = (0u16..).zip(&self.ledgers);
+        let own = own.flat_map(|(cpu, ledger)| ledger.exits.iter().flatten().map(move |exit| (VcpuId(cpu), *exit)));
+        own.chain(self.interrupted.iter().copied()).collect()
     }
 
     /// The processes that live.

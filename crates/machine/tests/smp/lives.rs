@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::lab::{BASE, Lab, PAGES, page, range};
 
-const CPUS: u16 = 4;
+pub(crate) const CPUS: u16 = 4;
 /// The pages that are touched: at the ends of both regions.
 const TOUCHED: [std::ops::Range<u64>; 3] = [0..8, 508..516, 1020..1024];
 
@@ -32,14 +32,21 @@ fn image() -> Image {
     }
 }
 
-struct Life {
-    lab: Lab,
+pub(crate) struct Life {
+    pub(crate) lab: Lab,
     rng: ChaCha8Rng,
     /// The next number of a process that nobody has used.
     next: u32,
 }
 
 impl Life {
+    pub(crate) fn new(regime: RegimeKind, config: GuestConfig, host: HostConfig, seed: u64, physical: usize) -> Self {
+        let touched: Vec<u64> = TOUCHED.into_iter().flatten().collect();
+        let looked_at: &[u64] = if config.invlpg == Invlpg::Used && regime.is_correct() { &touched } else { &[] };
+        let lab = Lab::new(regime, config, host, CPUS, physical).looking_at(looked_at);
+        Self { lab, rng: ChaCha8Rng::seed_from_u64(seed), next: 0 }
+    }
+
     fn pick<T: Clone>(&mut self, of: &[T]) -> T {
         of.choose(&mut self.rng).unwrap().clone()
     }
@@ -125,7 +132,7 @@ impl Life {
         }
     }
 
-    fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         let cpu = self.rng.random_range(0..usize::from(CPUS));
         if self.lab.guest.current_on(cpu).is_none() {
             self.occupy(cpu);
@@ -146,7 +153,7 @@ impl Life {
 }
 
 /// The guest of a seed: every combination of isolation, PCIDs, large pages and of what Linux does by itself comes up.
-fn config(seed: u64) -> GuestConfig {
+pub(crate) fn config(seed: u64) -> GuestConfig {
     let linux = if seed & 8 == 0 { GuestConfig::default() } else { GuestConfig::linux() };
     let work = if seed & 16 == 0 { (0, 0, 0) } else { (7, 2048, 100) };
     let (tick_instructions, collapse_scan_pages, aging_pages) = work;
@@ -165,24 +172,22 @@ fn config(seed: u64) -> GuestConfig {
 /// Lives one life; returns the accesses that a stale translation served, and how many interrupts it took.
 fn live(regime: RegimeKind, config: GuestConfig, host: HostConfig, seed: u64, steps: u32) -> (u64, u64) {
     let physical = if seed.is_multiple_of(3) { 2 } else { usize::from(CPUS) };
-    let touched: Vec<u64> = TOUCHED.into_iter().flatten().collect();
-    let looked_at: &[u64] = if config.invlpg == Invlpg::Used { &touched } else { &[] };
-    let lab = Lab::new(regime, config, host, CPUS, physical).looking_at(looked_at);
-    let mut life = Life { lab, rng: ChaCha8Rng::seed_from_u64(seed), next: 0 };
+    let mut life = Life::new(regime, config, host, seed, physical);
     (0..steps).for_each(|_| life.step());
     assert!(life.lab.judged() > 100);
     (life.lab.stale(), life.lab.guest.stats().interrupted)
 }
 
 /// `MEMVIRT_SEEDS=1000` for a soak.
-fn seeds(some: u64) -> u64 {
+pub(crate) fn seeds(some: u64) -> u64 {
     std::env::var("MEMVIRT_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(some)
 }
 
 fn nothing_stale(regime: RegimeKind, some: u64) {
     let mut interrupted = 0;
     for seed in 0..seeds(some) {
-        let host = HostConfig { tags: !seed.is_multiple_of(5), walk_caches: seed.is_multiple_of(2), ..HostConfig::default() };
+        let host =
+            HostConfig { tags: !seed.is_multiple_of(5), walk_caches: seed.is_multiple_of(2), ..HostConfig::default() };
         let (stale, more) = live(regime, config(seed), host, seed, 300);
         assert_eq!(stale, 0, "{regime}, seed {seed}: accesses through translations that another CPU had taken away");
         interrupted += more;

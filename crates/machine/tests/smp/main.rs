@@ -4,4 +4,5 @@
 
 mod lab;
 mod lives;
+mod locks;
 mod scenarios;

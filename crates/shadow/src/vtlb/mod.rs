@@ -15,13 +15,11 @@ use memvirt_platform::{
     Attribution, Cx, Foresight, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes, Vendor, Work,
 };
 
-use memvirt_tlb::KeepGlobal;
-
 use crate::exits::leading_exits;
 use crate::fault::{self, Policy};
 use crate::guest::GuestPage;
 use crate::store::{PageId, ShadowStore};
-use crate::tree::{Identity, Tree};
+use crate::tree::{Identity, Tree, WalkedBy, flush_own};
 
 /// Shadow paging as a virtual TLB.
 #[derive(Debug)]
@@ -34,7 +32,7 @@ impl Vtlb {
     /// A machine with the memory of `map` and nothing cached.
     #[must_use]
     pub fn new(map: &MemoryMap, vendor: Vendor) -> Self {
-        Self { tree: Tree::new(map.frames(), Identity::Checked), vendor }
+        Self { tree: Tree::new(map.frames(), Identity::Checked, WalkedBy::One), vendor }
     }
 
     /// The shadow pages.
@@ -52,9 +50,7 @@ impl Vtlb {
     /// After tables of the vCPU's own were freed, its CPU forgets what leads to them. Nobody else has ever seen them.
     fn let_go(cx: &mut Cx<'_>, work: &Work) {
         if work.tables_freed > 0 {
-            let vpid = cx.tag().vpid();
-            cx.cpu().flush_vpid(vpid, KeepGlobal::No);
-            cx.out.counters.tlb_flushes += 1;
+            flush_own(cx);
         }
     }
 
