@@ -3,6 +3,8 @@
 //! A table has 512 entries, so one table of level l covers 512^l pages of 4 KiB. Whether guest, shadow or nested tables: the
 //! same tree. Source of the sparse form: the hypergeometric probability that none of a table's pages is among those drawn.
 
+pub mod predict;
+
 /// Entries of a table.
 pub const ENTRIES: u64 = 512;
 /// Beyond this many factors a product is taken through the logarithm of the gamma function.

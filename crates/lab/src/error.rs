@@ -52,6 +52,9 @@ pub enum LabError {
     /// A result cannot be turned into JSON.
     #[error("cannot serialize the results: {0}")]
     Serialize(#[from] serde_json::Error),
+    /// A footprint was asked for that no workload has.
+    #[error("footprint: {0}")]
+    Footprint(String),
     /// A walk was asked for that no machine makes.
     #[error("{0}")]
     Walk(String),

@@ -1,0 +1,113 @@
+//! The figures of a footprint: bytes against processes with what the model says, and bytes over time.
+
+use std::fs;
+use std::path::Path;
+
+use super::{FootprintTable, Row};
+use crate::error::LabError;
+use crate::report::Figure;
+use crate::report::paint::Ink;
+use crate::report::xy::{Axis, Mark, Plot, Series, Spacing, draw_plot};
+use crate::report::{write, write_figures};
+use crate::text::{bytes, short};
+
+const INKS: [Ink; 6] = [Ink::Blue, Ink::Vermillion, Ink::Green, Ink::Purple, Ink::Orange, Ink::Grey];
+
+impl FootprintTable {
+    /// Writes into the folder `dir`, which is made where it does not exist: `footprint.json`, `footprint.csv`, `processes.csv`,
+    /// `series.csv`, and the figures as SVG with their data.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Write`] where the folder or a file cannot be written.
+    pub fn write(&self, dir: &Path) -> Result<(), LabError> {
+        fs::create_dir_all(dir).map_err(|source| LabError::Write { path: dir.to_owned(), source })?;
+        write(&dir.join("footprint.json"), &self.to_json()?)?;
+        write(&dir.join("footprint.csv"), &self.to_csv())?;
+        write(&dir.join("processes.csv"), &self.processes_csv())?;
+        write(&dir.join("series.csv"), &self.series_csv())?;
+        write_figures(dir, &[self.against_processes()?, self.over_time()?])
+    }
+
+    /// Rows by regime, in the order of the regimes.
+    fn by_regime(&self) -> Vec<(String, Vec<&Row>)> {
+        let mut groups: Vec<(String, Vec<&Row>)> = Vec::new();
+        for row in &self.rows {
+            match groups.last_mut().filter(|(name, _)| *name == row.regime.name()) {
+                Some((_, rows)) => rows.push(row),
+                None => groups.push((row.regime.to_string(), vec![row])),
+            }
+        }
+        groups
+    }
+
+    fn against_processes(&self) -> Result<Figure, LabError> {
+        let mut series = Vec::new();
+        for ((name, rows), ink) in self.by_regime().into_iter().zip(INKS.into_iter().cycle()) {
+            let measured = rows.iter().map(|row| (f64::from(row.processes), float(row.measured.end.total()))).collect();
+            series.push(Series::new(ink, format!("{name}, counted"), Mark::Dots, measured));
+            let predicted: Vec<_> =
+                rows.iter().filter_map(|row| Some((f64::from(row.processes), float(row.predicted?.total())))).collect();
+            if !predicted.is_empty() {
+                series.push(Series::new(ink, format!("{name}, predicted"), Mark::Line, predicted));
+            }
+        }
+        let plot =
+            Plot { x: axis("processes", Spacing::Powers2, |n| short(whole(n))), y: of_bytes(Spacing::Powers2), series };
+        let header = ["regime", "processes", "counted_bytes", "predicted_bytes"].map(str::to_owned).to_vec();
+        let cells = |row: &Row| {
+            let predicted = row.predicted.map_or_else(String::new, |predicted| predicted.total().to_string());
+            vec![row.regime.to_string(), row.processes.to_string(), row.measured.end.total().to_string(), predicted]
+        };
+        let caption = format!(
+            "Bytes of all page tables and of what the hypervisor keeps beside them, {} mapped by each process: counted at the end \
+             of the run, and predicted.",
+            bytes(self.footprint_bytes)
+        );
+        let rows = self.rows.iter().map(cells).collect();
+        Figure::new("footprint-processes", "Page tables against processes", caption, (header, rows), |shape| {
+            draw_plot(&plot, shape)
+        })
+    }
+
+    /// The rows with the most processes over time.
+    fn over_time(&self) -> Result<Figure, LabError> {
+        let most = self.rows.iter().map(|row| row.processes).max().unwrap_or(0);
+        let shown = self.rows.iter().filter(|row| row.processes == most);
+        let series = shown.clone().zip(INKS.into_iter().cycle()).map(|(row, ink)| {
+            let points = row.measured.series.iter().map(|at| (float(at.accesses), float(at.bytes.total()))).collect();
+            Series::new(ink, row.regime.to_string(), Mark::Line, points)
+        });
+        let time = axis("accesses of processes", Spacing::Linear, |n| short(whole(n)));
+        let plot = Plot { x: time, y: of_bytes(Spacing::Linear), series: series.collect() };
+        let header = ["regime", "accesses", "bytes"].map(str::to_owned).to_vec();
+        let rows = shown.flat_map(|row| {
+            row.measured
+                .series
+                .iter()
+                .map(|at| vec![row.regime.to_string(), at.accesses.to_string(), at.bytes.total().to_string()])
+        });
+        let caption = format!("Bytes of all page tables and records along the run, workload {}.", self.workload);
+        Figure::new("footprint-time", "Page tables over time", caption, (header, rows.collect()), |shape| {
+            draw_plot(&plot, shape)
+        })
+    }
+}
+
+fn axis(name: &str, spacing: Spacing, tick: fn(f64) -> String) -> Axis {
+    Axis { name: name.to_owned(), spacing, tick }
+}
+
+fn of_bytes(spacing: Spacing) -> Axis {
+    axis("bytes of page tables and records", spacing, |n| bytes(whole(n)))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a place on an axis")]
+const fn float(n: u64) -> f64 {
+    n as f64
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "ticks are whole and not negative")]
+const fn whole(n: f64) -> u64 {
+    n as u64
+}
