@@ -9,6 +9,7 @@ mod compare;
 mod exits;
 mod failure;
 mod faults;
+mod footprint;
 mod machines;
 mod model;
 mod models;
@@ -41,10 +42,11 @@ fn main() -> ExitCode {
         Command::Exits(args) => exits::exits(args),
         Command::NestedVirt(args) => nested_virt::nested_virt(args),
         Command::Model { command } => model::model(command),
-        Command::Faults(args) => faults::faults(args),
         Command::Plan { command } => plan::plan(command),
+        Command::Faults(args) => faults::faults(args),
         Command::Published(args) => published::published(args),
         Command::Scale(args) => scale::scale(args),
+        Command::Footprint(args) => footprint::footprint(args),
         Command::Report(args) => report::report(args),
         Command::Workloads(args) => models::workloads(args),
         Command::Machines(args) => machines::machines(args),

@@ -15,7 +15,7 @@ use memvirt_shadow::kvm::Kernel;
 
 pub(crate) use run::{CommonArgs, CompareArgs, RunArgs};
 pub(crate) use switches::SwitchArgs;
-pub(crate) use values::{Format, OnOff, TreeFormat, size};
+pub(crate) use values::{Format, OnOff, TreeFormat, guest_page, memory, page, size};
 pub(crate) use walk::{Caches, Guest, HostDepth, Nested, WalkArgs, WalkFormat, WalkRegime};
 
 /// The laboratory for memory virtualization.
@@ -71,8 +71,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: crate::plan::PlanCommand,
     },
+    /// Page faults and TLB flushes of a program, predicted from its strace and perf texts, beside those its kernel counted
+    Faults(crate::faults::FaultsArgs),
     /// Measurements from the literature beside what memvirt predicts, with the events that make each prediction
     Published(crate::published::PublishedArgs),
+    /// Bytes of page tables by kind, by process and over time, beside what a model predicts
+    Footprint(crate::footprint::FootprintArgs),
     /// The claims about shadow and nested paging beside what is measured, in one page with figures
     Report(crate::report::ReportArgs),
     /// List the workloads that are built in, or explain one
