@@ -34,10 +34,13 @@ use place::Problem;
 #[serde(deny_unknown_fields)]
 pub struct MachineSpec {
     /// The name, equal to the file's.
+    #[serde(deserialize_with = "number::label")]
     pub name: String,
     /// One line for tables and plots.
+    #[serde(deserialize_with = "number::label")]
     pub title: String,
     /// What the machine stands for.
+    #[serde(deserialize_with = "number::label")]
     pub about: String,
     /// Its TLB.
     pub tlb: TlbShape,
@@ -130,8 +133,8 @@ impl MachineSpec {
             MachineError::Field {
                 file: file.to_owned(),
                 line: place::line_at(text, at),
-                field: place::field_at(text, at).unwrap_or_default(),
-                message: error.message().to_owned(),
+                field: number::shortened(&place::field_at(text, at).unwrap_or_default()),
+                message: number::shortened(error.message()),
             }
         })?;
         spec.check().map_err(|problem| problem.within(file, place::line_of(text, &problem.field)))?;

@@ -34,6 +34,40 @@ impl<T: TryFrom<u64>, const MIN: u64, const MAX: u64> Visitor<'_> for Whole<T, M
     }
 }
 
+/// A name or a line for people: something, and nothing that a terminal or a plot would choke on.
+pub(super) fn label<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.trim().is_empty() {
+        return Err(D::Error::custom("it is empty; give one line of text"));
+    }
+    if let Some(found) = text.chars().find(|c| c.is_control()) {
+        return Err(D::Error::custom(format!(
+            "it holds the control character {}; give one line of text",
+            found.escape_default()
+        )));
+    }
+    Ok(text)
+}
+
+/// An error's text with what it quotes of the file cut to a readable length: numbers and names may be as long as files.
+pub(super) fn shortened(message: &str) -> String {
+    const WORD: usize = 60;
+    let short = |word: &str| {
+        let mut kept: String = word.chars().take(WORD).flat_map(|c| c.escape_debug()).collect();
+        if word.chars().nth(WORD).is_some() {
+            kept += "...";
+            // The closing quote is behind what was cut.
+            kept.extend(word.chars().last().filter(|last| matches!(last, '`' | '"')));
+        }
+        kept
+    };
+    let words = message.split_inclusive(' ').map(|word| {
+        let (word, space) = word.strip_suffix(' ').map_or((word, ""), |word| (word, " "));
+        if word.chars().nth(WORD).is_some() { short(word) + space } else { format!("{word}{space}") }
+    });
+    words.collect()
+}
+
 /// A text that says something.
 pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let text = String::deserialize(deserializer)?;

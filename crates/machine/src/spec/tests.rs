@@ -69,6 +69,9 @@ fn numbers_out_of_range_are_named_with_line_field_and_range() {
         ),
         ("\"4K\"", "\"5K\"", "tlb.l1[0].pages[0]", "accepted: 4K, 2M, 1G"),
         ("[\"4K\"]", "[]", "tlb.l1[0].pages", "4K, 2M, 1G"),
+        ("[\"4K\"]", "[\"4K\", \"2M\", \"4K\"]", "tlb.l1[0].pages[2]", "each size once"),
+        ("walkers = { value = 2", "walkers = { value = 0", "walk_caches.walkers.value", "accepted: 1 to 64"),
+        ("walkers = { value = 2", "walkers = { value = 65", "walk_caches.walkers.value", "accepted: 1 to 64"),
         ("[\"2M\"]", "[\"4K\"]", "tlb.l1", "two arrays"),
     ] {
         let message = said(from, to);
@@ -77,6 +80,34 @@ fn numbers_out_of_range_are_named_with_line_field_and_range() {
         if field != "tlb.l1" {
             assert!(message.contains(&line(from)), "{field}: {message}");
         }
+    }
+}
+
+#[test]
+fn a_machine_has_a_name_that_can_be_shown() {
+    for (to, wrong) in
+        [("\"\"", "it is empty"), ("\" \"", "it is empty"), ("\"a\\u001bb\"", "control character \\u{1b}")]
+    {
+        let message = said("\"skylake-sp\"", to);
+        assert!(message.contains(&(line("\"skylake-sp\"") + "name: ")) && message.contains(wrong), "{message}");
+    }
+    let message = said("title = \"Intel", "title = \"\\nIntel");
+    assert!(message.contains("title: ") && message.contains("control character \\n"), "{message}");
+}
+
+#[test]
+fn an_error_is_a_line_however_long_what_it_quotes() {
+    let digits = "9".repeat(5000);
+    for (from, to, field) in [
+        ("entries = 64", format!("entries = {digits}"), "entries"),
+        ("entries = 64", format!("entries = 0.{digits}"), "tlb.l1[0].entries"),
+        ("entries = 64", format!("entries = \"{digits}\""), "tlb.l1[0].entries"),
+        ("\"4K\"", format!("\"{digits}\""), "tlb.l1[0].pages[0]"),
+        ("kernel_entry", digits.clone(), "base.999"),
+    ] {
+        let message = said(from, &to);
+        assert!(message.len() < 700 && message.contains(field), "{field}: {} bytes: {message}", message.len());
+        assert!(!message.contains('\n'), "{message}");
     }
 }
 

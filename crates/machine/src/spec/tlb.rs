@@ -4,7 +4,7 @@ use memvirt_addr::PageSize;
 use memvirt_tlb::{ArrayGeometry, CacheLevel, Geometry, GeometryError, GigabytePages, Inclusion, Replacement, Sizes};
 use serde::{Deserialize, Serialize};
 
-use super::number::{text, whole};
+use super::number::{shortened, text, whole};
 use super::place::Problem;
 
 /// One TLB array.
@@ -182,8 +182,15 @@ fn array(field: &str, shape: &TlbArray) -> Result<ArrayGeometry, Problem> {
     let mut sizes = Sizes::NONE;
     for (i, page) in shape.pages.iter().enumerate() {
         let size: PageSize = page.parse().map_err(|_| {
-            Problem::new(format!("{field}.pages[{i}]"), format!("unknown page size `{page}`; accepted: 4K, 2M, 1G"))
+            Problem::new(
+                format!("{field}.pages[{i}]"),
+                shortened(&format!("unknown page size `{page}`; accepted: 4K, 2M, 1G")),
+            )
         })?;
+        if sizes.contains(size) {
+            let reason = format!("{size} stands here twice; name each size once");
+            return Err(Problem::new(format!("{field}.pages[{i}]"), reason));
+        }
         sizes = sizes.with(size);
     }
     if sizes == Sizes::NONE {

@@ -100,8 +100,15 @@ pub struct WalkCaches {
     pub walkers: Figure,
 }
 
+/// More walks at a time than any core makes.
+const MOST_WALKERS: u32 = 64;
+
 impl WalkCaches {
     pub(super) fn geometry(&self) -> Result<MmuGeometry, Problem> {
+        if !(1..=MOST_WALKERS).contains(&self.walkers.value) {
+            let reason = format!("{} walks at a time; accepted: 1 to {MOST_WALKERS}", self.walkers.value);
+            return Err(Problem::new("walk_caches.walkers.value", reason));
+        }
         let nested = self.nested_tlb.as_ref();
         Ok(MmuGeometry {
             guest: self.dimension("walk_caches.guest", &self.guest)?,
