@@ -42,7 +42,7 @@ struct Spaces {
 }
 
 impl Spaces {
-    fn new(&mut self, process: ProcessId, copied: Option<usize>) -> usize {
+    fn begin(&mut self, process: ProcessId, copied: Option<usize>) -> usize {
         self.copied.push(copied);
         self.of.insert(process, self.copied.len() - 1);
         self.copied.len() - 1
@@ -51,18 +51,18 @@ impl Spaces {
     /// The space of the current process; a process that was there before its exec has none yet.
     fn here(&mut self) -> usize {
         let known = self.of.get(&self.current).copied();
-        known.unwrap_or_else(|| self.new(self.current, None))
+        known.unwrap_or_else(|| self.begin(self.current, None))
     }
 
     fn apply(&mut self, op: Op) {
         match op {
             Op::Switch { to } => self.current = to,
             Op::Exec | Op::Load { .. } => {
-                self.new(self.current, None);
+                self.begin(self.current, None);
             }
             Op::Fork { child } => {
                 let copied = Some(self.here());
-                self.new(child, copied);
+                self.begin(child, copied);
             }
             Op::Vfork { child } => {
                 let lent = self.here();

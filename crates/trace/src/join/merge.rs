@@ -29,8 +29,11 @@ pub(crate) struct Space {
 
 /// How much above what the first fault shows the top of mappings is looked for, in pages: the interpreter is a few dozen long.
 pub(crate) const TOPS: u64 = 512;
-/// Calls that are looked at to find the top.
+/// Calls and faults that are looked at to find the top.
 const CALLS_FOR_TOP: usize = 256;
+const FAULTS_FOR_TOP: usize = 4096;
+/// How many calls ahead one is looked for that explains a fault.
+const CALLS_AHEAD: usize = 4096;
 
 fn mapped(op: &Op) -> Option<(Mapped, Prot)> {
     let (range, prot, file_offset) = match *op {
@@ -48,10 +51,10 @@ pub(crate) fn fit(calls: &[Op], faults: &[Fault], top: u64) -> i64 {
     let mut areas = BTreeMap::new();
     for (mapping, prot) in calls.iter().take(CALLS_FOR_TOP).filter_map(mapped) {
         let at = layout.map(mapping);
-        areas.insert(at, (at + whole_pages(mapping.bytes), prot));
+        areas.insert(at, (at.saturating_add(whole_pages(mapping.bytes)), prot));
     }
     let Some(lowest) = areas.keys().next().copied() else { return 0 };
-    let inside = faults.iter().filter(|fault| (lowest..top).contains(&fault.address));
+    let inside = faults.iter().take(FAULTS_FOR_TOP).filter(|fault| (lowest..top).contains(&fault.address));
     let one = |fault: &Fault| {
         // Later calls map parts of earlier ones anew: the last that begins before the fault, or one that holds it.
         let under = areas.range(..=fault.address).rev().take(8).find(|(_, (end, _))| fault.address < *end);
@@ -100,10 +103,12 @@ impl Space {
         areas.stores_are_known = has_kinds;
         for fault in faults {
             if !areas.explain(fault)
-                && let Some(next) = (done..self.calls.len()).find(|at| areas.would_explain(&self.calls[*at], fault))
+                && let Some(next) =
+                    (done..self.calls.len()).take(CALLS_AHEAD).find(|at| areas.would_explain(&self.calls[*at], fault))
             {
                 // The interpreter maps a library whole and then its parts over it, before it touches any.
-                let parts = self.calls[next + 1..].iter().take_while(|call| areas_overlap(&self.calls[next], call)).count();
+                let parts =
+                    self.calls[next + 1..].iter().take_while(|call| areas_overlap(&self.calls[next], call)).count();
                 for call in &self.calls[done..=next + parts] {
                     areas.apply(call);
                 }
@@ -148,12 +153,13 @@ impl Space {
 /// Where the first mapping ends, as it was recorded.
 fn first_end(calls: &[Op]) -> Option<u64> {
     let (mapping, _) = calls.iter().find_map(mapped)?;
-    Some(mapping.start + whole_pages(mapping.bytes))
+    Some(mapping.start.saturating_add(whole_pages(mapping.bytes)))
 }
 
 /// Whether a call maps something within what another call maps.
 fn areas_overlap(whole: &Op, part: &Op) -> bool {
-    let range = |op| mapped(op).map(|(mapping, _)| (mapping.start, mapping.start.saturating_add(whole_pages(mapping.bytes))));
+    let range =
+        |op| mapped(op).map(|(mapping, _)| (mapping.start, mapping.start.saturating_add(whole_pages(mapping.bytes))));
     let (Some(whole), Some(part)) = (range(whole), range(part)) else { return false };
     whole.0 <= part.0 && part.1 <= whole.1
 }
@@ -214,7 +220,7 @@ impl Mover<'_> {
             self.places.interpreter_relro = relro(there).or(self.places.interpreter_relro.take());
             there
         } else if let Some((recorded, there)) = self.heap.filter(|(recorded, _)| start >= *recorded) {
-            start - recorded + there
+            (start - recorded).wrapping_add(there)
         } else {
             let recorded = Range { start, end: start.saturating_add(bytes) };
             let there = start.wrapping_add(program_shift(self.faults, self.places.heap, &recorded));
@@ -239,7 +245,13 @@ struct Known {
 
 impl Known {
     fn of(space: &Space) -> Self {
-        let mut known = Self { areas: BTreeMap::new(), numbers: 0, heap: space.heap(), stores_are_known: false, touched: BTreeSet::new() };
+        let mut known = Self {
+            areas: BTreeMap::new(),
+            numbers: 0,
+            heap: space.heap(),
+            stores_are_known: false,
+            touched: BTreeSet::new(),
+        };
         let Some(image) = space.image else { return known };
         for segments in [Some(image.program), image.interpreter].into_iter().flatten() {
             let mut at = segments.start.as_u64();

@@ -356,3 +356,6 @@ impl Source for Joined {
         Ok(more)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,13 +58,13 @@ impl Layout {
     /// The address of the recorded address `at` in the other run, where something is mapped there.
     pub(crate) fn translate(&self, at: u64) -> Option<u64> {
         let (start, piece) = self.pieces.range(..=at).next_back()?;
-        (at < piece.end).then(|| at - start + piece.to)
+        (at < piece.end).then(|| (at - start).wrapping_add(piece.to))
     }
 
     /// The address of something above the top: the program's interpreter.
     pub(crate) fn above(&self, at: u64) -> Option<u64> {
         let recorded = self.recorded_top.filter(|top| at >= *top)?;
-        Some(at - recorded + self.top.unwrap_or(recorded))
+        Some((at - recorded).wrapping_add(self.top.unwrap_or(recorded)))
     }
 
     /// Maps something; its address in the other run. Over something that is mapped it lies where that does.
@@ -73,7 +73,7 @@ impl Layout {
         if let Some(at) = self.translate(mapped.start) {
             return at;
         }
-        let recorded_top = *self.recorded_top.get_or_insert(mapped.start + bytes);
+        let recorded_top = *self.recorded_top.get_or_insert(mapped.start.saturating_add(bytes));
         let top = self.top.unwrap_or(recorded_top);
         let recorded: Vec<_> = self.recorded_gaps();
         let known = free_below(recorded_top, recorded.into_iter(), bytes, mapped.file_offset);
@@ -102,12 +102,13 @@ impl Layout {
         for (first, piece) in hit {
             self.pieces.remove(&first);
             let (from, to) = (start.max(first), end.min(piece.end));
-            self.free(from - first + piece.to, to - first + piece.to);
+            let moved = |at: u64| (at - first).wrapping_add(piece.to);
+            self.free(moved(from), moved(to));
             if first < from {
                 self.pieces.insert(first, Piece { end: from, to: piece.to });
             }
             if to < piece.end {
-                self.pieces.insert(to, Piece { end: piece.end, to: to - first + piece.to });
+                self.pieces.insert(to, Piece { end: piece.end, to: moved(to) });
             }
         }
         at
