@@ -58,4 +58,9 @@ fn pvm_rows() {
     for row in &rows {
         assert!(row.holds(), "{row:?}: {:.1} %, allowed {:?}", row.difference_percent(), row.check);
     }
+    // Fork and exec are low by the same price for each exit on which KVM's MMU works, though their mixes of events differ: what is
+    // missing is the price of that work, which no input row gives, and it is not fitted.
+    let (fork, exec) = (find("P7").missing_per_mmu_exit(), find("P8").missing_per_mmu_exit());
+    println!("missing for each exit that the MMU works on: {fork:.0} cycles (fork), {exec:.0} cycles (exec)");
+    assert!((fork / exec - 1.0).abs() < 0.10, "{fork} {exec}");
 }
