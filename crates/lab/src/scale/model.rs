@@ -68,6 +68,8 @@ pub struct Feed {
     pub flushes: f64,
     /// The share of time in guest mode: who is there has to be kicked.
     pub in_guest: f64,
+    /// The mean time in guest mode between two exits: who leaves by itself has not to be waited for.
+    pub stretch: f64,
     /// From sending an interrupt to its arrival.
     pub interrupt: f64,
     /// What a kick costs the kicked vCPU.
@@ -117,6 +119,7 @@ impl Feed {
             variation: alone.variation(),
             flushes: real(demand.remote_flushes),
             in_guest: per(one.base + one.translation, one.cycles()),
+            stretch: per(one.base + one.translation, one.counters.total_exits()),
             interrupt: real(bed.latencies.interrupt),
             kicked: real(bed.latencies.kicked),
             guest,
@@ -125,6 +128,19 @@ impl Feed {
 
     /// The expectation for `vcpus` vCPUs of a virtual machine.
     pub(super) fn predict(&self, vcpus: u16) -> Prediction {
+        const ROUNDS: u32 = 40;
+        let mut expected = self.expect(vcpus, 1.0);
+        // Who waits is not in guest mode and need not be kicked: the share there falls with the throughput.
+        let mut efficiency = 1.0;
+        for _ in 0..ROUNDS {
+            efficiency = f64::midpoint(efficiency, expected.efficiency.min(1.0));
+            expected = self.expect(vcpus, efficiency);
+        }
+        expected
+    }
+
+    /// The expectation where vCPUs are in guest mode so many times as long as one alone.
+    fn expect(&self, vcpus: u16, presence: f64) -> Prediction {
         let others = f64::from(vcpus.saturating_sub(1));
         let own = if others > 0.0 { self.guest } else { GuestFlushes::default() };
         // Takings of the lock for each taking of its own: others' flushes make more.
@@ -132,26 +148,21 @@ impl Feed {
         let queue = own.takings * self.hold * others;
         let sent = own.count * (own.send + self.interrupt + own.beyond + queue);
         let served = own.count * own.receive * others;
+        // Nothing to queue for: native, or a hypervisor that never takes the lock.
         if self.takings <= 0.0 || self.locked <= 0.0 {
             let efficiency = self.cycles / (self.cycles + sent + served);
             return Prediction { efficiency, lock_utilization: 0.0, lock_wait: 0.0 };
         }
-        let think = (self.cycles - self.locked + sent + served) / (self.takings * visits);
         let shootdown = Shootdown {
             rate: self.flushes / self.takings,
-            send: self.interrupt,
+            send: self.kick_wait(others, presence),
             send_each: 0.0,
-            receive: self.kicked * self.in_guest,
+            receive: self.kicked * presence * self.there_after(self.interrupt),
             locked: true,
         };
-        let lock = Lock {
-            think,
-            hold: self.hold,
-            variation: self.variation,
-            shared: self.shared,
-            hold_shared: self.hold_shared,
-            shootdown,
-        };
+        let think = (self.cycles - self.locked + sent + served) / (self.takings * visits);
+        let Self { hold, variation, shared, hold_shared, .. } = *self;
+        let lock = Lock { think, hold, variation, shared, hold_shared, shootdown };
         let expected = lock.expected(usize::from(vcpus));
         let each = expected.throughput / f64::from(vcpus) / visits;
         let one = self.takings / self.cycles;
@@ -160,6 +171,21 @@ impl Feed {
             lock_utilization: expected.utilization,
             lock_wait: expected.waiting_share,
         }
+    }
+}
+
+impl Feed {
+    /// The probability that a vCPU that was kicked is still in guest mode so much later, were times there exponential.
+    fn there_after(&self, later: f64) -> f64 {
+        if self.stretch > 0.0 { self.in_guest * (-later / self.stretch).exp() } else { 0.0 }
+    }
+
+    /// How long a kick of `others` is waited for: until the last that was in guest mode has left it, by itself or by the interrupt.
+    fn kick_wait(&self, others: f64, presence: f64) -> f64 {
+        const STEPS: u32 = 64;
+        let width = self.interrupt / f64::from(STEPS);
+        let anybody = |t: f64| 1.0 - (1.0 - presence * self.there_after(t)).powf(others);
+        (0..STEPS).map(|i| anybody((f64::from(i) + 0.5) * width) * width).sum()
     }
 }
 
