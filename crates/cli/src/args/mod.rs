@@ -64,8 +64,6 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: crate::model::ModelCommand,
     },
-    /// Page faults and TLB flushes of a program, predicted from its strace and perf texts, beside those its kernel counted
-    Faults(crate::faults::FaultsArgs),
     /// Plans: grids of runs as files, carried out into one table that can be continued
     Plan {
         #[command(subcommand)]
@@ -94,7 +92,7 @@ with the recording. On any other platform the same operations run under the orac
 could have returned it since the last flush that covers it.
 
 Exit status: 0 where nothing differs and nothing is broken, 1 where something does or is, 2 for a malformed recording (what stands
-before the malformed line is still reported).
+before the malformed line is still reported) and for one with fewer rows than it announces.
 
 Examples:
   memvirt replay tests/data/kvm/fuzz1-linux61-shadow.csv.zst --platform kvm-shadow
