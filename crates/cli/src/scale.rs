@@ -39,7 +39,12 @@ pub(crate) struct ScaleArgs {
     #[arg(long, value_delimiter = ',', value_name = "LIST", default_value = "1,2,4,8,16,32,64")]
     vcpus: Vec<u16>,
     /// Regimes, separated by commas; `memvirt regimes` lists them
-    #[arg(long, value_delimiter = ',', value_name = "LIST", default_value = "native,shadow:kvm,shadow:write-protect,nested")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "LIST",
+        default_value = "native,shadow:kvm,shadow:write-protect,nested"
+    )]
     regimes: Vec<RegimeKind>,
     /// vCPUs are threads of one process and do the workload's work in areas of their own
     #[arg(long = "threads", conflicts_with = "tenants")]
@@ -216,8 +221,22 @@ fn command(args: &ScaleArgs) -> Option<String> {
 fn people(done: &ScaleTable) -> String {
     let mut text = format!("{}\n", title(done));
     let header = [
-        "regime", ">vCPUs", ">acc/Mcycle", ">vs one", ">MVA", ">error", ">USL error", ">lock held", ">waiting", ">lock", ">kick",
-        ">shootdown", ">kicked", ">no CPU", ">exits/vCPU", ">shootdowns",
+        "regime",
+        ">vCPUs",
+        ">acc/Mcycle",
+        ">vs one",
+        ">MVA",
+        ">error",
+        ">USL error",
+        ">lock held",
+        ">waiting",
+        ">lock",
+        ">kick",
+        ">shootdown",
+        ">kicked",
+        ">no CPU",
+        ">exits/vCPU",
+        ">shootdowns",
     ];
     let mut grid = table(header);
     for point in &done.points {

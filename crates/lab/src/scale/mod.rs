@@ -126,7 +126,8 @@ impl ScalePlan {
                 }
             }
         }
-        let one = |(regime, vcpus): &(RegimeKind, u16)| self.one(*regime, *vcpus, &bed).map(|run| (*regime, *vcpus, run));
+        let one =
+            |(regime, vcpus): &(RegimeKind, u16)| self.one(*regime, *vcpus, &bed).map(|run| (*regime, *vcpus, run));
         let all = || cells.par_iter().map(one).collect::<Result<Vec<_>, LabError>>();
         let runs = on_threads(self.threads, cells.len(), all)??;
         Ok(self.table(&bed, &runs))
@@ -189,7 +190,9 @@ impl ScalePlan {
         }
         if done.run.outcome != Outcome::Completed {
             let what = format!("{regime} with {vcpus} vCPUs ended early: {:?}", done.run.outcome);
-            return Err(LabError::Scale(format!("{what}; give the guest more memory with --memory, or shorten the run")));
+            return Err(LabError::Scale(format!(
+                "{what}; give the guest more memory with --memory, or shorten the run"
+            )));
         }
         Ok(done.run)
     }

@@ -166,11 +166,7 @@ impl Feed {
         let expected = lock.expected(usize::from(vcpus));
         let each = expected.throughput / f64::from(vcpus) / visits;
         let one = self.takings / self.cycles;
-        Prediction {
-            efficiency: each / one,
-            lock_utilization: expected.utilization,
-            lock_wait: expected.waiting_share,
-        }
+        Prediction { efficiency: each / one, lock_utilization: expected.utilization, lock_wait: expected.waiting_share }
     }
 }
 

@@ -71,8 +71,7 @@ impl ScaleTable {
             let shares = std::iter::once(point.lock_utilization).chain(shares).map(|x| format!("{x:.6}"));
             [point.regime.to_string(), point.vcpus.to_string()].into_iter().chain(shares).collect()
         });
-        let header =
-            ["regime", "vcpus", "lock_held", "lock", "kick", "shootdown", "kicked", "preempted", "waiting"];
+        let header = ["regime", "vcpus", "lock_held", "lock", "kick", "shootdown", "kicked", "preempted", "waiting"];
         let caption = format!(
             "{}: the share of time that the MMU lock is held, and the share of the vCPUs' time that goes into waiting: for the lock, for \
              kicked vCPUs, for shootdowns, out of the guest because of a kick, for the physical CPU.",
@@ -97,11 +96,8 @@ impl ScaleTable {
         });
         let header = ["shadow", "nested", "vcpus", "benefit"].map(str::to_owned).to_vec();
         let published: Vec<_> = self.published.iter().map(|(row, text)| format!("{row}: {text}.")).collect();
-        let caption = format!(
-            "{}: how much faster nested paging is. Published trend: {}",
-            self.workload,
-            published.join(" ")
-        );
+        let caption =
+            format!("{}: how much faster nested paging is. Published trend: {}", self.workload, published.join(" "));
         Figure::new("benefit", "Benefit of nested paging", caption, (header, rows.collect()), |shape| {
             draw_plot(&plot, shape)
         })

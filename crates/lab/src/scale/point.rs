@@ -18,7 +18,10 @@ pub const PUBLISHED: [(&str, &str); 2] = [
         "Intel VT slides, c. 2006, an estimate: the benefit depends on the workload, up to 20 % as a rule and above 40 % in cases such as \
          forkwait, and grows with the number of vCPUs",
     ),
-    ("K16", "vSphere documentation: the overhead of shadow paging grows with the number of vCPUs; it can win with very many TLB misses"),
+    (
+        "K16",
+        "vSphere documentation: the overhead of shadow paging grows with the number of vCPUs; it can win with very many TLB misses",
+    ),
 ];
 
 /// Shares of all vCPUs' time that went into waiting, by what for.
@@ -287,9 +290,8 @@ impl ScaleTable {
 
 /// Of every pair of a shadow regime and a nested one, by number of vCPUs.
 fn benefits(points: &[Point]) -> Vec<BenefitRow> {
-    let kind = |prefix: &'static str| {
-        points.iter().filter(move |point| point.regime.name().split(':').next() == Some(prefix))
-    };
+    let kind =
+        |prefix: &'static str| points.iter().filter(move |point| point.regime.name().split(':').next() == Some(prefix));
     let pairs = kind("shadow").flat_map(|shadow| kind("nested").map(move |nested| (shadow, nested)));
     pairs
         .filter(|(shadow, nested)| shadow.vcpus == nested.vcpus)
