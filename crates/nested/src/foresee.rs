@@ -74,6 +74,7 @@ where
 
     /// Walks for all of `ahead`.
     pub(crate) fn walk(&self, tag: Tag, ahead: &[Acc], found: &mut Foresight) {
+        let ahead = &ahead[..ahead.len().min(AHEAD)];
         if ahead.len() == 1 {
             self.side_by_side::<1>(tag, ahead, found);
         } else {

@@ -7,14 +7,19 @@
 //! and TLB hits; then all that is left is thrown away. What is counted, and when, does not depend on it.
 
 use memvirt_addr::{Acc, Addr, Frame, Hfn, Level, PageSize, Space};
-use memvirt_pagetable::{Format, Guest4};
+use memvirt_pagetable::{Format, Guest4, PhysMem};
 use memvirt_tlb::{Entry, Perms, Ready, THROUGH, Through};
+
+use prefetch_index::prefetch_index;
 
 use crate::cpu::Regs;
 use crate::ledger::{Counters, WalkRefs};
 
 /// How many accesses are looked at together.
 pub const AHEAD: usize = 16;
+/// How many accesses a regime is shown, where it is shown more than one: of those beyond [`AHEAD`] it may fetch what their walks
+/// will read into the caches of the computer that simulates.
+pub const SHOWN: usize = 2 * AHEAD;
 const _: () = assert!(AHEAD <= THROUGH);
 
 /// The answers for the next accesses: walks that would only read, what they give and what they cost.
@@ -74,7 +79,7 @@ impl Lookout {
             self.pause -= 1;
             return Ready::NONE;
         }
-        self.look(&run[..run.len().min(at + if frequent { AHEAD } else { 1 })], at, look);
+        self.look(&run[..run.len().min(at + if frequent { SHOWN } else { 1 })], at, look);
         if !self.found.ready[0].is_some() {
             self.pause = PAUSE;
         }
@@ -84,10 +89,10 @@ impl Lookout {
     /// Asks about the accesses of `run` from `at` to its end.
     #[inline]
     pub(crate) fn look(&mut self, run: &[Acc], at: usize, look: impl FnOnce(&[Acc], &mut Foresight)) {
-        let ahead = &run[at..run.len().min(at + AHEAD)];
-        (self.first, self.seen) = (at, at + ahead.len());
-        self.found.ready[..ahead.len()].fill(Ready::NONE);
-        look(ahead, &mut self.found);
+        let shown = &run[at..run.len().min(at + SHOWN)];
+        (self.first, self.seen) = (at, at + shown.len().min(AHEAD));
+        self.found.ready = [Ready::NONE; AHEAD];
+        look(shown, &mut self.found);
     }
 
     /// Where what was seen ends.
@@ -147,6 +152,29 @@ impl<S: Space> PlainLeaf<S> {
     }
 }
 
+/// The tables of a walk that only reads.
+pub trait Tables<S: Space> {
+    /// The entry at `at`.
+    fn entry(&self, at: Addr<S>) -> u64;
+
+    /// Brings the entry at `at` into the caches of the computer that simulates, without waiting for it. Changes nothing.
+    fn fetch(&self, at: Addr<S>) {
+        let _ = at;
+    }
+}
+
+impl<S: Space> Tables<S> for PhysMem<S> {
+    #[inline]
+    fn entry(&self, at: Addr<S>) -> u64 {
+        self.read(at)
+    }
+
+    #[inline]
+    fn fetch(&self, at: Addr<S>) {
+        prefetch_index(self.words(at.frame()), (at.as_u64() >> 3 & 511) as usize);
+    }
+}
+
 const PRESENT: u64 = 1;
 const WRITE: u64 = 1 << 1;
 const LARGE: u64 = 1 << 7;
@@ -155,21 +183,38 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// Walks the four-level x86-64 tables under `root` for all of `ahead`, and tells of those whose walk would only read and that
 /// end at a 4 KiB page: entries present and accessed, for a store also dirty, the access permitted. Works on raw bits, which
-/// [`Format::decode`] gives a meaning one by one.
+/// [`Format::decode`] gives a meaning one by one. For accesses beyond [`AHEAD`] the last entry is fetched.
 #[inline]
 pub fn plain_walks<S: Space>(
     root: Frame<S>,
     regs: &Regs,
     ahead: &[Acc],
-    read: impl Fn(Addr<S>) -> u64,
+    mem: &impl Tables<S>,
     found: impl FnMut(usize, PlainLeaf<S>),
 ) {
     const { assert!(Guest4::RAW_WRITE == WRITE) };
-    if ahead.len() == 1 {
-        side_by_side::<1, S>(root, regs, ahead, read, found);
-    } else {
-        side_by_side::<AHEAD, S>(root, regs, ahead, read, found);
+    let (ahead, later) = ahead.split_at(ahead.len().min(AHEAD));
+    for acc in later {
+        mem.fetch(last_table(root, mem, *acc).0);
     }
+    if ahead.len() == 1 {
+        side_by_side::<1, S>(root, regs, ahead, mem, found);
+    } else {
+        side_by_side::<AHEAD, S>(root, regs, ahead, mem, found);
+    }
+}
+
+/// Where the leaf of an access lies, the bits that all entries above it have, and the bits that one of them has.
+#[inline(always)]
+fn last_table<S: Space>(root: Frame<S>, mem: &impl Tables<S>, acc: Acc) -> (Addr<S>, u64, u64) {
+    let (mut table, mut all, mut any) = (root, u64::MAX, 0);
+    for level in [Level::L4, Level::L3, Level::L2] {
+        let raw = mem.entry(table.entry(acc.gva().index(level)));
+        all &= raw;
+        any |= raw;
+        table = Frame::new((raw & ADDRESS) >> 12);
+    }
+    (table.entry(acc.gva().index(Level::L1)), all, any)
 }
 
 /// The walks of at most `N` accesses. Upper entries are few and mostly at hand: each walk goes down to its last table by itself.
@@ -179,24 +224,16 @@ fn side_by_side<const N: usize, S: Space>(
     root: Frame<S>,
     regs: &Regs,
     ahead: &[Acc],
-    read: impl Fn(Addr<S>) -> u64,
+    mem: &impl Tables<S>,
     mut found: impl FnMut(usize, PlainLeaf<S>),
 ) {
     let ahead = &ahead[..ahead.len().min(N)];
     let (mut at, mut all, mut any, mut leaves) = ([Addr::ZERO; N], [0; N], [0; N], [0; N]);
     for (i, acc) in ahead.iter().enumerate() {
-        let mut table = root;
-        let (mut ones, mut zeros) = (u64::MAX, 0);
-        for level in [Level::L4, Level::L3, Level::L2] {
-            let raw = read(table.entry(acc.gva().index(level)));
-            ones &= raw;
-            zeros |= raw;
-            table = Frame::new((raw & ADDRESS) >> 12);
-        }
-        (at[i], all[i], any[i]) = (table.entry(acc.gva().index(Level::L1)), ones, zeros);
+        (at[i], all[i], any[i]) = last_table(root, mem, *acc);
     }
     for i in 0..ahead.len() {
-        leaves[i] = read(at[i]);
+        leaves[i] = mem.entry(at[i]);
     }
     let user_pages_fetch = !regs.smep;
     for (i, acc) in ahead.iter().enumerate() {

@@ -20,7 +20,7 @@ pub use cpu::{Cpu, Regs, Vcpu};
 pub use cx::{Cx, Interrupts, Tags, Vendor, tlb_entry};
 pub use engine::{Engine, Outcome, Regime, Request, VmSpec, store_element};
 pub use exit::{Exit, ExitReason, LockMode, Work};
-pub use foresee::{AHEAD, Foresight, PlainLeaf, plain_walks};
+pub use foresee::{AHEAD, Foresight, PlainLeaf, SHOWN, Tables, plain_walks};
 pub use host::{Backed, GuestMem, Host, HostFrames, MemoryMap, read_guest};
 pub use ledger::{Counters, Ledger, WalkRefs};
 pub use mmu::{Cached, Caches, Invalidation, Listener, Mmu, MmuCounts, MmuGeometry, Partial};

@@ -5,16 +5,16 @@
 //! the leaf are set once the access is permitted. (Hardware may do either; this is the order of QEMU, on which the KVM
 //! recordings that memvirt is checked against were made.)
 
-use memvirt_addr::{Acc, Gfn, Gpa, GuestPhys, Hpa, Level, PageSize, PfCode};
+use memvirt_addr::{Acc, Gfn, Gpa, GuestPhys, HostPhys, Hpa, Level, PageSize, PfCode};
 use memvirt_ops::arch::{Control, GuestFault, HostEvent};
-use memvirt_pagetable::{Attrs, Entry, Format, Guest4, TableMem};
+use memvirt_pagetable::{Attrs, Entry, Format, Guest4, PhysMem, TableMem};
 use memvirt_tlb::Ready;
 
 use crate::cpu::Regs;
 use crate::cx::{Cx, tlb_entry};
 use crate::engine::{Outcome, Regime, Request};
-use crate::foresee::{Foresight, PlainLeaf, plain_walks};
-use crate::host::{Backed, GuestMem, read_guest};
+use crate::foresee::{Foresight, PlainLeaf, Tables, plain_walks};
+use crate::host::{Backed, GuestMem, Host, MemoryMap, read_guest};
 use crate::ledger::WalkRefs;
 use crate::mmu::{Caches, Partial};
 use crate::probe::{CacheHit, Dimension, Probe, Reference, Update};
@@ -60,9 +60,9 @@ impl Regime for Native {
         };
         let root = regs.cr3.root.frame();
         if map.is_whole_host(host) {
-            plain_walks(root, regs, ahead, |at| host.mem.read(Hpa::new_truncate(at.as_u64())), tell);
+            plain_walks(root, regs, ahead, &WholeHost(&host.mem), tell);
         } else {
-            plain_walks(root, regs, ahead, |at| read_guest(host, map, at), tell);
+            plain_walks(root, regs, ahead, &Mapped(host, map), tell);
         }
     }
 
@@ -75,6 +75,31 @@ impl Regime for Native {
 
     fn table_bytes(&self) -> TableBytes {
         TableBytes::default()
+    }
+}
+
+/// Guest memory that is all of the host's.
+struct WholeHost<'a>(&'a PhysMem<HostPhys>);
+
+impl Tables<GuestPhys> for WholeHost<'_> {
+    #[inline]
+    fn entry(&self, at: Gpa) -> u64 {
+        self.0.read(Hpa::new_truncate(at.as_u64()))
+    }
+
+    #[inline]
+    fn fetch(&self, at: Gpa) {
+        self.0.fetch(Hpa::new_truncate(at.as_u64()));
+    }
+}
+
+/// Guest memory wherever it lies.
+struct Mapped<'a>(&'a Host, &'a MemoryMap);
+
+impl Tables<GuestPhys> for Mapped<'_> {
+    #[inline]
+    fn entry(&self, at: Gpa) -> u64 {
+        read_guest(self.0, self.1, at)
     }
 }
 

@@ -45,7 +45,7 @@ impl HardwareWalk {
             root,
             &regs,
             ahead,
-            |at| mem.read(at),
+            mem,
             |i, leaf| found.tell(i, Ready::new(tag, &leaf.entry(ahead[i], leaf.frame, false)), refs),
         );
     }

@@ -49,7 +49,7 @@ impl Kvm {
             self.pages[mmu.root.page].table,
             &regs,
             ahead,
-            |at| mem.read(at),
+            mem,
             |i, leaf| {
                 // Reserved bits would lie within the frame's number.
                 if leaf.frame.base().as_u64() & Spte::RESERVED == 0 {
