@@ -30,6 +30,8 @@ pub struct Program {
     pub pages: u64,
     /// Those in use.
     pub touched: Touched,
+    /// Whether processes come round to their pages again.
+    pub again: bool,
 }
 
 /// The machine and its guest's kernel.
@@ -85,7 +87,8 @@ const DESCRIPTOR: f64 = 128.0;
 const HASH: f64 = 32_768.0;
 /// Entries of one descriptor of the reverse map.
 const RUN: u64 = 14;
-/// Free pages after KVM has made room under its limit.
+/// Free pages below which KVM makes room under its limit, and after it has.
+const SPARE: f64 = 5.0;
 const REFILL: f64 = 25.0;
 /// Levels of the tables.
 const DEPTH: u32 = 4;
@@ -187,16 +190,28 @@ impl Machine {
         let indirect = processes * tables.each + of_kernel;
         let Direct { pages: direct, described } = self.direct(program, &tables);
         let wanted = indirect + direct;
-        let kept = if wanted + REFILL > float(limit) { (float(limit) - REFILL / 2.0) / wanted } else { 1.0 };
         // Parents of the two tables of level 3 that all roots share; the kernel's own root has used the direct map.
         let shared = [program.processes + 1, program.processes].map(|n| if n > 1 { n.div_ceil(RUN) } else { 0 });
-        let descriptors = kept * described + float(shared.iter().sum());
+        let (pages, indirect, described) = if wanted + SPARE <= float(limit) {
+            (wanted, indirect, described)
+        } else {
+            // The oldest pages go, down to a reserve that is used up and filled again.
+            let pages = float(limit) - f64::midpoint(SPARE, REFILL);
+            let kept = pages / wanted;
+            if program.again {
+                // What only the first touch needed, the pieces of the direct map, is older than all that came after.
+                (pages, pages, 0.0)
+            } else {
+                (pages, kept * indirect, kept * described)
+            }
+        };
+        let descriptors = described + float(shared.iter().sum());
         Some(Prediction {
             guest: self.guest(program, &tables),
-            shadow: TABLE * wanted * kept,
+            shadow: TABLE * pages,
             nested: 0.0,
             reverse_map: 8.0 * float(self.memory + self.large()) + DESCRIPTOR * descriptors,
-            records: kept * (wanted * HEADER + indirect * TABLE) + self.slot() + 2.0 * float(self.memory),
+            records: pages * HEADER + indirect * TABLE + self.slot() + 2.0 * float(self.memory),
         })
     }
 

@@ -27,6 +27,7 @@ fn program(residents: &Residents) -> Program {
         first_page: residents.base.get() >> 12,
         pages,
         touched: if touched == pages { Touched::All } else { Touched::Random(touched) },
+        again: residents.rounds.get() > 1,
     }
 }
 
