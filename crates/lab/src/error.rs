@@ -53,7 +53,7 @@ pub enum LabError {
     #[error("cannot serialize the results: {0}")]
     Serialize(#[from] serde_json::Error),
     /// A footprint was asked for that no workload has.
-    #[error("footprint: {0}")]
+    #[error("{0}")]
     Footprint(String),
     /// A walk was asked for that no machine makes.
     #[error("{0}")]

@@ -141,7 +141,8 @@ fn threads_change_nothing() {
 fn numbers_that_no_workload_has_are_refused() {
     for (processes, bytes) in [(0, MIB), (1, 100), (1, 1 << 50)] {
         let error = plan(&[RegimeKind::Native], &[processes], bytes, Use::Dense).run().unwrap_err().to_string();
-        assert!(error.starts_with("footprint: "), "{error}");
+        let field = if processes == 0 { "processes: expected" } else { "footprint: expected" };
+        assert!(error.starts_with(field), "{error}");
     }
     assert!(matches!(Workload::find("footprint").unwrap().spec(), Spec::Residents(_)));
 }
