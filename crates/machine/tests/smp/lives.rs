@@ -221,3 +221,16 @@ fn under_every_other_regime() {
         nothing_stale(regime, 8);
     }
 }
+
+#[test]
+fn the_same_seed_gives_the_same_exits_in_the_same_order() {
+    let once = || {
+        let mut life = Life::new(RegimeKind::ShadowKvm612, config(11), HostConfig::default(), 11, usize::from(CPUS));
+        (0..300).for_each(|_| life.step());
+        let stats: Vec<_> = (0..usize::from(CPUS)).map(|cpu| life.lab.guest.stats_on(cpu)).collect();
+        (life.lab.exits(), stats)
+    };
+    let (first, second) = (once(), once());
+    assert!(first.0.len() > 1000);
+    assert_eq!(first, second);
+}
