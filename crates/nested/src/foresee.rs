@@ -1,13 +1,13 @@
 //! Two-dimensional walks made before they are needed, several at a time: see [`memvirt_platform::foresee`].
 //!
-//! All accesses go through the same reference of their walks before any goes on to its next, so that what they wait for, they
-//! wait for together. A walk that would set a bit, fault or exit is left to the careful one of [`crate::walk`].
+//! All accesses go down to the guest's last table before any reads its entry there, and to the nested tables' last one before any
+//! reads there: those entries are what has to be waited for, and are fetched meanwhile. A walk that would set a bit, fault or exit is left to the careful one of [`crate::walk`].
 
 use core::marker::PhantomData;
 
 use memvirt_addr::{Acc, Gpa, GuestPhys, GuestVirt, Hfn, HostPhys, Level, PageSize};
 use memvirt_pagetable::{Attrs, Entry as TableEntry, Format, PhysMem};
-use memvirt_platform::{AHEAD, Backed, Foresight, Regs, WalkRefs, tlb_entry};
+use memvirt_platform::{AHEAD, Backed, Foresight, Regs, Tables, WalkRefs, tlb_entry};
 use memvirt_tlb::{Entry, Ready, Tag};
 
 use crate::stage::{AdBits, SecondStage, Want};
@@ -100,28 +100,23 @@ where
         };
         let mut lanes = [start; N];
         let lanes = &mut lanes[..ahead.len().min(N)];
-        let mut level = G::ROOT;
-        loop {
-            for (lane, acc) in lanes.iter_mut().zip(ahead) {
-                if lane.page.is_none() {
-                    lane.gpa = lane.gpa.frame().entry(G::index(acc.gva(), level));
-                    lane.begin(self.nested_root, H::covers(lane.gpa));
-                }
-            }
-            self.translate(lanes);
-            for (lane, acc) in lanes.iter_mut().zip(ahead) {
-                if lane.reads && lane.page.is_none() {
-                    self.read_guest(lane, *acc, level);
-                }
-            }
-            let Some(below) = level.below() else { break };
-            level = below;
+        for (lane, acc) in lanes.iter_mut().zip(ahead) {
+            self.down_to_leaf(lane, *acc);
+            self.mem.fetch(lane.table.at(lane.gpa.as_u64()));
         }
         for (lane, acc) in lanes.iter_mut().zip(ahead) {
+            if lane.reads && lane.page.is_none() {
+                self.read_guest(lane, *acc, Level::L1);
+            }
             lane.want = H::data(acc.kind());
             lane.begin(self.nested_root, H::covers(lane.gpa));
+            if N > 1 {
+                self.fetch_leaf(lane);
+            }
         }
-        self.translate(lanes);
+        for lane in &mut *lanes {
+            self.translate(lane);
+        }
         for (i, (lane, acc)) in lanes.iter().zip(ahead).enumerate() {
             if let Some((entry, refs)) = self.result(lane, *acc) {
                 found.tell(i, Ready::new(tag, &entry), refs);
@@ -129,27 +124,55 @@ where
         }
     }
 
-    /// Translates the guest-physical address of each lane that is not translated yet.
+    /// Walks the guest's tables of one lane until the entry of its last one can be read.
     #[inline]
-    fn translate(&self, lanes: &mut [Lane]) {
-        if let [lane] = lanes
-            && self.plainly(lane)
-        {
+    fn down_to_leaf(&self, lane: &mut Lane, acc: Acc) {
+        let mut level = G::ROOT;
+        loop {
+            lane.gpa = lane.gpa.frame().entry(G::index(acc.gva(), level));
+            lane.begin(self.nested_root, H::covers(lane.gpa));
+            self.translate(lane);
+            let Some(below) = level.below().filter(|_| lane.reads) else { return };
+            self.read_guest(lane, acc, level);
+            if lane.page.is_some() || !lane.reads {
+                return;
+            }
+            level = below;
+        }
+    }
+
+    /// Fetches the nested leaf of a lane's address, where the entries above are plain.
+    #[inline]
+    fn fetch_leaf(&self, lane: &Lane) {
+        let (mut table, mut level) = (self.nested_root, H::ROOT);
+        while let (Some(below), true) = (level.below(), lane.reads) {
+            let raw = self.mem.read(table.entry(H::index(lane.gpa, level)));
+            if raw & H::PLAIN_TABLE.0 != H::PLAIN_TABLE.1 {
+                return;
+            }
+            (table, level) = (Hfn::new((raw & ADDRESS) >> 12), below);
+        }
+        self.mem.fetch(table.entry(H::index(lane.gpa, Level::L1)));
+    }
+
+    /// Translates the guest-physical address of a lane, if it is not translated yet.
+    #[inline]
+    fn translate(&self, lane: &mut Lane) {
+        if self.plainly(lane) {
             return;
         }
+        core::hint::cold_path();
         let mut level = H::ROOT;
         loop {
-            for lane in &mut *lanes {
-                if lane.reads && lane.translated.is_none() {
-                    self.read_nested(lane, level);
-                }
+            if lane.reads && lane.translated.is_none() {
+                self.read_nested(lane, level);
             }
             let Some(below) = level.below() else { break };
             level = below;
         }
     }
 
-    /// Translates the address of a lane alone, if all entries on the way are plain and lead to a page of 4 KiB; otherwise changes
+    /// Translates the address of a lane, if all entries on the way are plain and lead to a page of 4 KiB; otherwise changes
     /// nothing and returns false.
     #[inline]
     fn plainly(&self, lane: &mut Lane) -> bool {
