@@ -32,13 +32,13 @@ host_page = \"2M\"
 host_frames = \"scattered\"
 walkers = 2
 [[grid]]
-workload = \"uniform\"
-footprint = \"256KiB\"
-scale = 0.002
+workload = \"two-rates\"
+footprint = \"1MiB\"
+set.iterations = 4
 regime = \"nested\"
 guest_page = [\"4K\", \"2M\"]
 prefault = true
-warm_up = 100
+warm_up = 16_390
 tick = 5000
 walk_caches = true
 ";
