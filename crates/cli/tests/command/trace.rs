@@ -55,6 +55,68 @@ fn a_packed_trace_runs_as_the_recording_does_and_pages_are_refused_where_lines_m
     assert!(refused.only_error().contains("--density lines"), "{}", refused.stderr);
 }
 
+/// The accesses that `trace verify` counts in intact blocks.
+fn intact(folder: &Path, trace: &str) -> String {
+    let said = memvirt_in(folder, ["trace", "verify", trace]).stdout;
+    let counts = said.lines().find(|line| line.contains(" blocks intact: ")).unwrap().to_owned();
+    counts.split(", ").find_map(|count| count.strip_suffix(" accesses")).unwrap().replace(',', "")
+}
+
+/// What is intact is shown to the last access also where the first process, which forks all others, is behind the cut.
+#[test]
+fn a_damaged_packed_trace_is_shown_as_far_as_it_is_intact_and_the_damage_named() {
+    let folder = tempdir().unwrap();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/mvt");
+    for (file, half) in [("fork-shell.mvt", true), ("redis-bgsave.mvt", true), ("gcc-compile.mvt", false)] {
+        let mut bytes = fs::read(data.join(file)).unwrap();
+        let (length, what) = (bytes.len(), if half { "it is cut off" } else { "another .mvt trace is appended" });
+        if half {
+            bytes.truncate(length / 2)
+        } else {
+            bytes.extend_from_within(..)
+        }
+        fs::write(folder.path().join("damaged.mvt"), bytes).unwrap();
+        let info = memvirt_in(folder.path(), ["trace", "info", "damaged.mvt", "--format", "json"]);
+        assert_eq!(info.status, 1, "{file}: {}", info.stderr);
+        assert!(info.stderr.contains("damaged.mvt is damaged: byte ") && info.stderr.contains(what), "{}", info.stderr);
+        assert_eq!(info.json()["accesses"].to_string(), intact(folder.path(), "damaged.mvt"), "{file}");
+        if file != "redis-bgsave.mvt" {
+            let cat = memvirt_in(folder.path(), ["trace", "cat", "damaged.mvt"]);
+            assert!(cat.status == 1 && cat.stderr.contains(what), "{}", cat.stderr);
+            assert!(cat.stdout.lines().count() > 1000 && cat.stdout.ends_with('\n'));
+        }
+    }
+}
+
+#[test]
+fn a_packed_trace_with_a_broken_beginning_is_called_one() {
+    let folder = tempdir().unwrap();
+    let whole = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/mvt/gcc-compile.mvt")).unwrap();
+    let mut wrong = whole.clone();
+    wrong[2] ^= 1;
+    let as_text: Vec<u8> = whole.iter().copied().filter(|byte| *byte != b'\r').collect();
+    for (name, bytes, what) in [
+        ("wrong.bin", &wrong[..], "its signature is damaged"),
+        ("text.bin", &as_text, "copied as text"),
+        ("short.mvt", &whole[..3], "ends within its signature"),
+        ("empty.mvt", &[], "it is empty"),
+        ("other.mvt", b"no trace of any kind\n", "its first bytes are others"),
+    ] {
+        fs::write(folder.path().join(name), bytes).unwrap();
+        for command in ["info", "cat", "verify"] {
+            let ran = memvirt_in(folder.path(), ["trace", command, name]);
+            let error = ran.only_error();
+            assert!(error.contains("is not an .mvt trace") && error.contains(what), "{command}: {error}");
+            // The advice must not overwrite what it is about.
+            assert!(error.contains("convert RECORDING NEW.mvt"), "{error}");
+        }
+    }
+    // A recording is one whatever it is called.
+    fs::copy(shipped_trace(), folder.path().join("log.mvt")).unwrap();
+    let info = memvirt_in(folder.path(), ["trace", "info", "log.mvt"]);
+    assert!(info.status == 0 && info.stdout.contains("Valgrind lackey"), "{}", info.stderr);
+}
+
 #[test]
 fn a_part_is_cut_out_and_shown() {
     let folder = tempdir().unwrap();
