@@ -64,7 +64,7 @@ fn chromium() -> Option<PathBuf> {
 }
 
 /// Looks into a frame that holds the page, and leaves one finding a line in the document's `pre`.
-const PROBE: &str = r#"<!DOCTYPE html><meta charset="utf-8"><pre id="findings"></pre>
+const PROBE: &str = r##"<!DOCTYPE html><meta charset="utf-8"><pre id="findings"></pre>
 <iframe id="frame" src="index.html" style="width:WIDTHpx;height:900px;border:0"></iframe>
 <script>
 function found(text) { document.getElementById("findings").append(text + "\n"); }
@@ -90,7 +90,7 @@ document.getElementById("frame").addEventListener("load", function () {
   found("done");
 });
 </script>
-"#;
+"##;
 
 /// Collects what goes wrong in the page from its first line on.
 const WATCH: &str = "<head><script>window.errors=[];window.onerror=function(m){errors.push(String(m))};\
@@ -101,7 +101,13 @@ fn findings(browser: &Path, dir: &Path, page: &str, width: u32) -> String {
     let probe = dir.join(format!("probe-{width}.html"));
     std::fs::write(&probe, PROBE.replace("WIDTH", &width.to_string())).unwrap();
     let run = Command::new(browser)
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--allow-file-access-from-files"])
+        .args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--allow-file-access-from-files",
+        ])
         .args(["--window-size=1600,1000", "--virtual-time-budget=20000", "--dump-dom"])
         .arg(format!("--user-data-dir={}", dir.join("profile").display()))
         .arg(format!("file://{}", probe.display()))

@@ -73,14 +73,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ),
     (
         "memvirt-smp",
-        &[
-            "memvirt-addr",
-            "memvirt-guest",
-            "memvirt-machine",
-            "memvirt-ops",
-            "memvirt-platform",
-            "memvirt-timeline",
-        ],
+        &["memvirt-addr", "memvirt-guest", "memvirt-machine", "memvirt-ops", "memvirt-platform", "memvirt-timeline"],
     ),
     (
         "memvirt-lab",

@@ -41,13 +41,9 @@ impl HardwareWalk {
     pub(crate) fn foresee(cx: &Cx<'_>, root: Hfn, ahead: &[Acc], found: &mut Foresight) {
         let (regs, mem, tag) = (Regs { write_protect: true, ..*cx.regs() }, &cx.host.mem, cx.tag());
         let refs = WalkRefs { shadow: 4, ..WalkRefs::default() };
-        plain_walks(
-            root,
-            &regs,
-            ahead,
-            mem,
-            |i, leaf| found.tell(i, Ready::new(tag, &leaf.entry(ahead[i], leaf.frame, false)), refs),
-        );
+        plain_walks(root, &regs, ahead, mem, |i, leaf| {
+            found.tell(i, Ready::new(tag, &leaf.entry(ahead[i], leaf.frame, false)), refs)
+        });
     }
 
     /// A walk that has no table to start from.

@@ -86,8 +86,7 @@ fn churn(mix: &str, line: &str) -> String {
     file(&format!("kind = 'churn'\n{sizes}\nmix = {{ {mix} }}\n{rest}\n{line}\n"))
 }
 
-const KINDS: &str =
-    r#""sequential", "uniform", "zipf", "pointer-chase", "touch-and-free", "fork-and-exit", "churn", "residents", "script""#;
+const KINDS: &str = r#""sequential", "uniform", "zipf", "pointer-chase", "touch-and-free", "fork-and-exit", "churn", "residents", "script""#;
 const SIZE: &str = r#"expected a size in whole 4 KiB pages, from "4KiB" to "64TiB", such as "64MiB""#;
 const COUNT: &str = "expected an integer from 1 to 1_000_000_000_000";
 const SHARE: &str = "expected a share from 0.0 to 1.0";

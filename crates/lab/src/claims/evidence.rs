@@ -52,7 +52,7 @@ pub struct Done {
 }
 
 /// Workloads that stand for kinds of programs, in the order of their names.
-pub const WORKLOADS: [&str; 20] = [
+pub(super) const WORKLOADS: [&str; 20] = [
     "b-tree",
     "churn",
     "compute",
@@ -76,7 +76,7 @@ pub const WORKLOADS: [&str; 20] = [
 ];
 
 /// The regimes of every workload.
-pub const REGIMES: [RegimeKind; 6] = [
+pub(super) const REGIMES: [RegimeKind; 6] = [
     RegimeKind::Native,
     RegimeKind::ShadowWriteProtect,
     RegimeKind::ShadowLazyFill,

@@ -45,18 +45,12 @@ impl Kvm {
         };
         let (regs, mem, tag) = (Regs { write_protect: true, ..*cx.regs() }, &cx.host.mem, cx.tag());
         let refs = WalkRefs { shadow: 4, ..WalkRefs::default() };
-        plain_walks(
-            self.pages[mmu.root.page].table,
-            &regs,
-            ahead,
-            mem,
-            |i, leaf| {
-                // Reserved bits would lie within the frame's number.
-                if leaf.frame.base().as_u64() & Spte::RESERVED == 0 {
-                    found.tell(i, Ready::new(tag, &leaf.entry(ahead[i], leaf.frame, false)), refs);
-                }
-            },
-        );
+        plain_walks(self.pages[mmu.root.page].table, &regs, ahead, mem, |i, leaf| {
+            // Reserved bits would lie within the frame's number.
+            if leaf.frame.base().as_u64() & Spte::RESERVED == 0 {
+                found.tell(i, Ready::new(tag, &leaf.entry(ahead[i], leaf.frame, false)), refs);
+            }
+        });
     }
 }
 
