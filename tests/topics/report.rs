@@ -4,6 +4,8 @@
 //! and leaves its findings in its own document, which the browser prints. Where there is no Chromium the test says so and is
 //! skipped; with `MEMVIRT_BROWSER=required` in the environment it fails.
 
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
