@@ -15,6 +15,7 @@ mod model;
 mod models;
 mod nested_virt;
 mod output;
+mod phase;
 mod plan;
 mod progress;
 mod published;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Command::Exits(args) => exits::exits(args),
         Command::NestedVirt(args) => nested_virt::nested_virt(args),
         Command::Model { command } => model::model(command),
+        Command::Phase(args) => phase::phase(args),
         Command::Plan { command } => plan::plan(command),
         Command::Faults(args) => faults::faults(args),
         Command::Published(args) => published::published(args),

@@ -61,4 +61,7 @@ pub enum LabError {
     /// A scaling run was asked for that cannot be made.
     #[error("{0}")]
     Scale(String),
+    /// A cost model cannot be evaluated.
+    #[error("cost model: {0}")]
+    Model(String),
 }

@@ -10,6 +10,7 @@ pub mod faults;
 pub mod footprint;
 pub mod input;
 pub mod nested_virt;
+pub mod phase;
 pub mod plan;
 pub mod published;
 mod rates;

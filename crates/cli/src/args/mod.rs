@@ -64,6 +64,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: crate::model::ModelCommand,
     },
+    /// Who wins over the plane of TLB misses and page-table updates, shadow or nested paging, and by how much
+    Phase(crate::phase::PhaseArgs),
     /// Plans: grids of runs as files, carried out into one table that can be continued
     Plan {
         #[command(subcommand)]

@@ -7,6 +7,7 @@ mod inputs;
 mod lists;
 mod model;
 mod nested_virt;
+mod phase;
 mod plan;
 mod report;
 mod results;
