@@ -6,7 +6,7 @@ use clap::Args;
 use memvirt_lab::faults::{Faults, Flushes, Predicted, Prediction, predict};
 
 use crate::args::TreeFormat;
-use crate::failure::Status;
+use crate::failure::{Status, warn};
 use crate::models::json;
 use crate::output::{print, render, table};
 
@@ -32,6 +32,10 @@ pub(crate) fn faults(args: &FaultsArgs) -> anyhow::Result<Status> {
         TreeFormat::Json => json(&prediction)?,
         TreeFormat::Table => tables(&prediction),
     })?;
+    if let Some(first) = &prediction.first_malformed {
+        let (lines, bundle) = (prediction.malformed, args.bundle.display());
+        warn(&format!("warning: {lines} lines of {bundle} were skipped; the first: {first}"));
+    }
     Ok(Status::Fine)
 }
 

@@ -90,6 +90,10 @@ pub struct Prediction {
     pub predicted: Vec<Predicted>,
     /// The kernel's own counts.
     pub recorded: Option<Recorded>,
+    /// Lines of the texts that were not understood and skipped: what is predicted is of the rest.
+    pub malformed: u64,
+    /// The first of them.
+    pub first_malformed: Option<String>,
 }
 
 /// The guest that predictions are made with: Linux as distributions build it, with process-context identifiers, and pages that
@@ -108,7 +112,8 @@ pub fn predict(path: &Path) -> Result<Prediction, LabError> {
     let pair = Pair::open(path)?;
     let predicted = pair.fault_texts().map(|text| one(&pair, text)).collect::<Result<_, _>>()?;
     let recorded = pair.fault_texts().find(|text| !text.tally.flushes.is_empty() && text.has_kinds).map(recorded);
-    Ok(Prediction { predicted, recorded })
+    let (malformed, first) = pair.malformed();
+    Ok(Prediction { predicted, recorded, malformed, first_malformed: first.map(ToString::to_string) })
 }
 
 fn one(pair: &Pair, text: &FaultText) -> Result<Predicted, LabError> {

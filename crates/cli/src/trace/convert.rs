@@ -25,6 +25,10 @@ pub(super) struct Output {
 
 impl Output {
     pub(super) fn new(path: &Path) -> anyhow::Result<Self> {
+        // A device or a pipe would be replaced by a file; a link is written through.
+        let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let is_file = std::fs::metadata(path).map_or(true, |found| found.is_file());
+        anyhow::ensure!(is_file, "cannot write {}: it is no file; name one, as in NEW.mvt", path.display());
         let mut partial = path.as_os_str().to_owned();
         partial.push(".part");
         let partial = std::path::PathBuf::from(partial);
@@ -51,17 +55,21 @@ impl Write for Output {
 /// Packs a recording into `path` and says what came of it.
 pub(super) fn pack(recording: Recording, path: &Path, density: Density) -> anyhow::Result<Status> {
     let bar = Bytes::new(recording.progress().total_bytes());
-    let mut raw = 0;
+    let (mut raw, mut malformed) = (0, 0);
     let partial = Output::new(path)?;
     let (scratch, name) = (partial.partial.clone(), path.display().to_string());
     let mut look = |recording: &Recording| {
-        raw = recording.tally().raw_bytes;
+        let tally = recording.tally();
+        (raw, malformed) = (tally.raw_bytes, tally.malformed);
         bar.show(recording.progress().bytes());
     };
     let packed = memvirt_trace::convert(recording, partial, &name, density, &mut look);
     bar.clear();
     let (converted, output) = packed.inspect_err(|_| drop(std::fs::remove_file(&scratch)))?;
     output.finish()?;
+    if malformed > 0 {
+        warn(&format!("warning: {malformed} lines were not understood and are not in {name}"));
+    }
     report(&converted, &name, raw)
 }
 

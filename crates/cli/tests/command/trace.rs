@@ -152,3 +152,17 @@ fn a_program_is_recorded_where_valgrind_is_installed() {
     assert_eq!((&info["tally"]["forks"], &info["tally"]["exits"]), (&1.into(), &2.into()), "{info}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "one file is left");
 }
+
+#[cfg(unix)]
+#[test]
+fn an_output_that_is_no_file_is_refused_and_a_link_is_written_through() {
+    let folder = tempdir().unwrap();
+    let refused = memvirt_in(folder.path(), ["trace", "convert", &shell(), "."]);
+    assert!(refused.only_error().contains("it is no file"), "{}", refused.stderr);
+    fs::write(folder.path().join("old.mvt"), "old").unwrap();
+    std::os::unix::fs::symlink("old.mvt", folder.path().join("link.mvt")).unwrap();
+    let written = memvirt_in(folder.path(), ["trace", "convert", &shell(), "link.mvt"]);
+    assert_eq!(written.status, 0, "{}", written.stderr);
+    assert!(folder.path().join("link.mvt").is_symlink());
+    assert_eq!(memvirt_in(folder.path(), ["trace", "verify", "old.mvt"]).status, 0);
+}

@@ -74,7 +74,7 @@ impl Spaces {
 }
 
 /// The operations of a stream, with the address space that each concerns.
-pub(crate) fn calls(mut source: impl Source<Error = TraceError>) -> Result<Calls, TraceError> {
+pub(crate) fn calls(source: &mut impl Source<Error = TraceError>) -> Result<Calls, TraceError> {
     let (mut spaces, mut all) = (Spaces::default(), Calls::default());
     let mut batch = Batch::default();
     while source.next_batch(&mut batch)? {

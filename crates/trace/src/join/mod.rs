@@ -24,6 +24,7 @@ use std::path::Path;
 use memvirt_addr::{Acc, AccessKind, Gva};
 use memvirt_ops::process::{Batch, Op, ProcessId, Source};
 
+use crate::Malformed;
 use crate::bundle::{Bundle, Member};
 use crate::error::TraceError;
 use crate::format::{Format, sniff};
@@ -52,6 +53,7 @@ pub struct FaultText {
 pub struct Pair {
     bundle: Bundle,
     calls: Calls,
+    calls_tally: Tally,
     fault_texts: Vec<(Member, FaultText)>,
 }
 
@@ -98,12 +100,10 @@ impl Pair {
         let of = |format| bundle.members.iter().filter(move |member| sniff(&member.head) == format);
         let strace =
             of(Format::Strace).max_by_key(|member| member.bytes).ok_or_else(|| not_a_pair("no strace text"))?;
-        let calls = collect::calls(TextReader::new(
-            bundle.open(strace)?,
-            bundle.member_name(strace),
-            Progress::default(),
-            Strace::default(),
-        ))?;
+        let (text, name) = (bundle.open(strace)?, bundle.member_name(strace));
+        let mut reader = TextReader::new(text, name, Progress::default(), Strace::default());
+        let calls = collect::calls(&mut reader)?;
+        let calls_tally = reader.tally();
         let mut fault_texts = Vec::new();
         for member in of(Format::Perf) {
             let mut reader = perf(&bundle, member)?;
@@ -116,7 +116,14 @@ impl Pair {
         if fault_texts.is_empty() {
             return Err(not_a_pair("no perf text"));
         }
-        Ok(Self { calls, fault_texts, bundle })
+        Ok(Self { calls, calls_tally, fault_texts, bundle })
+    }
+
+    /// How many lines of all texts were not understood and skipped, and the first of them.
+    #[must_use]
+    pub fn malformed(&self) -> (u64, Option<&Malformed>) {
+        let tallies = || std::iter::once(&self.calls_tally).chain(self.fault_texts().map(|text| &text.tally));
+        (tallies().map(|tally| tally.malformed).sum(), tallies().find_map(|tally| tally.first_malformed.as_ref()))
     }
 
     /// The texts of page faults.
