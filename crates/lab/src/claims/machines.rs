@@ -70,6 +70,8 @@ pub struct Isolation {
     pub entries: u64,
     /// Those of them that name the host frame where the page lies.
     pub telling: u64,
+    /// Entries of leaf tables that lead user mode to a frame with a page table in it.
+    pub exposing: u64,
 }
 
 impl Isolation {
@@ -88,7 +90,7 @@ impl Isolation {
             pages.flat_map(|(frame, size)| (0..size.frames()).map(move |i| frame.offset(i))).collect()
         };
         let (first, second) = (owned(0), owned(1));
-        let (mut entries, mut telling) = (0, 0);
+        let (mut entries, mut telling, mut exposing) = (0, 0, 0);
         for vm in [VmId(0), VmId(1)] {
             for table in 1..=LEAF {
                 for index in 0..512 {
@@ -96,6 +98,7 @@ impl Isolation {
                     let named = (entry & 0x000f_ffff_ffff_f000) >> 12;
                     if entry & 1 == 1 {
                         entries += 1;
+                        exposing += u64::from(table == LEAF && entry & 4 != 0 && (1..=LEAF).contains(&named));
                         let backing = pair.engine.backing(vm, Gfn::new(named));
                         telling += u64::from(backing.is_some_and(|frame| frame.number() == named));
                     }
@@ -109,6 +112,7 @@ impl Isolation {
             shared: count(first.intersection(&second).count()),
             entries,
             telling,
+            exposing,
         }
     }
 }
@@ -172,7 +176,7 @@ mod tests {
     #[test]
     fn two_machines_with_equal_tables_share_no_frame() {
         for isolation in Isolation::measure() {
-            assert_eq!((isolation.shared, isolation.telling), (0, 0), "{isolation:?}");
+            assert_eq!((isolation.shared, isolation.telling, isolation.exposing), (0, 0, 0), "{isolation:?}");
             assert!(isolation.frames >= 2 * PAGES && isolation.entries == 2 * (PAGES + LEAF - 1), "{isolation:?}");
         }
     }

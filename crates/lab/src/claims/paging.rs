@@ -77,10 +77,11 @@ fn user_space(evidence: &Evidence) -> Claim {
         id: "user-space",
         claim: "(The slide puts page tables into user space.)",
         measured: format!(
-            "A slip of the slide. Guest tables lie in the guest kernel's memory: of {} present entries none lets user mode reach \
-             a table, and every store to one is made in supervisor mode through the kernel's direct map. Shadow and nested tables \
-             lie in the host's memory, which the guest cannot name at all.",
-            count(isolation.entries)
+            "A slip of the slide. Guest tables lie in the guest kernel's memory: of {} present entries of two machines {} lead user mode \
+             to a table; the kernel stores to them through its direct map. Shadow and nested tables lie in the host's memory, which \
+             the guest cannot name at all.",
+            count(isolation.entries),
+            count(isolation.exposing)
         ),
         verdict: Verdict::Fails,
         shown: "isolation",
