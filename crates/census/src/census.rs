@@ -278,6 +278,10 @@ impl<P: Platform> Platform for Census<P> {
         self.inner.host(event, out);
     }
 
+    fn world_switch(&mut self, v: VcpuId, out: &mut Ledger) {
+        self.inner.world_switch(v, out);
+    }
+
     fn peek(&self, vm: VmId, at: Gpa) -> u64 {
         self.inner.peek(vm, at)
     }

@@ -8,7 +8,7 @@ use memvirt_addr::{Acc, Gfn, Gpa, Gva, Hfn, Privilege};
 use memvirt_machine::{MachineSpec, translation_cycles};
 use memvirt_ops::arch::{Control, Event, GfnRange, HostEvent, StoreOp};
 use memvirt_ops::{VcpuId, VmId};
-use memvirt_platform::{Horizon, Ledger, Platform, Reached, Refusal, Stop, TableBytes};
+use memvirt_platform::{Attribution, Horizon, Ledger, Platform, Reached, Refusal, Stop, TableBytes};
 
 /// What a segment is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,5 +132,9 @@ impl Platform for Recorder<'_> {
 
     fn table_bytes(&self) -> TableBytes {
         self.inner.table_bytes()
+    }
+
+    fn attribution(&self, vm: VmId) -> Option<Attribution> {
+        self.inner.attribution(vm)
     }
 }

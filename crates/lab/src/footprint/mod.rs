@@ -23,6 +23,7 @@ use serde::Serialize;
 use crate::error::LabError;
 use crate::input::Input;
 use crate::switches::Overrides;
+use crate::threads::on_threads;
 
 pub use measure::{Bytes, Measured, Owners, ProcessBytes, SAMPLES, Sample};
 pub use table::Beside;
@@ -139,13 +140,7 @@ impl FootprintPlan {
             self.regimes.iter().flat_map(|regime| specs.iter().map(move |spec| (*regime, spec))).collect();
         let row = |(regime, asked): &(RegimeKind, &Asked)| self.row(*regime, asked, guest, host);
         let all = || cells.par_iter().map(row).collect::<Result<Vec<_>, _>>();
-        let rows = match self.threads.map(|threads| threads.get().min(cells.len().max(1))) {
-            None => all(),
-            Some(threads) => {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-                pool.map_err(|error| LabError::Threads { threads, reason: error.to_string() })?.install(all)
-            }
-        }?;
+        let rows = on_threads(self.threads, cells.len(), all)??;
         let residents = specs.first().and_then(|asked| asked.residents);
         Ok(FootprintTable {
             schema: FootprintTable::SCHEMA,

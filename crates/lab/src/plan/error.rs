@@ -81,11 +81,6 @@ pub enum PlanError {
         source: io::Error,
     },
     /// The threads cannot be started.
-    #[error("cannot start {threads} threads: {reason}; fewer may do")]
-    Threads {
-        /// How many were asked for.
-        threads: usize,
-        /// What the operating system said.
-        reason: String,
-    },
+    #[error(transparent)]
+    Threads(LabError),
 }

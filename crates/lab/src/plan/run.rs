@@ -19,6 +19,7 @@ use super::point::Point;
 use super::table::{Layout, Row, Table, inputs};
 use super::{Plan, PlanError, Size};
 use crate::table::csv_line;
+use crate::threads::on_threads;
 
 /// A plan about to be carried out.
 #[derive(Clone, Debug)]
@@ -134,7 +135,7 @@ impl PlanRun<'_> {
                 Ok((task.key(), row))
             };
             let all = || missing.par_iter().with_max_len(1).map(one).collect::<Result<Vec<_>, _>>();
-            have.extend(self.on_threads(missing.len(), all)??);
+            have.extend(on_threads(self.threads, missing.len(), all).map_err(PlanError::Threads)??);
         }
         let rows = tasks.iter().filter_map(|task| have.remove(&task.key())).collect();
         let table = Table { columns: layout.columns, rows };
@@ -143,14 +144,6 @@ impl PlanRun<'_> {
             fs::remove_file(&journal).map_err(|source| PlanError::Table { what: "remove", path: journal, source })?;
         }
         Ok(PlanDone { path, table, kept, ran: missing.len() })
-    }
-
-    fn on_threads<T: Send>(&self, tasks: usize, all: impl FnOnce() -> T + Send) -> Result<T, PlanError> {
-        let Some(threads) = self.threads else { return Ok(all()) };
-        let threads = threads.get().min(tasks);
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = pool.map_err(|error| PlanError::Threads { threads, reason: error.to_string() })?;
-        Ok(pool.install(all))
     }
 }
 
