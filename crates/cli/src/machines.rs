@@ -86,11 +86,15 @@ fn shapes(machine: &MachineSpec) -> String {
         sources.push(("caches source", &caches.source));
     }
     let choices = format!(
-        "TLB: replacement {}, {}, pages of 1 GiB {}\n",
+        "TLB: replacement {}, {}, pages of 1 GiB {}\ninterrupts between vCPUs: {}\n",
         machine.tlb.replacement.name(),
         machine.tlb.inclusion.name(),
-        machine.tlb.gigabyte_pages.name()
+        machine.tlb.gigabyte_pages.name(),
+        machine.smp.as_ref().map_or("exiting", |smp| smp.interrupts.by.name()),
     );
+    if let Some(delivery) = machine.smp.as_ref().map(|smp| &smp.interrupts) {
+        sources.push(("interrupts source", &delivery.source));
+    }
     let mark = |source: &str| if is_estimate(source) { " *" } else { "" };
     let sources: String = sources.iter().map(|(what, source)| format!("{what}{}: {source}\n", mark(source))).collect();
     render(&grid) + &choices + &sources

@@ -8,6 +8,7 @@ mod error;
 mod figures;
 mod number;
 mod place;
+mod smp;
 mod tlb;
 mod walk_caches;
 
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use caches::{CacheShape, Caches};
 pub use error::MachineError;
 pub use figures::{BaseCosts, ExitCosts, Figure, Listed, TranslationCosts, WorkCosts, is_estimate};
+pub use smp::{Delivery, InterruptsName, SmpCosts, SmpTimes};
 pub use tlb::{GigabyteName, InclusionName, ReplacementName, TlbArray, TlbShape};
 pub use walk_caches::{NestedTlbArray, WalkCacheArray, WalkCacheLevel, WalkCaches};
 
@@ -58,6 +60,9 @@ pub struct MachineSpec {
     pub exits: ExitCosts,
     /// The hypervisor's work.
     pub work: WorkCosts,
+    /// What several vCPUs cost each other; estimates where it is not said ([`MachineSpec::smp_times`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub smp: Option<SmpCosts>,
 }
 
 /// The machine files that are built in: name and text.
@@ -183,7 +188,8 @@ impl MachineSpec {
         let walk_caches = self.walk_caches.iter().flat_map(WalkCaches::listed);
         let caches = self.caches.iter().flat_map(Caches::listed);
         let prices = self.base.listed().chain(self.translation.listed()).chain(self.exits.listed());
-        walk_caches.chain(caches).chain(prices).chain(self.work.listed())
+        let smp = self.smp.iter().flat_map(SmpCosts::listed);
+        walk_caches.chain(caches).chain(prices).chain(self.work.listed()).chain(smp)
     }
 }
 

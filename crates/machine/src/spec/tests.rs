@@ -1,5 +1,7 @@
 //! Machine files: the built-in ones are sound, mistakes are named.
 
+use memvirt_platform::Interrupts;
+
 use super::*;
 
 /// The default machine's file.
@@ -214,4 +216,26 @@ fn a_path_that_is_no_text_is_a_path_all_the_same() {
     let loaded = MachineSpec::load(&path);
     std::fs::remove_dir_all(&folder).unwrap();
     assert_eq!(loaded.unwrap(), MachineSpec::parse("x", default_file()).unwrap());
+}
+
+#[test]
+fn what_vcpus_cost_each_other_stands_in_the_file_or_is_made_of_the_exits() {
+    let file = MachineSpec::load(MachineSpec::DEFAULT).unwrap();
+    let smp = file.smp.clone().unwrap();
+    let times = file.smp_times();
+    assert_eq!((times.interrupts, times.kicked), (smp.interrupts.by.into(), u64::from(smp.kicked.value)));
+    let (before, _) = default_file().split_once("[smp]").unwrap();
+    let plain = MachineSpec::parse("m.toml", before).unwrap();
+    assert_eq!(plain.smp, None);
+    let made = plain.smp_times();
+    assert_eq!((made.interrupts, made.kicked, made.world_switch), (Interrupts::Exiting, 1150 + 200, 2 * 1150 + 1200));
+    for name in ["exiting", "posted", "virtualized"] {
+        let text = default_file().replacen("by = \"posted\"", &format!("by = \"{name}\""), 1);
+        assert_eq!(MachineSpec::parse("m.toml", &text).unwrap().smp.unwrap().interrupts.by.name(), name);
+    }
+    let message = said("lock_handover", "lock_handovers");
+    assert!(message.contains(&(line("lock_handover") + "smp.lock_handovers: unknown field")), "{message}");
+    let message = said("by = \"posted\"", "by = \"pigeon\"");
+    assert!(message.contains("smp.interrupts.by: ") && message.contains("`virtualized`"), "{message}");
+    assert!(said("kicked = { value = 1350", "kicked = { value = -1").contains("smp.kicked.value: "));
 }
