@@ -11,9 +11,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let (guest, host, measure) = (GuestConfig::default(), HostConfig::default(), Measure::default());
         let machine = MachineSpec::load(MachineSpec::DEFAULT)?;
         let setup = Setup { regime: regime.parse()?, guest, host, machine, measure, check: false };
-        let latencies = Latencies { interrupt: 500, kicked: 1500, world_switch: 2000 };
+        let latencies = Latencies { interrupt: 500, kicked: 1500, world_switch: 2000, handover: 150 };
         let shape = Shape { cpus: 2, vms: 1, vcpus: 2 };
-        let smp = Smp { setup, shape, latencies, slice: Slice(1 << 24), start: Start::Booted };
+        let smp = Smp { setup, shape, latencies, slice: Slice(1 << 24), start: Start::Booted, begin: Vec::new() };
         let tenants = (0..2).map(|i| Tenant::new(workload.generator(u64::from(i)), i, 2));
         let loads = tenants.map(|tenant| Load { processes: vec![tenant.first()], source: tenant });
         let done = run(&smp, loads.collect())?.run;

@@ -2,8 +2,10 @@
 
 use memvirt_timeline::Lock;
 
+use crate::times::{Parts, Times};
+
 /// Takings of the lock by one or more vCPUs. Fed from a run with one vCPU, it predicts runs with more.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Demand {
     /// Takings alone, with the lock.
     pub exclusive: Service,
@@ -11,6 +13,14 @@ pub struct Demand {
     pub shared: Service,
     /// Remote flushes that the hypervisor asked for under the lock; with one vCPU nobody is kicked for them.
     pub remote_flushes: u64,
+    /// For how long it was held alone, where nobody had to be kicked.
+    pub holds: Times,
+    /// And where all other vCPUs had to be, had there been any: exits that flushed all vCPUs.
+    pub flushing: Times,
+    /// Times outside the lock, from giving it back to asking for it again.
+    pub thinks: Service,
+    /// What a vCPU did, in the order of time.
+    pub parts: Parts,
 }
 
 /// Times that the lock was held, waits excluded.
@@ -41,7 +51,7 @@ impl Service {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "a sum of squares")]
-    fn add(&mut self, cycles: u64) {
+    pub(crate) fn add(&mut self, cycles: u64) {
         self.count += 1;
         self.cycles += cycles;
         self.squares += (cycles as f64) * (cycles as f64);
@@ -51,7 +61,11 @@ impl Service {
 impl Demand {
     pub(crate) fn lock(&mut self, mode: Lock, cycles: u64, remote_flushes: u64) {
         match mode {
-            Lock::Exclusive => self.exclusive.add(cycles),
+            Lock::Exclusive => {
+                self.exclusive.add(cycles);
+                let times = if remote_flushes > 0 { &mut self.flushing } else { &mut self.holds };
+                times.add(cycles);
+            }
             Lock::Shared => self.shared.add(cycles),
         }
         self.remote_flushes += remote_flushes;

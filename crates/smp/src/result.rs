@@ -3,7 +3,7 @@
 use memvirt_guest::GuestStats;
 use memvirt_machine::Outcome;
 use memvirt_platform::{Counters, TableBytes};
-use memvirt_timeline::Timeline;
+use memvirt_timeline::{Account, Timeline};
 
 use crate::demand::Demand;
 
@@ -79,10 +79,10 @@ impl Run {
         self.timeline.vcpus.iter().map(|vcpu| vcpu.waiting() + vcpu.preempted).sum()
     }
 
-    /// All cycles of all vCPUs, each up to the end of its program.
+    /// All cycles of all vCPUs, each from its beginning to the end of its program.
     #[must_use]
     pub fn cycles(&self) -> u64 {
-        self.timeline.vcpus.iter().map(|vcpu| vcpu.end).sum()
+        self.timeline.vcpus.iter().map(Account::span).sum()
     }
 }
 

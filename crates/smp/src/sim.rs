@@ -4,7 +4,7 @@ use memvirt_guest::{Guest, GuestStats, Halted, Target};
 use memvirt_machine::{
     Bench, MachineError, MachineSpec, Outcome, Setup, Shape, assemble, translation_cycles, work_cycles,
 };
-use memvirt_ops::process::{Batch, ProcessId, Source};
+use memvirt_ops::process::{Batch, Op, ProcessId, Source};
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_platform::{Counters, Exit, ExitReason, Ledger, Platform};
 use memvirt_timeline::{Latencies, Program, Slice, Step, Timeline, Work, run as run_timeline};
@@ -12,6 +12,7 @@ use memvirt_timeline::{Latencies, Program, Slice, Step, Timeline, Work, run as r
 use crate::recorder::{Recorder, Segment};
 use crate::result::{Finished, Run, merge};
 use crate::steps::{Base, Steps, kernel_cycles};
+use crate::times::Part;
 
 /// When time begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,7 +27,8 @@ pub enum Start {
 /// What several vCPUs depend on beside what one does.
 #[derive(Clone, Debug)]
 pub struct Smp {
-    /// Regime, guest, host, prices. The mode is `counts`; warm-up and prefaulting are for runs of one vCPU.
+    /// Regime, guest, host, prices, and how it is measured. The mode is `counts`; a warm-up is so many accesses of each vCPU, done
+    /// in turn before time begins.
     pub setup: Setup,
     /// How many virtual machines, vCPUs and physical CPUs.
     pub shape: Shape,
@@ -36,6 +38,8 @@ pub struct Smp {
     pub slice: Slice,
     /// When time begins.
     pub start: Start,
+    /// For each physical CPU, the time at which it begins with its vCPUs; 0 where nothing is said.
+    pub begin: Vec<u64>,
 }
 
 /// What runs on a vCPU.
@@ -65,13 +69,15 @@ pub fn run<S: Source>(smp: &Smp, loads: Vec<Load<S>>) -> Result<Finished<S::Erro
         let run = Run { outcome: Outcome::HostOutOfMemory, ..Run::default() };
         return Ok(Finished { run, input_error: None, violations: Vec::new() });
     };
-    let mut driver = Driver::new(&setup.machine, bench.platform(), smp.shape, loads);
-    if let Err(halted) = driver.boot(setup, smp.start) {
+    let mut driver = Driver::new(setup, bench.platform(), smp.shape, loads);
+    let measure = setup.measure;
+    if let Err(halted) = driver.boot(setup, smp.start).and_then(|()| driver.warm_up(measure.warm_up_accesses)) {
         driver.outcome = halted.into();
     }
     let timeline_setup = memvirt_timeline::Setup {
         vm_of: vm_of.iter().map(|vm| vm.index()).collect(),
         cpu_of: (0..vm_of.len()).map(|vcpu| vcpu % smp.shape.cpus.max(1)).collect(),
+        begin: smp.begin.clone(),
         latencies: smp.latencies,
         slice: smp.slice,
     };
@@ -102,10 +108,14 @@ struct Runner<S> {
     paid: GuestStats,
     /// Instructions of processes, and what was paid for them.
     instructions: (u64, u64),
+    /// Cycles since it gave the lock back.
+    think: u64,
 }
 
 struct Driver<'a, S: Source> {
     spec: &'a MachineSpec,
+    /// Whether anonymous memory is there as soon as it is mapped.
+    prefault: bool,
     platform: &'a mut dyn Platform,
     guests: Vec<Guest>,
     vcpus: Vec<Runner<S>>,
@@ -127,7 +137,7 @@ struct Mark {
 }
 
 impl<'a, S: Source> Driver<'a, S> {
-    fn new(spec: &'a MachineSpec, platform: &'a mut dyn Platform, shape: Shape, loads: Vec<Load<S>>) -> Self {
+    fn new(setup: &'a Setup, platform: &'a mut dyn Platform, shape: Shape, loads: Vec<Load<S>>) -> Self {
         let each = usize::from(shape.vcpus).max(1);
         let runner = |(i, load): (usize, Load<S>)| Runner {
             source: load.source,
@@ -137,9 +147,11 @@ impl<'a, S: Source> Driver<'a, S> {
             before: Vec::new(),
             paid: GuestStats::default(),
             instructions: (0, 0),
+            think: 0,
         };
         Self {
-            spec,
+            spec: &setup.machine,
+            prefault: setup.measure.prefault,
             platform,
             guests: Vec::new(),
             vcpus: loads.into_iter().enumerate().map(runner).collect(),
@@ -181,6 +193,34 @@ impl<'a, S: Source> Driver<'a, S> {
         Ok(())
     }
 
+    /// Lets every vCPU do its first batches, one in turn, until each has made so many accesses; then time begins.
+    fn warm_up(&mut self, accesses: u64) -> Result<(), Halted> {
+        if accesses == 0 {
+            return Ok(());
+        }
+        let mut steps = Vec::new();
+        let mut warm = false;
+        while !std::mem::replace(&mut warm, true) {
+            for i in 0..self.vcpus.len() {
+                if self.guests[self.vcpus[i].vm].stats_on(self.vcpus[i].cpu).user_accesses >= accesses {
+                    continue;
+                }
+                warm = false;
+                match self.vcpus[i].source.next_batch(&mut self.batch) {
+                    Ok(true) => self.execute(i, &mut steps)?,
+                    Ok(false) => self.outcome = Outcome::WarmUpOnly,
+                    Err(error) => (self.input_error, self.outcome) = (Some(error), Outcome::InputError),
+                }
+                if self.outcome != Outcome::Completed {
+                    return Ok(());
+                }
+                steps.clear();
+            }
+        }
+        self.forget();
+        Ok(())
+    }
+
     /// What vCPU `i` has done since `before` is what it begins with.
     fn begin_with(&mut self, i: usize, before: &Mark) {
         let cycles = self.paid_since(i, before);
@@ -198,12 +238,13 @@ impl<'a, S: Source> Driver<'a, S> {
         self.guests.iter_mut().for_each(Guest::restart_stats);
         for vcpu in &mut self.vcpus {
             vcpu.before.clear();
-            (vcpu.paid, vcpu.instructions) = (GuestStats::default(), (0, 0));
+            (vcpu.paid, vcpu.instructions, vcpu.think) = (GuestStats::default(), (0, 0), 0);
         }
     }
 
     fn steps<'s>(&'s mut self, out: &'s mut Vec<Step>) -> Steps<'s> {
-        Steps { spec: self.spec, vcpus: self.vcpus.len(), out, demand: &mut self.run.demand, guest: 0 }
+        let (spec, vcpus, demand) = (self.spec, self.vcpus.len(), &mut self.run.demand);
+        Steps { spec, vcpus, out, demand, guest: 0 }
     }
 
     fn mark(&self) -> Mark {
@@ -234,12 +275,17 @@ impl<'a, S: Source> Driver<'a, S> {
 
     /// Runs the batch on vCPU `i` and appends its steps.
     fn execute(&mut self, i: usize, out: &mut Vec<Step>) -> Result<(), Halted> {
-        let before = self.mark();
+        let (before, begin) = (self.mark(), out.len());
         self.log.clear();
         let (vm, cpu) = (self.vcpus[i].vm, self.vcpus[i].cpu);
         let me = VcpuId(u16::try_from(i).unwrap_or(u16::MAX));
+        let made = self.guests[vm].stats_on(cpu).user_accesses;
         let mut recorder = Recorder { inner: self.platform, spec: self.spec, me, log: &mut self.log, sent: false };
-        let done = self.guests[vm].batch_on(cpu, &self.batch, &mut recorder, &mut self.ledger);
+        let mut done = self.guests[vm].batch_on(cpu, &self.batch, &mut recorder, &mut self.ledger);
+        if self.prefault && matches!(self.batch.then, Some(Op::Mmap { .. })) {
+            done = done.and_then(|()| self.guests[vm].prefault_on(cpu, self.platform));
+        }
+        let accesses = self.guests[vm].stats_on(cpu).user_accesses - made;
         let paid = self.paid_since(i, &before);
         let exits = self.ledger.exits.as_mut().map(std::mem::take).unwrap_or_default();
         let interrupts = self.interrupts(vm);
@@ -251,9 +297,30 @@ impl<'a, S: Source> Driver<'a, S> {
         if beside > 0 {
             out.push(Work::Host(beside).into());
         }
+        self.account(i, &out[begin..], accesses);
         self.log = segments;
         self.give_back(exits);
         done
+    }
+
+    /// Enters what vCPU `i` did itself into the figures for models.
+    fn account(&mut self, i: usize, steps: &[Step], accesses: u64) {
+        let mut part = Part { accesses, ..Part::default() };
+        let think = &mut self.vcpus[i].think;
+        for step in steps {
+            match step {
+                Step::Work(Work::Guest(cycles) | Work::Host(cycles)) => {
+                    (part.cycles, *think) = (part.cycles + cycles, *think + cycles)
+                }
+                Step::Work(Work::Locked { cycles, .. }) => {
+                    (part.cycles, part.locked, part.takings) =
+                        (part.cycles + cycles, part.locked + cycles, part.takings + 1);
+                    self.run.demand.thinks.add(std::mem::take(think));
+                }
+                Step::Shootdown(_) | Step::Interrupt(_) | Step::Await => {}
+            }
+        }
+        self.run.demand.parts.add(part);
     }
 
     /// The list's buffer is used again.

@@ -23,8 +23,15 @@ fn the_cycles_of_one_vcpu_are_those_of_a_run() {
         for regime in ["native", "shadow:kvm", "shadow:write-protect", "shadow:vtlb", "nested", "agile", "flat"] {
             let setup = setup(regime.parse().unwrap(), &workload);
             let alone = run_alone(&setup, &mut workload.generator(1), &mut |_| {}).unwrap().result;
-            let latencies = Latencies { interrupt: 1000, kicked: 1000, world_switch: 1000 };
-            let smp = Smp { setup, shape: Shape::SINGLE, latencies, slice: Slice(1_000_000), start: Start::Cold };
+            let latencies = Latencies { interrupt: 1000, kicked: 1000, world_switch: 1000, handover: 150 };
+            let smp = Smp {
+                setup,
+                shape: Shape::SINGLE,
+                latencies,
+                slice: Slice(1_000_000),
+                start: Start::Cold,
+                begin: Vec::new(),
+            };
             let load = Load { source: workload.generator(1), processes: vec![ProcessId::FIRST] };
             let one = run(&smp, vec![load]).unwrap().run;
             let account = one.timeline.vcpus[0];

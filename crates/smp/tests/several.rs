@@ -14,8 +14,8 @@ fn smp(regime: &str, shape: Shape, tags: bool) -> Smp {
     let host = HostConfig { tags, ..HostConfig::default() };
     let machine = MachineSpec::load(MachineSpec::DEFAULT).unwrap();
     let setup = Setup { regime, guest, host, machine, measure: Measure::default(), check: true };
-    let latencies = Latencies { interrupt: 500, kicked: 1000, world_switch: 2000 };
-    Smp { setup, shape, latencies, slice: Slice(50_000), start: Start::Booted }
+    let latencies = Latencies { interrupt: 500, kicked: 1000, world_switch: 2000, handover: 150 };
+    Smp { setup, shape, latencies, slice: Slice(50_000), start: Start::Booted, begin: Vec::new() }
 }
 
 fn small(name: &str, accesses: f64) -> Workload {
@@ -53,7 +53,7 @@ fn judged<S: memvirt_ops::process::Source<Error: core::fmt::Debug>>(smp: &Smp, l
     assert_eq!(done.run.broken, Some(0), "{}: {:?}", smp.setup.regime, done.violations);
     assert_eq!(done.run.guest.ignored_ops, 0);
     for account in &done.run.timeline.vcpus {
-        assert_eq!(account.total(), account.end);
+        assert_eq!(account.total(), account.span());
     }
     let guest: u64 = done.run.timeline.vcpus.iter().map(|account| account.guest).sum();
     let paid = done.run.base + done.run.translation;

@@ -1,6 +1,6 @@
 //! What comes out: where the time of every vCPU went, and how every lock was used.
 
-/// Where the cycles of one vCPU went, from 0 to the end of its program. The parts add up to `end`.
+/// Where the cycles of one vCPU went, from its beginning to the end of its program. The parts add up to [`Account::span`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Account {
     /// In guest mode, its own steps and those that others sent.
@@ -9,7 +9,7 @@ pub struct Account {
     pub host: u64,
     /// Under the lock, waits for kicked vCPUs not included.
     pub locked: u64,
-    /// Waiting for the lock.
+    /// Waiting for the lock, and for its line to arrive.
     pub lock_wait: u64,
     /// Holding the lock and waiting for kicked vCPUs to leave guest mode.
     pub kick_wait: u64,
@@ -19,6 +19,8 @@ pub struct Account {
     pub kicked: u64,
     /// While another vCPU had its physical CPU, or was being switched to.
     pub preempted: u64,
+    /// When its physical CPU began with its vCPUs.
+    pub begin: u64,
     /// When its program ended.
     pub end: u64,
     /// How often it was kicked.
@@ -32,7 +34,13 @@ pub struct Account {
 }
 
 impl Account {
-    /// All parts together: equal to `end`.
+    /// From its beginning to its end.
+    #[must_use]
+    pub const fn span(&self) -> u64 {
+        self.end - self.begin
+    }
+
+    /// All parts together: equal to [`Account::span`].
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.guest

@@ -21,6 +21,8 @@ enum Event {
     SliceEnds { cpu: usize, slice: u64 },
     /// A physical CPU has switched to a vCPU.
     Switched { vcpu: usize },
+    /// A physical CPU begins.
+    Begins { cpu: usize },
 }
 
 /// An event with its place in the order: time, then number. Compared by both alone.
@@ -98,9 +100,24 @@ impl<'a> Sim<'a> {
 
     fn start(&mut self) {
         for cpu in 0..self.cpus.len() {
-            if let Some(first) = self.cpus[cpu].queue.pop_front() {
-                self.run_on(cpu, first);
+            match self.setup.begin.get(cpu).copied() {
+                None | Some(0) => self.begins(cpu),
+                Some(begin) => {
+                    self.cpus[cpu].queue.iter().for_each(|vcpu| self.vcpus[*vcpu].doing = Doing::Done);
+                    self.at(begin, Event::Begins { cpu });
+                }
             }
+        }
+    }
+
+    /// A physical CPU begins with its vCPUs.
+    fn begins(&mut self, cpu: usize) {
+        for vcpu in &self.cpus[cpu].queue {
+            let vcpu = &mut self.vcpus[*vcpu];
+            (vcpu.doing, vcpu.since, vcpu.account.begin) = (Doing::Off, self.now, self.now);
+        }
+        if let Some(first) = self.cpus[cpu].queue.pop_front() {
+            self.run_on(cpu, first);
         }
     }
 
@@ -129,6 +146,7 @@ impl<'a> Sim<'a> {
                 }
             }
             Event::SliceEnds { cpu, slice } => self.slice_ends(cpu, slice),
+            Event::Begins { cpu } => self.begins(cpu),
             Event::Switched { vcpu } => {
                 self.vcpus[vcpu].account.world_switches += 1;
                 program.world_switch(vcpu, self.now);
@@ -151,6 +169,10 @@ impl<'a> Sim<'a> {
                 self.held(vcpu, kick);
             }
             Doing::KickWait => self.release(vcpu),
+            Doing::Handover(cycles, kick) => {
+                let (cycles, kick) = (*cycles, core::mem::take(kick));
+                self.takes(vcpu, Doing::Held(kick), cycles);
+            }
             _ => self.go_on(vcpu),
         }
     }
@@ -180,7 +202,10 @@ impl<'a> Sim<'a> {
         for next in granted {
             if let Doing::WaitLock(_, cycles, kick) = &mut self.vcpus[next].doing {
                 let (cycles, kick) = (*cycles, core::mem::take(kick));
-                self.takes(next, Doing::Held(kick), cycles);
+                match self.setup.latencies.handover {
+                    0 => self.takes(next, Doing::Held(kick), cycles),
+                    handover => self.takes(next, Doing::Handover(cycles, kick), handover),
+                }
             }
         }
     }

@@ -83,6 +83,8 @@ pub struct Latencies {
     pub kicked: u64,
     /// From one vCPU to another on the same physical CPU.
     pub world_switch: u64,
+    /// From giving the lock back until the next in its queue has it. Who finds it free does not wait for it.
+    pub handover: u64,
 }
 
 /// How long a vCPU runs before another gets its physical CPU.
@@ -99,6 +101,9 @@ pub struct Setup {
     pub vm_of: Vec<usize>,
     /// For each vCPU the physical CPU that it runs on.
     pub cpu_of: Vec<usize>,
+    /// For each physical CPU the time at which it begins with its vCPUs; 0 where nothing is said. Until then they are idle: they
+    /// acknowledge interrupts at once, and no time is charged to them.
+    pub begin: Vec<u64>,
     /// The fixed times.
     pub latencies: Latencies,
     /// The time slice, where several vCPUs share a physical CPU.
@@ -112,6 +117,7 @@ impl Setup {
         Self {
             vm_of: vec![0; vcpus],
             cpu_of: (0..vcpus).collect(),
+            begin: Vec::new(),
             latencies: Latencies::default(),
             slice: Slice(u64::MAX),
         }

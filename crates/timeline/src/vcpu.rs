@@ -16,6 +16,8 @@ pub(crate) enum Doing {
     Host,
     /// Spins for the lock, for this work.
     WaitLock(Lock, u64, Vec<usize>),
+    /// Has the lock, whose line is on its way; then holds it for so long and kicks these.
+    Handover(u64, Vec<usize>),
     /// Holds the lock; kicks these when it is done.
     Held(Vec<usize>),
     /// Holds the lock until the kicked vCPUs have left guest mode.
@@ -24,7 +26,7 @@ pub(crate) enum Doing {
     Kicked,
     /// Spins in guest mode until its shootdown is acknowledged.
     WaitAcks,
-    /// Its program has ended.
+    /// Its program has not begun yet, or it has ended.
     Done,
 }
 
@@ -102,7 +104,7 @@ impl Vcpu {
         match self.doing {
             Doing::Guest(_) => account.guest += spent,
             Doing::Host => account.host += spent,
-            Doing::WaitLock(..) => account.lock_wait += spent,
+            Doing::WaitLock(..) | Doing::Handover(..) => account.lock_wait += spent,
             Doing::Held(_) => account.locked += spent,
             Doing::KickWait => account.kick_wait += spent,
             Doing::Kicked => account.kicked += spent,

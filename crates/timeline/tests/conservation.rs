@@ -43,13 +43,17 @@ fn programs() -> impl Strategy<Value = Vec<Vec<Step>>> {
 }
 
 fn setup() -> impl Strategy<Value = Setup> {
-    (prop::collection::vec(0..3usize, VCPUS), prop::collection::vec(0..VCPUS, VCPUS), 0..50u64, 0..80u64, 1..2000u64)
-        .prop_map(|(vm_of, cpu_of, interrupt, kicked, slice)| Setup {
+    let places = (prop::collection::vec(0..3usize, VCPUS), prop::collection::vec(0..VCPUS, VCPUS));
+    let begin = prop::collection::vec(prop_oneof![Just(0), 0..3000u64], 0..=VCPUS);
+    (places, begin, 0..50u64, 0..80u64, prop_oneof![Just(0), 1..40u64], 1..2000u64).prop_map(
+        |((vm_of, cpu_of), begin, interrupt, kicked, handover, slice)| Setup {
             vm_of,
             cpu_of,
-            latencies: Latencies { interrupt, kicked, world_switch: kicked / 2 },
+            begin,
+            latencies: Latencies { interrupt, kicked, world_switch: kicked / 2, handover },
             slice: Slice(slice),
-        })
+        },
+    )
 }
 
 fn execute(setup: &Setup, programs: &[Vec<Step>]) -> Timeline {
@@ -86,7 +90,7 @@ proptest! {
     fn accounts_add_up(setup in setup(), programs in programs()) {
         let done = execute(&setup, &programs);
         for account in &done.vcpus {
-            prop_assert_eq!(account.total(), account.end);
+            prop_assert_eq!(account.total(), account.span());
         }
         let sum = |of: fn(&memvirt_timeline::Account) -> u64| done.vcpus.iter().map(of).sum::<u64>();
         let got = [sum(|a| a.guest), sum(|a| a.host), sum(|a| a.locked), done.vms.iter().map(|vm| vm.lock.acquisitions).sum()];
@@ -98,7 +102,8 @@ proptest! {
             prop_assert!(vm.lock.exclusive + vm.lock.shared <= done.end);
         }
         let waited: u64 = done.vms.iter().map(|vm| vm.lock.waited).sum();
-        prop_assert_eq!(waited, sum(|a| a.lock_wait));
+        let contended: u64 = done.vms.iter().map(|vm| vm.lock.contended).sum();
+        prop_assert_eq!(waited + setup.latencies.handover * contended, sum(|a| a.lock_wait));
         prop_assert_eq!(done, execute(&setup, &programs));
     }
 
@@ -107,7 +112,7 @@ proptest! {
         let done = execute(&setup, &programs);
         for cpu in 0..VCPUS {
             let on: Vec<_> = (0..VCPUS).filter(|vcpu| setup.cpu_of[*vcpu] == cpu).collect();
-            let busy: u64 = on.iter().map(|vcpu| done.vcpus[*vcpu].end - done.vcpus[*vcpu].preempted).sum();
+            let busy: u64 = on.iter().map(|vcpu| done.vcpus[*vcpu].span() - done.vcpus[*vcpu].preempted).sum();
             let end = on.iter().map(|vcpu| done.vcpus[*vcpu].end).max().unwrap_or(0);
             prop_assert!(busy <= end, "CPU {}: {} cycles of {}", cpu, busy, end);
         }

@@ -79,6 +79,32 @@ fn exponential_times_meet_mean_value_analysis() {
 }
 
 #[test]
+fn a_lock_that_changes_hands_takes_its_time() {
+    // Think 0, serve 100: the lock goes from hand to hand, and each pair of hands but the first waits for its line.
+    let mut setup = Setup::alone(3);
+    setup.latencies.handover = 7;
+    let done = run(&setup, &mut Cycle::new(3, 10, Lock::Exclusive, 0.0, 100.0));
+    assert_eq!(done.end, 30 * 100 + 29 * 7);
+    assert_eq!((done.vms[0].lock.contended, done.vms[0].lock.exclusive), (29, done.end));
+    (setup.vm_of, setup.cpu_of) = (vec![0], vec![0]);
+    let alone = run(&setup, &mut Cycle::new(1, 10, Lock::Exclusive, 0.0, 100.0));
+    assert_eq!(alone.end, 1000, "who finds it free has it at once");
+}
+
+#[test]
+fn who_begins_later_is_idle_until_then() {
+    let mut setup = Setup::alone(2);
+    (setup.begin, setup.latencies.interrupt) = (vec![0, 500], 10);
+    let shoot = |at: u64| vec![Work::Guest(at).into(), Step::Shootdown(vec![(1, vec![Work::Guest(30)])])];
+    let steps = vec![shoot(100), shoot(490)].concat();
+    let done = run(&setup, &mut script(vec![steps, vec![Work::Guest(200).into()]]));
+    // The first interrupt is not sent to an idle vCPU; the second one that works.
+    assert_eq!((done.vcpus[0].end, done.vcpus[0].shootdown_wait), (100 + 490 + 40, 40));
+    assert_eq!((done.vcpus[1].begin, done.vcpus[1].end, done.vcpus[1].span()), (500, 730, 230));
+    assert_eq!(done.vcpus[1].served, 1);
+}
+
+#[test]
 fn who_shares_the_lock_does_not_wait() {
     let done = run(&Setup::alone(64), &mut Cycle::new(64, 100, Lock::Shared, 900.0, 100.0));
     assert_eq!(done.end, 100 * 1000);
