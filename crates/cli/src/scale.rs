@@ -2,12 +2,11 @@
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::{Args, ValueEnum, value_parser};
 use memvirt_lab::scale::{
-    INTERRUPT, Interrupts, Latencies, PUBLISHED, Point, QUANTUM, SLICE, ScalePlan, ScaleTable, Sharing, latencies,
+    Interrupts, Latencies, PUBLISHED, Point, QUANTUM, SLICE, ScalePlan, ScaleTable, Sharing, latencies,
 };
 use memvirt_lab::text::{count, signed_percent};
 use memvirt_machine::{MachineSpec, RegimeKind};
@@ -16,6 +15,7 @@ use memvirt_workload::Workload;
 use crate::args::SwitchArgs;
 use crate::failure::{Status, warn};
 use crate::output::{print, render, table};
+use crate::words::portable;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -81,8 +81,8 @@ pub(crate) struct ScaleArgs {
     #[arg(long, value_enum, default_value_t = InterruptsArg::Exiting, help_heading = "Times")]
     interrupts: InterruptsArg,
     /// Cycles from sending an interrupt to its arrival
-    #[arg(long, value_name = "CYCLES", default_value_t = INTERRUPT, help_heading = "Times")]
-    interrupt_cycles: u64,
+    #[arg(long, value_name = "CYCLES", help_heading = "Times")]
+    interrupt_cycles: Option<u64>,
     /// Cycles of a world switch, where vCPUs share physical CPUs [default: two round trips and a context switch]
     #[arg(long, value_name = "CYCLES", help_heading = "Times")]
     world_switch_cycles: Option<u64>,
@@ -153,7 +153,7 @@ fn plan(args: &ScaleArgs) -> anyhow::Result<ScalePlan> {
     }
     let usual = latencies(&machine);
     let world_switch = args.world_switch_cycles.unwrap_or(usual.world_switch);
-    let latencies = Latencies { interrupt: args.interrupt_cycles, world_switch, ..usual };
+    let latencies = Latencies { interrupt: args.interrupt_cycles.unwrap_or(usual.interrupt), world_switch, ..usual };
     Ok(ScalePlan {
         workload,
         regimes: args.regimes.clone(),
@@ -175,18 +175,14 @@ fn plan(args: &ScaleArgs) -> anyhow::Result<ScalePlan> {
         seed: args.seed,
         check: args.check,
         threads: args.jobs,
-        command: command(args).context("the command line is no text")?,
+        command: command(args),
     })
 }
 
 /// The command that makes the same results: without what they do not depend on, and without absolute folders.
-fn command(args: &ScaleArgs) -> Option<String> {
-    let name = |path: &OsString| {
-        let path = Path::new(path);
-        if path.is_absolute() { path.file_name()?.to_str() } else { path.to_str() }.map(str::to_owned)
-    };
+fn command(args: &ScaleArgs) -> String {
     let list = |items: Vec<String>| items.join(",");
-    let mut words = vec!["memvirt scale --workload".to_owned(), name(&args.workload)?, "--vcpus".to_owned()];
+    let mut words = vec!["memvirt scale --workload".to_owned(), portable(&args.workload), "--vcpus".to_owned()];
     words.push(list(args.vcpus.iter().map(u16::to_string).collect()));
     words.extend(["--regimes".to_owned(), list(args.regimes.iter().map(RegimeKind::to_string).collect())]);
     words.extend(args.sharing_threads.then(|| "--threads".to_owned()));
@@ -201,6 +197,7 @@ fn command(args: &ScaleArgs) -> Option<String> {
         ("--processes", args.processes.map(|n| n.to_string())),
         ("--scale", args.scale.map(|n| n.to_string())),
         ("--footprint", args.footprint.map(|n| n.to_string())),
+        ("--interrupt-cycles", args.interrupt_cycles.map(|n| n.to_string())),
         ("--world-switch-cycles", args.world_switch_cycles.map(|n| n.to_string())),
     ];
     for (name, value) in optional {
@@ -208,14 +205,13 @@ fn command(args: &ScaleArgs) -> Option<String> {
     }
     flag(args.quantum != QUANTUM, "--quantum", args.quantum.to_string());
     flag(args.slice != SLICE, "--slice", args.slice.to_string());
-    flag(args.interrupt_cycles != INTERRUPT, "--interrupt-cycles", args.interrupt_cycles.to_string());
     let interrupts = args.interrupts.to_possible_value().map(|value| value.get_name().to_owned());
     flag(args.interrupts != InterruptsArg::Exiting, "--interrupts", interrupts.unwrap_or_default());
-    flag(true, "--machine", name(&args.machine)?);
+    flag(true, "--machine", portable(&args.machine));
     flag(true, "--seed", args.seed.to_string());
     words.extend(args.switches.overrides().words());
     words.extend(args.check.then(|| "--check".to_owned()));
-    Some(words.join(" "))
+    words.join(" ")
 }
 
 fn people(done: &ScaleTable) -> String {

@@ -13,6 +13,7 @@ mod tests;
 
 use std::num::NonZeroUsize;
 
+use memvirt_machine::spec::SmpTimes;
 use memvirt_machine::{GuestConfig, HostConfig, MachineSpec, Measure, Mode, Outcome, RegimeKind, Setup, Shape};
 use memvirt_ops::process::ProcessId;
 use memvirt_smp::{Load, Rotation, Run, Smp, Start, Tenant, Thread, run};
@@ -85,20 +86,11 @@ pub struct ScalePlan {
 pub const QUANTUM: u64 = 10_000_000;
 /// Cycles that a vCPU has its physical CPU for, where nothing is said: about a millisecond, the order of Linux' scheduler.
 pub const SLICE: u64 = 3_000_000;
-/// Cycles from sending an interrupt to its arrival. An estimate: an IPI between cores takes about a microsecond round trip on a
-/// bare machine, half of it one way.
-pub const INTERRUPT: u64 = 1_000;
-
-/// The fixed times on a machine: delivery is [`INTERRUPT`]; who is kicked exits and enters; who gets another's physical CPU costs two
-/// round trips and a context switch of the host.
+/// The fixed times on a machine.
 #[must_use]
 pub fn latencies(machine: &MachineSpec) -> Latencies {
-    let round_trip = u64::from(machine.exits.round_trip.value);
-    Latencies {
-        interrupt: INTERRUPT,
-        kicked: round_trip + u64::from(machine.exits.other.value),
-        world_switch: 2 * round_trip + u64::from(machine.base.context_switch.value),
-    }
+    let SmpTimes { interrupt, kicked, world_switch, lock_handover, .. } = machine.smp_times();
+    Latencies { interrupt, kicked, world_switch, handover: lock_handover }
 }
 
 /// What each run is told.
@@ -182,7 +174,7 @@ impl ScalePlan {
         let cpus = self.physical_cpus.map_or(all, usize::from).min(all);
         let shape = Shape { cpus, vms: self.vms, vcpus };
         let (latencies, slice) = (bed.latencies, Slice(self.slice));
-        let smp = Smp { setup, shape, latencies, slice, start: Start::Booted };
+        let smp = Smp { setup, shape, latencies, slice, start: Start::Booted, begin: Vec::new() };
         let loads = (0..self.vms).flat_map(|vm| (0..vcpus).map(move |vcpu| (vm, vcpu)));
         let done = run(&smp, loads.map(|(vm, vcpu)| self.load(vm, vcpu, vcpus)).collect())?;
         if let Some(error) = done.input_error {
