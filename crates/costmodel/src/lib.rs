@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+pub mod closed;
 pub mod fit;
 pub mod footprint;
 pub mod lang;
