@@ -7,7 +7,7 @@ use super::{FootprintTable, Row};
 use crate::error::LabError;
 use crate::report::Figure;
 use crate::report::paint::Ink;
-use crate::report::xy::{Axis, Mark, Plot, Series, Spacing, draw_plot};
+use crate::report::xy::{Axis, Mark, Plot, Series, Spacing};
 use crate::report::{write, write_figures};
 use crate::text::{bytes, short};
 
@@ -65,9 +65,7 @@ impl FootprintTable {
             bytes(self.footprint_bytes)
         );
         let rows = self.rows.iter().map(cells).collect();
-        Figure::new("footprint-processes", "Page tables against processes", caption, (header, rows), |shape| {
-            draw_plot(&plot, shape)
-        })
+        Figure::new("footprint-processes", "Page tables against processes", caption, (header, rows), plot)
     }
 
     /// The rows with the most processes over time.
@@ -88,9 +86,7 @@ impl FootprintTable {
                 .map(|at| vec![row.regime.to_string(), at.accesses.to_string(), at.bytes.total().to_string()])
         });
         let caption = format!("Bytes of all page tables and records along the run, workload {}.", self.workload);
-        Figure::new("footprint-time", "Page tables over time", caption, (header, rows.collect()), |shape| {
-            draw_plot(&plot, shape)
-        })
+        Figure::new("footprint-time", "Page tables over time", caption, (header, rows.collect()), plot)
     }
 }
 

@@ -5,10 +5,9 @@ use std::path::Path;
 use super::{Phase, Sample};
 use crate::error::LabError;
 use crate::report::Figure;
-use crate::report::paint::Ink;
-use crate::report::paint::Shape;
+use crate::report::paint::{Ink, Shape, svg};
 use crate::report::write_figures;
-use crate::report::xy::{Axis, Mark, Plot, Series, Spacing, draw_plot};
+use crate::report::xy::{Axis, Mark, Plot, Series, Spacing};
 
 /// Classes of margin, from nested paging far ahead to shadow paging far ahead: blue against orange and vermillion, which all
 /// common colour vision tells apart.
@@ -30,7 +29,7 @@ impl Phase {
     ///
     /// Where the plotting library fails.
     pub fn to_svg(&self) -> Result<String, LabError> {
-        draw_plot(&self.plot(), Shape::Wide).map_err(|reason| LabError::Draw { figure: "phase".to_owned(), reason })
+        svg(&self.plot(), Shape::Wide).map_err(|reason| LabError::Draw { figure: "phase".to_owned(), reason })
     }
 
     /// Writes `phase.json`, `phase.csv` and `figures/phase.svg` with its data into a folder, which is made where it does not exist.
@@ -45,7 +44,7 @@ impl Phase {
              workloads. Dashed: where the model expects both to cost the same.",
             self.machine, self.shadow
         );
-        let figure = Figure::new("phase", "Who wins", caption, self.cells(), |shape| draw_plot(&plot, shape))?;
+        let figure = Figure::new("phase", "Who wins", caption, self.cells(), plot)?;
         write_figures(dir, &[figure])?;
         crate::report::write(&dir.join("phase.json"), &(serde_json::to_string_pretty(self)? + "\n"))?;
         crate::report::write(&dir.join("phase.csv"), &self.to_csv())

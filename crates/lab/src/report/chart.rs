@@ -1,14 +1,12 @@
-//! One kind of chart for every figure: horizontal bars, stacked or not, in panels. Drawn by plotters' SVG backend in whole
-//! pixels, so the same data gives the same bytes.
+//! One kind of chart for every figure: horizontal bars, stacked or not, in panels. Drawn in whole pixels, so
+//! the same data gives the same bytes.
 //!
 //! Curves and points over two axes are next door, in [`xy`](super::xy).
 
-use plotters::drawing::IntoDrawingArea;
-use plotters::prelude::SVGBackend;
 use plotters::style::FontStyle;
 use plotters::style::text_anchor::HPos;
 
-use super::paint::{Area, Drawn, FONT, Ink, Shape, counted, legend_places, line, pixels, rectangle, text};
+use super::paint::{Area, Drawing, Drawn, FONT, Ink, Shape, counted, legend_places, line, pixels, rectangle, text};
 
 /// How the axis is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,17 +125,15 @@ fn extent(chart: &Chart) -> (f64, f64) {
     (maximum * 1.02, step)
 }
 
-/// Draws a chart as SVG.
-pub(crate) fn draw(chart: &Chart, shape: Shape) -> Result<String, String> {
-    let layout = Layout::of(chart, shape);
-    let mut svg = String::new();
-    {
-        let size = (layout.width.unsigned_abs(), layout.height.unsigned_abs());
-        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        paint(&area, chart, &layout).map_err(|error| error.to_string())?;
-        area.present().map_err(|error| error.to_string())?;
+impl Drawing for Chart {
+    fn size(&self, shape: Shape) -> (u32, u32) {
+        let layout = Layout::of(self, shape);
+        (layout.width.unsigned_abs(), layout.height.unsigned_abs())
     }
-    Ok(svg)
+
+    fn paint(&self, area: &Area<'_>, shape: Shape) -> Drawn {
+        paint(area, self, &Layout::of(self, shape))
+    }
 }
 
 fn paint(area: &Area<'_>, chart: &Chart, layout: &Layout) -> Drawn {
@@ -248,6 +244,7 @@ fn marks(area: &Area<'_>, chart: &Chart, layout: &Layout) -> Drawn {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::paint::svg;
 
     fn chart(values: &[f64]) -> Chart {
         let bar = |value: &f64| Bar { label: "a".into(), parts: vec![(Ink::Blue, *value)], value: value.to_string() };
@@ -263,7 +260,7 @@ mod tests {
 
     #[test]
     fn bars_are_as_long_as_their_values_and_text_is_escaped() {
-        let svg = draw(&chart(&[100.0, 50.0, 0.0]), Shape::Wide).unwrap();
+        let svg = svg(&chart(&[100.0, 50.0, 0.0]), Shape::Wide).unwrap();
         let widths: Vec<i32> = svg
             .lines()
             .filter(|line| line.starts_with("<rect") && line.contains("#0072B2"))
@@ -287,7 +284,7 @@ mod tests {
     #[test]
     fn no_data_still_makes_a_drawing() {
         for shape in [Shape::Wide, Shape::Narrow] {
-            assert!(draw(&chart(&[]), shape).unwrap().ends_with("</svg>\n"));
+            assert!(svg(&chart(&[]), shape).unwrap().ends_with("</svg>\n"));
         }
     }
 }

@@ -2,40 +2,13 @@
 
 use memvirt_machine::RunResult;
 
-use super::chart::{Bar, Chart, Panel, Scale, draw};
-use super::paint::{Ink, Shape};
+use super::chart::{Bar, Chart, Panel, Scale};
+use super::figure::Figure;
+use super::paint::Ink;
 use crate::comparison::Comparison;
 use crate::error::LabError;
 use crate::summary::{exits_for, reason_name, reasons};
 use crate::text::{bytes, count, fraction, share, short};
-
-/// A figure, drawn.
-pub(crate) struct Figure {
-    /// The stem of its files and its anchor on the page.
-    pub(crate) id: String,
-    pub(crate) title: String,
-    /// What it shows, and in which unit.
-    pub(crate) caption: String,
-    pub(crate) header: Vec<String>,
-    pub(crate) rows: Vec<Vec<String>>,
-    pub(crate) wide: String,
-    pub(crate) narrow: String,
-}
-
-impl Figure {
-    /// Draws a figure in both shapes; `table` is the data behind it, header and rows.
-    pub(crate) fn new(
-        id: &str,
-        title: &str,
-        caption: String,
-        (header, rows): (Vec<String>, Vec<Vec<String>>),
-        draw: impl Fn(Shape) -> Result<String, String>,
-    ) -> Result<Self, LabError> {
-        let drawn = |shape| draw(shape).map_err(|reason| LabError::Draw { figure: id.to_owned(), reason });
-        let (wide, narrow) = (drawn(Shape::Wide)?, drawn(Shape::Narrow)?);
-        Ok(Self { id: id.to_owned(), title: title.to_owned(), caption, header, rows, wide, narrow })
-    }
-}
 
 struct Sketch {
     id: &'static str,
@@ -49,7 +22,7 @@ struct Sketch {
 impl Sketch {
     fn draw(self) -> Result<Figure, LabError> {
         let Self { id, title, caption, header, rows, chart } = self;
-        Figure::new(id, title, caption, (header, rows), |shape| draw(&chart, shape))
+        Figure::new(id, title, caption, (header, rows), chart)
     }
 }
 

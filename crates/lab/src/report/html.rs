@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::figures::Figure;
+use super::figure::Figure;
 use super::paint::Ink;
 
 const STYLE: &str = include_str!("style.css");
@@ -49,12 +49,14 @@ pub(crate) fn document(title: &str, body: &str) -> String {
     )
 }
 
-/// A figure in both shapes with its caption, `more` and the data behind it; `command` makes it.
-pub(crate) fn figure_block(figure: &Figure, command: &str, more: &str) -> String {
+/// A figure in both shapes with its caption and the data behind it; `command` makes it where nothing else is said.
+pub(crate) fn figure_block(figure: &Figure, command: &str) -> String {
     let id = &figure.id;
+    let command = if figure.command.is_empty() { command } else { &figure.command };
+    let pixels = if cfg!(feature = "png") { format!("<a href=\"figures/{id}.png\">PNG</a>, ") } else { String::new() };
     format!(
-        "<figure id=\"{id}\">\n<h2>{}</h2>\n{}{}<figcaption>{} <span class=\"made\">Made by <code>{}</code>; \
-         <a href=\"figures/{id}.svg\">figure</a>, <a href=\"figures/{id}.csv\">data</a>.</span></figcaption>\n{more}\
+        "<figure id=\"{id}\">\n<h3>{}</h3>\n{}{}<figcaption>{} <span class=\"made\">Made by <code>{}</code>; \
+         <a href=\"figures/{id}.svg\">SVG</a>, {pixels}<a href=\"figures/{id}.csv\">data</a>.</span></figcaption>\n\
          <details><summary>The numbers</summary>{}</details>\n</figure>\n",
         escape(&figure.title),
         inline(&figure.wide, "wide", &figure.title),

@@ -6,26 +6,35 @@ use memvirt_machine::spec::Listed;
 use memvirt_machine::{Outcome, RunResult};
 use memvirt_platform::ExitReason;
 
-use super::figures::Figure;
-use super::html::{document, escape, figure_block, table};
+use super::figures::figures;
+use super::html::{escape, table};
+use super::section::{Page, Section};
 use crate::comparison::Comparison;
+use crate::error::LabError;
 use crate::summary::{outcome, reason_name, reasons, summary};
 use crate::text::{bytes, count, short, signed_percent};
 
 /// The whole page.
-pub(crate) fn page(comparison: &Comparison, figures: &[Figure]) -> String {
-    let mut page = head(comparison);
-    page += &cards(comparison);
-    page += &benefits(comparison);
-    for figure in figures {
-        let words = if figure.id == "exits" { glossary(comparison) } else { String::new() };
-        page += &figure_block(figure, &format!("{} --out DIR", comparison.command), &words);
+pub(crate) fn page(comparison: &Comparison) -> Result<Page, LabError> {
+    let mut drawn = Section::new("figures", "Figures").figures(figures(comparison)?);
+    let words = glossary(comparison);
+    if !words.is_empty() {
+        drawn = drawn.html(words);
     }
-    page += &whole_table(comparison);
-    page += &account(comparison);
-    page += &prices(comparison);
-    page += &foot();
-    document(&format!("{}: memvirt", comparison.workload.name()), &page)
+    let sections = vec![drawn, whole_table(comparison), account(comparison), prices(comparison)];
+    let foot = format!(
+        "<p>Data: <a href=\"comparison.json\">comparison.json</a>, <a href=\"comparison.csv\">comparison.csv</a>. Schema {}. The \
+         same command gives the same bytes.</p>\n",
+        Comparison::SCHEMA
+    );
+    Ok(Page {
+        title: format!("{}: memvirt", comparison.workload.name()),
+        head: head(comparison) + &cards(comparison) + &benefits(comparison),
+        command: format!("{} --out DIR", comparison.command),
+        sections,
+        foot,
+        data: vec![("comparison.json", comparison.to_json()?), ("comparison.csv", comparison.to_csv()?)],
+    })
 }
 
 fn head(comparison: &Comparison) -> String {
@@ -133,7 +142,7 @@ const fn meaning(reason: ExitReason) -> &'static str {
     }
 }
 
-fn whole_table(comparison: &Comparison) -> String {
+fn whole_table(comparison: &Comparison) -> Section {
     let mut header = vec![String::new()];
     header.extend(comparison.results.iter().map(|result| result.regime.name().to_owned()));
     let mut rows: Vec<(Vec<String>, &str)> = Vec::new();
@@ -147,11 +156,11 @@ fn whole_table(comparison: &Comparison) -> String {
         }
     }
     let rows = rows.iter().map(|(row, class)| (row.as_slice(), *class));
-    format!("<section id=\"all\">\n<h2>Everything that was counted</h2>\n{}</section>\n", table(&header, rows))
+    Section::new("all", "Everything that was counted").html(table(&header, rows))
 }
 
 /// Every item of the cycle account.
-fn account(comparison: &Comparison) -> String {
+fn account(comparison: &Comparison) -> Section {
     let mut header = vec!["item".to_owned()];
     header.extend(comparison.results.iter().map(|result| result.regime.name().to_owned()));
     let mut items: Vec<(&'static str, &str)> = Vec::new();
@@ -173,14 +182,12 @@ fn account(comparison: &Comparison) -> String {
             std::iter::once(label).chain(comparison.results.iter().map(|result| cell(result, *item))).collect()
         })
         .collect();
-    format!(
-        "<section id=\"account\">\n<h2>The cycle account</h2>\n<p>Cycles, and for how many things. The items \
-         add up to the totals exactly.</p>\n{}</section>\n",
-        table(&header, rows.iter().map(|row| (row.as_slice(), "")))
-    )
+    Section::new("account", "The cycle account")
+        .words("Cycles, and for how many things. The items add up to the totals exactly.")
+        .html(table(&header, rows.iter().map(|row| (row.as_slice(), ""))))
 }
 
-fn prices(comparison: &Comparison) -> String {
+fn prices(comparison: &Comparison) -> Section {
     let machine = &comparison.machine;
     let header = ["figure", "value", "unit", "source"].map(str::to_owned);
     let rows: Vec<(Vec<String>, &str)> = machine
@@ -192,20 +199,12 @@ fn prices(comparison: &Comparison) -> String {
         })
         .collect();
     let estimates = rows.iter().filter(|(_, class)| !class.is_empty()).count();
-    format!(
-        "<section id=\"machine\" class=\"sources\">\n<h2>The machine</h2>\n<p>{}</p>\n<p>TLB: {}</p>\n<p>{estimates} of {} figures are \
-         estimates that nobody measured; they stand in italics.</p>\n{}</section>\n",
-        escape(machine.about.trim()),
-        escape(&machine.tlb.source),
-        rows.len(),
-        table(&header, rows.iter().map(|(row, class)| (row.as_slice(), *class)))
-    )
-}
-
-fn foot() -> String {
-    format!(
-        "<footer>\n<p>Data: <a href=\"comparison.json\">comparison.json</a>, <a href=\"comparison.csv\">comparison.csv</a>. \
-         Schema {}. The same command gives the same bytes.</p>\n</footer>\n",
-        Comparison::SCHEMA
-    )
+    let estimated =
+        format!("{estimates} of {} figures are estimates that nobody measured; they stand in italics.", rows.len());
+    Section::new("machine", "The machine")
+        .class("sources")
+        .words(machine.about.trim())
+        .words(&format!("TLB: {}", machine.tlb.source))
+        .words(&estimated)
+        .html(table(&header, rows.iter().map(|(row, class)| (row.as_slice(), *class))))
 }

@@ -7,6 +7,8 @@
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use super::canvas::Canvas;
+
 /// A colour by meaning. The data colours are Okabe and Ito's, distinguishable with all common colour vision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ink {
@@ -71,8 +73,39 @@ pub(crate) enum Shape {
     Narrow,
 }
 
-pub(crate) type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+pub(crate) type Area<'a> = DrawingArea<Canvas<'a>, plotters::coord::Shift>;
 pub(crate) type Drawn = Result<(), Box<dyn std::error::Error>>;
+
+/// Something that can be drawn in either shape on any surface.
+pub(crate) trait Drawing: Send + Sync {
+    /// Its width and height in this shape, in pixels.
+    fn size(&self, shape: Shape) -> (u32, u32);
+
+    /// Draws it on a surface of that size.
+    fn paint(&self, area: &Area<'_>, shape: Shape) -> Drawn;
+}
+
+/// A drawing as SVG.
+pub(crate) fn svg(drawing: &dyn Drawing, shape: Shape) -> Result<String, String> {
+    let mut text = String::new();
+    let canvas = Canvas::Vector(SVGBackend::with_string(&mut text, drawing.size(shape)));
+    paint_on(canvas, drawing, shape)?;
+    Ok(text)
+}
+
+/// A drawing as PNG, on white.
+#[cfg(feature = "png")]
+pub(crate) fn png(drawing: &dyn Drawing, shape: Shape) -> Result<Vec<u8>, String> {
+    let mut raster = super::raster::Raster::new(drawing.size(shape));
+    paint_on(Canvas::Pixels(&mut raster), drawing, shape)?;
+    raster.png()
+}
+
+fn paint_on(canvas: Canvas<'_>, drawing: &dyn Drawing, shape: Shape) -> Result<(), String> {
+    let area = canvas.into_drawing_area();
+    drawing.paint(&area, shape).map_err(|error| error.to_string())?;
+    area.present().map_err(|error| error.to_string())
+}
 
 pub(crate) const FONT: f64 = 13.0;
 /// An estimate of a character's width in pixels; the backend knows no fonts.

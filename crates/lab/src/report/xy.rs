@@ -3,12 +3,12 @@
 //! Points come with a colour by meaning ([`Ink`]); a series is drawn as a line, a dashed line, dots, or dots with words. What lies
 //! outside an axis' range is not drawn; a logarithmic axis shows positive values only.
 
-use plotters::drawing::IntoDrawingArea;
-use plotters::prelude::SVGBackend;
 use plotters::style::FontStyle;
 use plotters::style::text_anchor::HPos;
 
-use super::paint::{Area, Drawn, FONT, Ink, Shape, counted, disc, legend_places, line, pixels, rectangle, text};
+use super::paint::{
+    Area, Drawing, Drawn, FONT, Ink, Shape, counted, disc, legend_places, line, pixels, rectangle, text,
+};
 
 /// How an axis is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,17 +160,15 @@ impl Layout {
     }
 }
 
-/// Draws a plot as SVG.
-pub(crate) fn draw_plot(plot: &Plot, shape: Shape) -> Result<String, String> {
-    let layout = Layout::of(plot, shape);
-    let mut svg = String::new();
-    {
-        let size = (layout.width.unsigned_abs(), layout.height.unsigned_abs());
-        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        paint(&area, plot, &layout).map_err(|error| error.to_string())?;
-        area.present().map_err(|error| error.to_string())?;
+impl Drawing for Plot {
+    fn size(&self, shape: Shape) -> (u32, u32) {
+        let layout = Layout::of(self, shape);
+        (layout.width.unsigned_abs(), layout.height.unsigned_abs())
     }
-    Ok(svg)
+
+    fn paint(&self, area: &Area<'_>, shape: Shape) -> Drawn {
+        paint(area, self, &Layout::of(self, shape))
+    }
 }
 
 fn paint(area: &Area<'_>, plot: &Plot, layout: &Layout) -> Drawn {
@@ -275,6 +273,7 @@ fn dashes(area: &Area<'_>, ink: Ink, from: (i32, i32), to: (i32, i32)) -> Drawn 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::paint::svg;
 
     fn axis(spacing: Spacing) -> Axis {
         Axis { name: "things".into(), spacing, tick: |x| x.to_string() }
@@ -304,7 +303,7 @@ mod tests {
                     .map(|mark| Series::new(Ink::Blue, "<b>", mark, points.clone()));
                 let plot = Plot { x: axis(spacing), y: axis(spacing), series: series.to_vec() };
                 for shape in [Shape::Wide, Shape::Narrow] {
-                    let svg = draw_plot(&plot, shape).unwrap();
+                    let svg = svg(&plot, shape).unwrap();
                     assert!(svg.ends_with("</svg>\n") && !svg.contains("<b>"));
                 }
             }

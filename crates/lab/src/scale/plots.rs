@@ -8,7 +8,7 @@ use super::point::{Point, ScaleTable};
 use crate::error::LabError;
 use crate::report::Figure;
 use crate::report::paint::Ink;
-use crate::report::xy::{Axis, Mark, Plot, Series, Spacing, draw_plot};
+use crate::report::xy::{Axis, Mark, Plot, Series, Spacing};
 use crate::report::{write, write_figures};
 
 const INKS: [Ink; 6] = [Ink::Blue, Ink::Vermillion, Ink::Green, Ink::Purple, Ink::Orange, Ink::Grey];
@@ -58,7 +58,7 @@ impl ScaleTable {
             self.workload
         );
         let table = (header.map(str::to_owned).to_vec(), rows.collect());
-        Figure::new("throughput", "Throughput of a vCPU", caption, table, |shape| draw_plot(&plot, shape))
+        Figure::new("throughput", "Throughput of a vCPU", caption, table, plot)
     }
 
     fn waiting(&self) -> Result<Figure, LabError> {
@@ -78,7 +78,7 @@ impl ScaleTable {
             self.workload
         );
         let table = (header.map(str::to_owned).to_vec(), rows.collect());
-        Figure::new("waiting", "What vCPUs wait for", caption, table, |shape| draw_plot(&plot, shape))
+        Figure::new("waiting", "What vCPUs wait for", caption, table, plot)
     }
 
     fn benefit(&self) -> Result<Figure, LabError> {
@@ -98,9 +98,7 @@ impl ScaleTable {
         let published: Vec<_> = self.published.iter().map(|(row, text)| format!("{row}: {text}.")).collect();
         let caption =
             format!("{}: how much faster nested paging is. Published trend: {}", self.workload, published.join(" "));
-        Figure::new("benefit", "Benefit of nested paging", caption, (header, rows.collect()), |shape| {
-            draw_plot(&plot, shape)
-        })
+        Figure::new("benefit", "Benefit of nested paging", caption, (header, rows.collect()), plot)
     }
 }
 

@@ -2,12 +2,12 @@
 
 use memvirt_machine::{RegimeKind, RunResult};
 
-use super::Shown;
+use super::Section;
 use crate::claims::{Evidence, ranking_of, result};
 use crate::comparison::Comparison;
 use crate::error::LabError;
-use crate::report::chart::{Bar, Chart, Panel, Scale, draw};
-use crate::report::figures::Figure;
+use crate::report::Figure;
+use crate::report::chart::{Bar, Chart, Panel, Scale};
 use crate::report::paint::Ink;
 use crate::summary::exits_for;
 use crate::text::{bytes, count, fraction, short, signed_percent};
@@ -15,16 +15,22 @@ use memvirt_platform::ExitReason;
 
 const INKS: [Ink; 6] = [Ink::Grey, Ink::Vermillion, Ink::Orange, Ink::Purple, Ink::Blue, Ink::Green];
 
-pub(super) fn figures(evidence: &Evidence) -> Result<Vec<Shown>, LabError> {
-    Ok(vec![
-        benefit("benefit", "Benefit of nested paging by workload", &evidence.plain)?,
-        benefit("benefit-kpti", "The same with kernel-page-table isolation", &evidence.kpti)?,
-        cycles(evidence)?,
-        references(evidence)?,
-        exits(evidence)?,
-        stores(evidence)?,
-        footprint(evidence)?,
-    ])
+pub(super) fn benefits(evidence: &Evidence) -> Result<Section, LabError> {
+    Ok(Section::new("benefits", "Benefit by workload")
+        .figure(benefit("benefit", "Benefit of nested paging by workload", &evidence.plain)?)
+        .figure(benefit("benefit-kpti", "The same with kernel-page-table isolation", &evidence.kpti)?))
+}
+
+pub(super) fn accounts(evidence: &Evidence) -> Result<Section, LabError> {
+    Ok(Section::new("accounts", "Where the time goes").figure(cycles(evidence)?))
+}
+
+pub(super) fn traps(evidence: &Evidence) -> Result<Section, LabError> {
+    Ok(Section::new("traps", "Trap counts").figure(exits(evidence)?).figure(stores(evidence)?))
+}
+
+pub(super) fn tables(evidence: &Evidence) -> Result<Section, LabError> {
+    Ok(Section::new("tables", "Memory for tables").figure(footprint(evidence)?))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "lengths of bars")]
@@ -37,12 +43,12 @@ fn shown(
     title: &str,
     caption: &str,
     data: Data,
-    chart: &Chart,
+    chart: Chart,
     of: &[Comparison],
-) -> Result<Shown, LabError> {
+) -> Result<Figure, LabError> {
     let header = std::iter::once("workload").chain(data.columns).map(str::to_owned).collect();
-    let figure = Figure::new(id, title, caption.to_owned(), (header, data.rows), |shape| draw(chart, shape))?;
-    Ok(Shown { figure, command: of.first().map_or_else(String::new, |one| one.command.clone()) })
+    let figure = Figure::new(id, title, caption.to_owned(), (header, data.rows), chart)?;
+    Ok(figure.made_by(of.first().map_or("", |one| one.command.as_str())))
 }
 
 struct Data {
@@ -51,7 +57,7 @@ struct Data {
 }
 
 /// Bars of log2(T_shadow / T_nested), so that a doubling is as long either way.
-fn benefit(id: &str, title: &str, comparisons: &[Comparison]) -> Result<Shown, LabError> {
+fn benefit(id: &str, title: &str, comparisons: &[Comparison]) -> Result<Figure, LabError> {
     let ranking = ranking_of(comparisons);
     let bar = |name: &str, benefit: f64, wins: bool| {
         let (ink, times) = if wins { (Ink::Green, 1.0 + benefit) } else { (Ink::Blue, 1.0 / (1.0 + benefit)) };
@@ -82,7 +88,7 @@ fn benefit(id: &str, title: &str, comparisons: &[Comparison]) -> Result<Shown, L
     };
     let caption = "Workloads from the one that nested paging speeds up most to the one where shadow paging wins most. Benefit is \
                    T_shadow / T_nested - 1.";
-    shown(id, title, caption, data, &chart, comparisons)
+    shown(id, title, caption, data, chart, comparisons)
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "ticks are small, not negative")]
@@ -123,7 +129,7 @@ fn names(regimes: &[RegimeKind]) -> Vec<&'static str> {
     regimes.iter().map(|regime| regime.name()).collect()
 }
 
-fn cycles(evidence: &Evidence) -> Result<Shown, LabError> {
+fn cycles(evidence: &Evidence) -> Result<Figure, LabError> {
     let regimes: Vec<_> =
         regimes(evidence).into_iter().filter(|r| matches!(r.name(), "shadow:kvm" | "nested")).collect();
     let inks = [Ink::Blue, Ink::Green, Ink::Vermillion];
@@ -147,10 +153,10 @@ fn cycles(evidence: &Evidence) -> Result<Shown, LabError> {
     let data = Data { columns: names(&regimes), rows };
     let caption = "Run time in times of the native run, split into the guest's own work, TLB misses and walks, exits and their \
                    handling.";
-    shown("cycles", "Where the cycles go", caption, data, &chart, &evidence.plain)
+    shown("cycles", "Where the cycles go", caption, data, chart, &evidence.plain)
 }
 
-fn references(evidence: &Evidence) -> Result<Shown, LabError> {
+pub(super) fn references(evidence: &Evidence) -> Result<Figure, LabError> {
     let regimes: Vec<_> =
         regimes(evidence).into_iter().filter(|r| matches!(r.name(), "native" | "shadow:kvm" | "nested")).collect();
     let (panels, rows) = grouped(evidence, &regimes, |run, _, _| {
@@ -172,10 +178,10 @@ fn references(evidence: &Evidence) -> Result<Shown, LabError> {
     };
     let data = Data { columns: names(&regimes), rows };
     let caption = "References of the average hardware walk. Walks that end at a missing entry are shorter than those that find one.";
-    shown("references", "Walk references by workload", caption, data, &chart, &evidence.plain)
+    shown("references", "Walk references by workload", caption, data, chart, &evidence.plain)
 }
 
-fn exits(evidence: &Evidence) -> Result<Shown, LabError> {
+fn exits(evidence: &Evidence) -> Result<Figure, LabError> {
     let regimes: Vec<_> = regimes(evidence).into_iter().filter(|r| r.name() != "native").collect();
     let (panels, rows) = grouped(evidence, &regimes, |run, _, i| {
         let exits = run.total_exits();
@@ -191,10 +197,10 @@ fn exits(evidence: &Evidence) -> Result<Shown, LabError> {
     };
     let data = Data { columns: names(&regimes), rows };
     let caption = "How often the guest stopped and the hypervisor ran, by workload and regime.";
-    shown("exits", "VM exits by workload", caption, data, &chart, &evidence.plain)
+    shown("exits", "VM exits by workload", caption, data, chart, &evidence.plain)
 }
 
-fn stores(evidence: &Evidence) -> Result<Shown, LabError> {
+fn stores(evidence: &Evidence) -> Result<Figure, LabError> {
     let regimes: Vec<_> = regimes(evidence).into_iter().filter(|r| r.name() != "native").collect();
     let (mut panels, mut rows) = (Vec::new(), Vec::new());
     for comparison in &evidence.plain {
@@ -226,10 +232,10 @@ fn stores(evidence: &Evidence) -> Result<Shown, LabError> {
     let data = Data { columns: names(&regimes), rows };
     let caption = "What write protection costs, and what going out of sync saves. Policies without write protection and nested paging \
                    trap no store.";
-    shown("stores", "Trapped stores to guest tables", caption, data, &chart, &evidence.plain)
+    shown("stores", "Trapped stores to guest tables", caption, data, chart, &evidence.plain)
 }
 
-fn footprint(evidence: &Evidence) -> Result<Shown, LabError> {
+fn footprint(evidence: &Evidence) -> Result<Figure, LabError> {
     let regimes: Vec<_> =
         regimes(evidence).into_iter().filter(|r| matches!(r.name(), "shadow:kvm" | "nested")).collect();
     let (panels, rows) = grouped(evidence, &regimes, |run, _, _| {
@@ -258,5 +264,5 @@ fn footprint(evidence: &Evidence) -> Result<Shown, LabError> {
     let data = Data { columns: names(&regimes), rows };
     let caption =
         "Bytes of tables of each kind; records are what KVM keeps beside shadow pages, its reverse map first of all.";
-    shown("footprint", "Memory for tables by workload", caption, data, &chart, &evidence.plain)
+    shown("footprint", "Memory for tables by workload", caption, data, chart, &evidence.plain)
 }

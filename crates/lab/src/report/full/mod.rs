@@ -9,55 +9,40 @@ mod steps;
 
 use std::path::Path;
 
-use super::figures::Figure;
-use super::html::{document, escape, figure_block, table};
-use super::{write, write_figures};
+use super::html::escape;
+use super::section::{Page, Section};
 use crate::claims::{Claim, Effort, Evidence, claims};
 use crate::error::LabError;
 
-/// A figure and the command that makes its data.
-pub(super) struct Shown {
-    figure: Figure,
-    command: String,
-}
-
-/// Writes the report into the folder `dir`: `index.html`, `claims.json`, and each figure as SVG with its data as CSV.
+/// Writes the report into the folder `dir`: `index.html`, `claims.json`, and each figure as SVG and PNG with its data as CSV.
 ///
 /// # Errors
 ///
 /// [`LabError`] where a figure cannot be drawn or a file cannot be written.
 pub fn write_full_report(dir: &Path, evidence: &Evidence, command: &str) -> Result<(), LabError> {
-    let claims = claims(evidence);
-    let shown = benefit::figures(evidence)?;
-    let page = page(evidence, &claims, &shown, command)?;
-    let figures: Vec<Figure> = shown.into_iter().map(|shown| shown.figure).collect();
-    write_figures(dir, &figures)?;
-    write(&dir.join("claims.json"), &(serde_json::to_string_pretty(&claims)? + "\n"))?;
-    write(&dir.join("index.html"), &page)
+    page(evidence, command)?.write(dir)
 }
 
-fn page(evidence: &Evidence, claims: &[Claim], shown: &[Shown], command: &str) -> Result<String, LabError> {
-    let mut body = head(evidence, command);
-    body += &claims_table(claims);
-    let figure = |body: &mut String, id: &str| {
-        for one in shown.iter().filter(|one| one.figure.id == id) {
-            *body += &figure_block(&one.figure, &one.command, "");
-        }
-    };
-    for id in ["benefit", "benefit-kpti", "cycles"] {
-        figure(&mut body, id);
-    }
-    body += &steps::section()?;
-    body += &sections::references(evidence);
-    figure(&mut body, "references");
-    body += &sections::events(evidence);
-    for id in ["exits", "stores", "footprint"] {
-        figure(&mut body, id);
-    }
-    body += &sections::isolation(evidence);
-    body += &sections::nested_virt(evidence);
-    body += &sections::published(evidence);
-    Ok(document("memvirt: the report", &body))
+fn page(evidence: &Evidence, command: &str) -> Result<Page, LabError> {
+    let claims = claims(evidence);
+    let mut sections = vec![claims_table(&claims), benefit::benefits(evidence)?, benefit::accounts(evidence)?];
+    sections.push(steps::section()?);
+    sections.push(sections::references(evidence).figure(benefit::references(evidence)?));
+    sections.extend(sections::events(evidence));
+    sections.push(benefit::traps(evidence)?);
+    sections.push(benefit::tables(evidence)?);
+    sections.extend([sections::isolation(evidence), sections::nested_virt(evidence), sections::published(evidence)]);
+    Ok(Page {
+        title: "memvirt: the report".to_owned(),
+        head: head(evidence, command),
+        command: command.to_owned(),
+        sections,
+        foot:
+            "<p>Data: <a href=\"claims.json\">claims.json</a>, and beside each figure. The same command gives the same \
+               bytes.</p>\n"
+                .to_owned(),
+        data: vec![("claims.json", serde_json::to_string_pretty(&claims)? + "\n")],
+    })
 }
 
 fn head(evidence: &Evidence, command: &str) -> String {
@@ -76,7 +61,7 @@ fn head(evidence: &Evidence, command: &str) -> String {
     )
 }
 
-fn claims_table(claims: &[Claim]) -> String {
+fn claims_table(claims: &[Claim]) -> Section {
     let row = |claim: &Claim| {
         format!(
             "<tr id=\"claim-{}\"><th scope=\"row\">{}</th><td>{}</td><td class=\"verdict {}\">{}</td><td><a href=\"#{}\">shown</a></td>\
@@ -90,21 +75,10 @@ fn claims_table(claims: &[Claim]) -> String {
             escape(&claim.command)
         )
     };
-    format!(
-        "<section id=\"claims\">\n<h2>The claims</h2>\n<div class=\"scroll\"><table class=\"prose\">\n<thead><tr><th scope=\"col\">claim</th>\
-         <th scope=\"col\">measured</th><th scope=\"col\">verdict</th><th scope=\"col\">where</th><th scope=\"col\">command</th></tr></thead>\n\
-         <tbody>\n{}</tbody>\n</table></div>\n</section>\n",
+    Section::new("claims", "The claims").html(format!(
+        "<div class=\"scroll\"><table class=\"prose\">\n<thead><tr><th scope=\"col\">claim</th><th scope=\"col\">measured</th>\
+         <th scope=\"col\">verdict</th><th scope=\"col\">where</th><th scope=\"col\">command</th></tr></thead>\n<tbody>\n{}</tbody>\n\
+         </table></div>\n",
         claims.iter().map(row).collect::<String>()
-    )
-}
-
-/// A section with a heading, a paragraph and a table.
-fn section(id: &str, title: &str, words: &str, header: &[&str], rows: &[Vec<String>]) -> String {
-    let header: Vec<_> = header.iter().map(|&cell| cell.to_owned()).collect();
-    format!(
-        "<section id=\"{id}\">\n<h2>{}</h2>\n<p>{}</p>\n{}</section>\n",
-        escape(title),
-        escape(words),
-        table(&header, rows.iter().map(|row| (row.as_slice(), "")))
-    )
+    ))
 }

@@ -2,13 +2,13 @@
 
 use memvirt_nestedvirt::Arrangement;
 
-use super::section;
+use super::Section;
 use crate::claims::Evidence;
 use crate::nested_virt::Published;
 use crate::published::Use;
 use crate::text::count;
 
-pub(super) fn references(evidence: &Evidence) -> String {
+pub(super) fn references(evidence: &Evidence) -> Section {
     let rows: Vec<_> = evidence
         .walks
         .iter()
@@ -22,13 +22,11 @@ pub(super) fn references(evidence: &Evidence) -> String {
             cells.into_iter().chain([format!("{form} = {closed}")]).collect()
         })
         .collect();
-    section(
-        "matrix",
-        "References of a cold walk",
-        "Counted by walking tables in simulated memory, beside the closed form for g guest and h host levels read.",
-        &["regime", "guest page", "host page", "references walked", "closed form"],
-        &rows,
-    )
+    Section::new("matrix", "References of a cold walk")
+        .words(
+            "Counted by walking tables in simulated memory, beside the closed form for g guest and h host levels read.",
+        )
+        .table(&["regime", "guest page", "host page", "references walked", "closed form"], &rows)
 }
 
 /// How many levels are read down to a leaf of this size.
@@ -41,8 +39,8 @@ fn leaf_depth(levels: u64, page: &str) -> u64 {
         }
 }
 
-pub(super) fn events(evidence: &Evidence) -> String {
-    let mut text = String::new();
+pub(super) fn events(evidence: &Evidence) -> Vec<Section> {
+    let mut sections = Vec::new();
     for (i, table) in evidence.exits.iter().enumerate() {
         let header: Vec<&str> = ["row", "event", "done"].into_iter().chain(table.regimes.iter().copied()).collect();
         let rows: Vec<Vec<String>> = table
@@ -60,18 +58,18 @@ pub(super) fn events(evidence: &Evidence) -> String {
         let notes: Vec<_> = table.rows.iter().flat_map(|row| &row.cells).filter_map(|cell| cell.note).collect();
         let hardware = if table.virt == "vmx" { "Intel (VMX, EPT)" } else { "AMD (SVM, NPT)" };
         let words = format!(
-            "Exits of each event on {hardware}, tags off. A cell marked \u{2260} is not as the specification says, because: {}. Command: \
-             memvirt exits --virt {}.",
-            if notes.is_empty() { "no such cell".to_owned() } else { notes.join("; ") },
-            table.virt
+            "Exits of each event on {hardware}, tags off. A cell marked \u{2260} is not as the specification says, because: {}.",
+            if notes.is_empty() { "no such cell".to_owned() } else { notes.join("; ") }
         );
         let id = if i == 0 { "events".to_owned() } else { format!("events-{}", table.virt) };
-        text += &section(&id, &format!("Which events exit: {hardware}"), &words, &header, &rows);
+        let title = format!("Which events exit: {hardware}");
+        let section = Section::new(&id, &title).words(&words).table(&header, &rows);
+        sections.push(section.command(&format!("memvirt exits --virt {}", table.virt)));
     }
-    text
+    sections
 }
 
-pub(super) fn isolation(evidence: &Evidence) -> String {
+pub(super) fn isolation(evidence: &Evidence) -> Section {
     let mut rows: Vec<Vec<String>> = evidence
         .isolation
         .iter()
@@ -94,16 +92,12 @@ pub(super) fn isolation(evidence: &Evidence) -> String {
         );
         rows.push(vec![words, format!("{misses:.1}")]);
     }
-    section(
-        "isolation",
-        "Two machines on one CPU",
-        "Both machines have the same tables at the same guest addresses and touch the same pages, in turn.",
-        &["what", "count"],
-        &rows,
-    )
+    Section::new("isolation", "Two machines on one CPU")
+        .words("Both machines have the same tables at the same guest addresses and touch the same pages, in turn.")
+        .table(&["what", "count"], &rows)
 }
 
-pub(super) fn nested_virt(evidence: &Evidence) -> String {
+pub(super) fn nested_virt(evidence: &Evidence) -> Section {
     let formula = |key: &str| {
         let found = Arrangement::ALL.into_iter().find(|which| which.name() == key);
         found.map_or("", Published::formula)
@@ -122,17 +116,15 @@ pub(super) fn nested_virt(evidence: &Evidence) -> String {
             ]
         })
         .collect();
-    section(
-        "nested-virt",
-        "One page fault of a nested guest",
-        "World switches and exits to L0, counted with L0, L1 and L2 each owning tables, beside the published figures (Huang et al., SOSP \
+    Section::new("nested-virt", "One page fault of a nested guest")
+        .words(
+            "World switches and exits to L0, counted with L0, L1 and L2 each owning tables, beside the published figures (Huang et al., SOSP \
          2023). Command: memvirt nested-virt.",
-        &["arrangement", "levels n", "counted", "published", "closed form"],
-        &rows,
-    )
+        )
+        .table(&["arrangement", "levels n", "counted", "published", "closed form"], &rows)
 }
 
-pub(super) fn published(evidence: &Evidence) -> String {
+pub(super) fn published(evidence: &Evidence) -> Section {
     let rows: Vec<Vec<String>> = evidence
         .published
         .iter()
@@ -154,12 +146,10 @@ pub(super) fn published(evidence: &Evidence) -> String {
             ]
         })
         .collect();
-    section(
-        "published",
-        "Measured elsewhere",
-        "Shadow to EPT in LMbench on one machine (PVM, SOSP 2023). The EPT column is input; the shadow column is predicted from the events \
+    Section::new("published", "Measured elsewhere")
+        .words(
+            "Shadow to EPT in LMbench on one machine (PVM, SOSP 2023). The EPT column is input; the shadow column is predicted from the events \
          that make it, nothing is fitted. Command: memvirt published.",
-        &["row", "what", "published ratio", "predicted ratio", "difference", "band", "verdict", "why"],
-        &rows,
-    )
+        )
+        .table(&["row", "what", "published ratio", "predicted ratio", "difference", "band", "verdict", "why"], &rows)
 }

@@ -3,8 +3,9 @@
 use memvirt_addr::PageSize;
 use serde::Serialize;
 
-use super::super::html::{escape, table};
+use super::Section;
 use crate::error::LabError;
+use crate::report::html::{escape, table};
 use crate::walk::{
     CacheState, GuestPaging, HostLevels, NestedFormat, RecordedWalk, Tables, WalkReference, WalkSpec, record_walk,
 };
@@ -66,21 +67,21 @@ fn walks() -> Result<Vec<RecordedWalk>, LabError> {
 }
 
 /// The section with its data and its script.
-pub(super) fn section() -> Result<String, LabError> {
+pub(super) fn section() -> Result<Section, LabError> {
     let walks = walks()?;
     let prepared: Vec<_> = walks.iter().map(Prepared::of).collect();
     // A closing tag within the data would end the element.
     let data = serde_json::to_string(&prepared)?.replace('<', "\\u003c");
     let first = walks.first().map_or_else(String::new, steps);
-    Ok(format!(
-        "<section id=\"walk\">\n<h2>A walk, step by step</h2>\n<p>Real tables in simulated memory, caches off. Choose depths and page \
+    Ok(Section::new("walk", "A walk, step by step").html(format!(
+        "<p>Real tables in simulated memory, caches off. Choose depths and page \
          sizes, and step through the references.</p>\n<div id=\"walker\" hidden>\n<form class=\"choices\" onsubmit=\"return false\"></form>\n\
          <p class=\"steps\"><button type=\"button\" data-step=\"first\">First</button> <button type=\"button\" data-step=\"back\">Back</button> \
          <button type=\"button\" data-step=\"next\">Next</button> <button type=\"button\" data-step=\"last\">All</button> \
          <output aria-live=\"polite\"></output></p>\n<div class=\"scroll grid\"></div>\n</div>\n<details><summary>The references of the first \
          of these walks</summary>{first}</details>\n<p class=\"made\">Made by <code>memvirt walk</code> with the choices as \
-         flags.</p>\n<script type=\"application/json\" id=\"walks\">{data}</script>\n<script>\n{SCRIPT}</script>\n</section>\n"
-    ))
+         flags.</p>\n<script type=\"application/json\" id=\"walks\">{data}</script>\n<script>\n{SCRIPT}</script>\n"
+    )))
 }
 
 fn steps(walk: &RecordedWalk) -> String {
