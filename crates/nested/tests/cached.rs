@@ -276,10 +276,10 @@ impl<G: Format<In = GuestVirt, Out = GuestPhys>, H: SecondStage> World<G, H> {
     }
 
     /// All tables of both dimensions.
-    fn tables(&self) -> impl Iterator<Item = &[u64; 512]> {
+    fn tables(&self) -> impl Iterator<Item = [u64; 512]> {
         let guest = (0..=TABLES).map(|gfn| behind(Gfn::new(gfn).base()).frame());
         let nested = (0..512).map(|i| Hfn::new(NESTED_TABLES + i));
-        guest.chain(nested).map(|frame| self.mem.words(frame))
+        guest.chain(nested).map(|frame| *self.mem.words(frame))
     }
 }
 

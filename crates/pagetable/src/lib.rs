@@ -20,6 +20,6 @@ pub use format::{Attrs, Entry, Ept, Ept4, Format, Guest4, LongMode, Npt4, Pae, S
 pub use frames::{BuddyAllocator, FrameAllocator, FramePool, LeafArena, ScatteredAllocator};
 pub use free::Teardown;
 pub use map::{Mapper, TableAttrs};
-pub use mem::{PhysMem, TableMem};
+pub use mem::{FewWords, PhysMem, TableMem, Words};
 pub use tree::{Mapping, TableCount, Tree};
 pub use walk::{Path, Step, Walk, Walked, walk};

@@ -171,7 +171,7 @@ impl<S: Space> Tables<S> for PhysMem<S> {
 
     #[inline]
     fn fetch(&self, at: Addr<S>) {
-        prefetch_index(self.words(at.frame()), (at.as_u64() >> 3 & 511) as usize);
+        prefetch_index(self.whole(at.frame()), (at.as_u64() >> 3 & 511) as usize);
     }
 }
 

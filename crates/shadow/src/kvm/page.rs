@@ -7,7 +7,7 @@
 use core::fmt;
 
 use memvirt_addr::{Hfn, HostPhys, Hpa};
-use memvirt_pagetable::PhysMem;
+use memvirt_pagetable::{FewWords, PhysMem};
 
 use super::lists::{Head, SpteRef};
 use super::role::{Access, Role};
@@ -18,8 +18,35 @@ pub(crate) type PageId = u32;
 /// No page.
 pub(crate) const NONE: PageId = u32::MAX;
 
-/// For each entry of an indirect page: the guest frame that it maps and the access that the guest granted.
-pub(crate) type Translations = Box<[u64; 512]>;
+/// For each entry of an indirect page: the guest frame that it maps and the access that the guest granted. KVM keeps a table of
+/// 512; where few were ever set, this keeps those.
+#[derive(Debug)]
+enum Translations {
+    Few(Box<FewWords>),
+    All(Box<[u64; 512]>),
+}
+
+impl Translations {
+    fn get(&self, index: usize) -> u64 {
+        match self {
+            Self::Few(few) => few.get(index),
+            Self::All(all) => all[index],
+        }
+    }
+
+    fn set(&mut self, index: usize, value: u64) {
+        match self {
+            Self::Few(few) => {
+                if !few.set(index, value) {
+                    let mut all = Box::new(few.all());
+                    all[index] = value;
+                    *self = Self::All(all);
+                }
+            }
+            Self::All(all) => all[index] = value,
+        }
+    }
+}
 
 /// What KVM knows of one shadow page.
 pub(crate) struct Page {
@@ -71,7 +98,7 @@ impl Page {
     /// The guest frame that entry `index` maps.
     pub(crate) fn gfn_of(&self, index: usize) -> u64 {
         match &self.translations {
-            Some(translations) if self.has_gptes() => translations[index] >> 12,
+            Some(translations) if self.has_gptes() => translations.get(index) >> 12,
             _ => self.gfn + ((index as u64) << (9 * (self.level() - 1))),
         }
     }
@@ -79,7 +106,7 @@ impl Page {
     /// The access that the guest granted through entry `index`.
     pub(crate) fn access_of(&self, index: usize) -> Access {
         match &self.translations {
-            Some(translations) if self.has_gptes() => Access((translations[index] & 7) as u8),
+            Some(translations) if self.has_gptes() => Access((translations.get(index) & 7) as u8),
             _ => self.role.access(),
         }
     }
@@ -88,7 +115,7 @@ impl Page {
         if self.has_gptes()
             && let Some(translations) = &mut self.translations
         {
-            translations[index] = gfn << 12 | u64::from(access.0);
+            translations.set(index, gfn << 12 | u64::from(access.0));
         }
     }
 
@@ -198,7 +225,7 @@ impl Pages {
         let page = &mut self[id];
         let mut translations = page.translations.take();
         if !role.is_direct() {
-            translations.get_or_insert_with(|| Box::new([0; 512]));
+            translations.get_or_insert_with(|| Translations::Few(Box::default()));
         }
         *page = Page {
             gfn,
