@@ -8,7 +8,7 @@ use memvirt_addr::{Acc, Gfn, Gpa, Gva, Hfn, PageSize, PfCode, Vpn};
 use memvirt_ops::arch::{Event, GfnRange, GuestFault, StoreOp, Width};
 use memvirt_ops::process::Backing;
 use memvirt_ops::{VcpuId, VmId};
-use memvirt_platform::{Horizon, Ledger, Platform, Reached, Refusal, Stop, TableBytes};
+use memvirt_platform::{Attribution, Horizon, Ledger, Platform, Reached, Refusal, Stop, TableBytes};
 
 use super::layout::DIRECT_MAP;
 use super::{Guest, Halted};
@@ -134,6 +134,15 @@ impl Platform for Loader<'_> {
     }
 
     fn host(&mut self, _: &memvirt_ops::arch::HostEvent, _: &mut Ledger) {}
+
+    fn world_switch(&mut self, _: VcpuId, _: &mut Ledger) {}
+
+    /// The host's memory is brought in once all is loaded, by the platform itself.
+    fn populate(&mut self, _: VmId, _: GfnRange, _: &mut Ledger) {}
+
+    fn attribution(&self, vm: VmId) -> Option<Attribution> {
+        self.below.attribution(vm)
+    }
 
     fn peek(&self, vm: VmId, at: Gpa) -> u64 {
         self.below.peek(vm, at)

@@ -153,6 +153,8 @@ impl Served {
 }
 
 /// What executes a guest.
+///
+/// No method has a body of its own: a platform around another one that did not pass a call on would swallow it without a word.
 pub trait Platform {
     /// Performs the accesses of `run` in order on vCPU `v`. Returns how many were completed, and why it stopped there.
     fn accesses(&mut self, v: VcpuId, run: &[Acc], horizon: Horizon, out: &mut Ledger) -> (usize, Stop);
@@ -168,10 +170,8 @@ pub trait Platform {
     fn host(&mut self, event: &HostEvent, out: &mut Ledger);
 
     /// The physical CPU of vCPU `v` goes over to it from another one: [`HostEvent::WorldSwitch`] of its virtual machine, on this
-    /// CPU. By default nothing happens.
-    fn world_switch(&mut self, v: VcpuId, out: &mut Ledger) {
-        let _ = (v, out);
-    }
+    /// CPU.
+    fn world_switch(&mut self, v: VcpuId, out: &mut Ledger);
 
     /// The aligned word at a guest-physical address, as the guest kernel knows it. Uncounted: a kernel keeps what it needs
     /// of its own tables in registers and caches.
@@ -182,10 +182,8 @@ pub trait Platform {
 
     /// Brings in the host's memory behind a range, and maps it in nested tables, so that no access has to
     /// (`KVM_PRE_FAULT_MEMORY`, Linux 6.11). Shadow tables follow the guest's and cannot be made ahead. Ends early where the
-    /// host has no frame left. By default nothing happens.
-    fn populate(&mut self, vm: VmId, range: GfnRange, out: &mut Ledger) {
-        let _ = (vm, range, out);
-    }
+    /// host has no frame left.
+    fn populate(&mut self, vm: VmId, range: GfnRange, out: &mut Ledger);
 
     /// The host frame behind a guest frame, `None` while there is none.
     fn backing(&self, vm: VmId, gfn: Gfn) -> Option<Hfn>;
@@ -197,10 +195,7 @@ pub trait Platform {
     fn table_bytes(&self) -> TableBytes;
 
     /// Whom the shadow pages of `vm` serve; `None` where it has none, or they cannot be told. Slow: it goes through all of them.
-    fn attribution(&self, vm: VmId) -> Option<Attribution> {
-        let _ = vm;
-        None
-    }
+    fn attribution(&self, vm: VmId) -> Option<Attribution>;
 }
 
 impl<P: Platform + ?Sized> Platform for Box<P> {

@@ -3,11 +3,11 @@
 use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, Gva, Hfn};
 use memvirt_guest::{Guest, GuestConfig, Halted, Shootdown};
 use memvirt_machine::{Bench, HostConfig, MachineSpec, Measure, RegimeKind, Setup, Shape, assemble};
-use memvirt_ops::arch::{Control, Event, HostEvent};
+use memvirt_ops::arch::{Control, Event, GfnRange, HostEvent};
 use memvirt_ops::process::{Batch, Op, ProcessId, Range};
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_pagetable::{Attrs, Entry, Format, Guest4};
-use memvirt_platform::{Exit, Horizon, Ledger, Platform, Reached, Refusal, Stop, TableBytes};
+use memvirt_platform::{Attribution, Exit, Horizon, Ledger, Platform, Reached, Refusal, Stop, TableBytes};
 
 /// Where the pages of a test lie: two regions of 2 MiB.
 pub(crate) const BASE: u64 = 0x4000_0000;
@@ -55,6 +55,18 @@ impl Platform for Deaf<'_> {
 
     fn host(&mut self, event: &HostEvent, out: &mut Ledger) {
         self.below.host(event, out);
+    }
+
+    fn world_switch(&mut self, v: VcpuId, out: &mut Ledger) {
+        self.below.world_switch(v, out);
+    }
+
+    fn populate(&mut self, vm: VmId, range: GfnRange, out: &mut Ledger) {
+        self.below.populate(vm, range, out);
+    }
+
+    fn attribution(&self, vm: VmId) -> Option<Attribution> {
+        self.below.attribution(vm)
     }
 
     fn peek(&self, vm: VmId, at: Gpa) -> u64 {
