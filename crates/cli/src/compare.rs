@@ -34,13 +34,19 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Status> {
 }
 
 fn execute(args: &CommonArgs, regimes: Vec<RegimeKind>, head: &[String]) -> anyhow::Result<Status> {
+    let mut measure = args.measure.measure();
+    let mut input = input(args)?;
+    if let (true, Input::Workload(workload)) = (args.measure.steady, &mut input) {
+        let steady = workload.as_ref().clone().steady();
+        (**workload, measure.warm_up_accesses) = (steady.workload, steady.warm_up_accesses);
+    }
     let experiment = Experiment {
-        input: input(args)?,
+        input,
         regimes,
         overrides: args.switches.overrides(),
         machine: MachineSpec::load(&args.machine)?,
         seed: args.seed,
-        measure: args.measure.measure(),
+        measure,
         check: args.check,
         threads: args.threads,
         command: command(args, head),

@@ -159,6 +159,23 @@ impl Facts {
         }
     }
 
+    /// Accesses of a script's setup.
+    pub(crate) fn setup_accesses(s: &Script) -> u64 {
+        let mut sums = Sums::default();
+        sums.steps(&s.setup, 1);
+        sums.accesses
+    }
+
+    /// The same with accesses that load memory before the others.
+    pub(crate) fn with_loading(self, accesses: u64, spec: &Spec) -> Self {
+        let more = |figure, n| match figure {
+            Figure::Exact(value) => Figure::Exact(value + n),
+            Figure::About(value) => Figure::About(value + n),
+        };
+        let instructions = accesses.saturating_mul(u64::from(spec.instructions_per_access().get()));
+        Self { accesses: more(self.accesses, accesses), instructions: more(self.instructions, instructions), ..self }
+    }
+
     fn churn(s: &Churn, kind: &'static str) -> Self {
         let drawn = |weight| Figure::drawn(s.operations.get(), weight, s.mix.total());
         let areas = u64::from(s.areas.get());

@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue, Deserializer};
 
 use crate::error::WorkloadError;
 use crate::guest::GuestSwitches;
+use crate::measured::Measured;
 use crate::spec::Spec;
 use crate::text::{Name, Prose, Title};
 
@@ -31,6 +32,8 @@ pub(crate) struct Header {
     /// Its presence only: the kind decides how it is read.
     #[serde(rename = "generator")]
     _generator: IgnoredAny,
+    #[serde(default)]
+    pub(crate) measure: Measured,
     #[serde(default)]
     pub(crate) guest: GuestSwitches,
 }

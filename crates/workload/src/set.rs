@@ -29,11 +29,18 @@ impl Workload {
         let name = self.name().to_owned();
         let refused = |message| WorkloadError::Set { name: name.clone(), path: path.to_owned(), message };
         let mut file = Table::try_from(&self).map_err(|error| refused(error.to_string()))?;
+        file.remove("loaded");
         let generator = file.get_mut("generator").ok_or_else(|| refused("the workload has no generator".to_owned()))?;
         place(generator, path).map_err(refused)?.set(scalar(value)).map_err(refused)?;
         let text = toml::to_string(&file).map_err(|error| refused(error.to_string()))?;
         match parse::parse(&name, &text) {
-            Ok(parts) => Ok(Self::of(parts)),
+            Ok(parts) => {
+                let mut workload = Self::of(parts);
+                if self.is_loaded() {
+                    workload.mark_loaded();
+                }
+                Ok(workload)
+            }
             Err(WorkloadError::Invalid { message, .. }) => Err(refused(message)),
             Err(error) => Err(error),
         }

@@ -12,6 +12,7 @@ use crate::error::WorkloadError;
 use crate::facts::Facts;
 use crate::generator::Generator;
 use crate::guest::GuestSwitches;
+use crate::measured::{Measured, Steady, loading_accesses};
 use crate::parse;
 use crate::spec::Spec;
 
@@ -45,6 +46,10 @@ pub struct Workload {
     title: String,
     about: String,
     source: String,
+    #[serde(skip_serializing_if = "Measured::is_default")]
+    measure: Measured,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    loaded: bool,
     generator: Spec,
     guest: GuestSwitches,
 }
@@ -114,6 +119,8 @@ impl Workload {
             title: header.title.0,
             about: header.about.0,
             source: header.source.0,
+            measure: header.measure,
+            loaded: false,
             generator: spec,
             guest: header.guest,
         }
@@ -158,13 +165,40 @@ impl Workload {
     /// Figures for listings, without running anything.
     #[must_use]
     pub fn facts(&self) -> Facts {
-        self.generator.facts()
+        let facts = self.generator.facts();
+        if self.loaded { facts.with_loading(loading_accesses(&self.generator), &self.generator) } else { facts }
+    }
+
+    /// From when on those who use the workload as a benchmark measure it.
+    #[must_use]
+    pub const fn measured(&self) -> Measured {
+        self.measure
+    }
+
+    /// The workload with its loading, and its warm-up: see [`Steady`].
+    #[must_use]
+    pub fn steady(self) -> Steady {
+        Steady::of(self)
+    }
+
+    /// Whether the workload first stores to every page of what it maps.
+    #[must_use]
+    pub const fn is_loaded(&self) -> bool {
+        self.loaded
+    }
+
+    pub(crate) const fn mark_loaded(&mut self) {
+        self.loaded = true;
     }
 
     /// The stream of the workload. The same seed gives the same stream.
     #[must_use]
     pub fn generator(&self, seed: u64) -> Generator {
-        Generator::of_checked(&self.generator, seed)
+        if self.loaded {
+            Generator::loading(&self.generator, seed)
+        } else {
+            Generator::of_checked(&self.generator, seed)
+        }
     }
 
     /// The same workload with its accesses, iterations, forks or operations multiplied by `factor` (rounded, at least 1).

@@ -117,7 +117,7 @@ fn broken_documents_are_refused_with_their_line() {
         (file("kind = 'uniform'"), "5: generator: missing field `footprint`".into()),
         (
             uniform("[extra]"),
-            "10: extra: unknown field `extra`, expected one of `name`, `title`, `about`, `source`, `generator`, `guest`".into(),
+            "10: extra: unknown field `extra`, expected one of `name`, `title`, `about`, `source`, `generator`, `measure`, `guest`".into(),
         ),
         (
             uniform("exponent = 1"),

@@ -115,6 +115,10 @@ pub(crate) struct MeasureArgs {
     /// Begin to count after so many accesses, at the next batch
     #[arg(long, value_name = "ACCESSES", default_value_t = 0)]
     warm_up: u64,
+    /// Measure the workload in its steady state: it first stores to every page that its setup maps, then runs a quarter of its
+    /// accesses, and counting begins
+    #[arg(long, conflicts_with_all = ["trace", "warm_up"])]
+    pub(crate) steady: bool,
 }
 
 impl MeasureArgs {
@@ -135,6 +139,7 @@ impl MeasureArgs {
         flag(self.walkers != 1, "--walkers", self.walkers.to_string());
         flag(self.prefault, "--prefault", String::new());
         flag(self.warm_up > 0, "--warm-up", self.warm_up.to_string());
+        flag(self.steady, "--steady", String::new());
         words
     }
 }

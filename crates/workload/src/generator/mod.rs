@@ -22,6 +22,7 @@ use memvirt_ops::process::{Batch, Source};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use crate::measured::loaded;
 use crate::spec::{Spec, SpecError};
 
 /// A stream of what one workload does: mappings first, then accesses and operations.
@@ -92,6 +93,24 @@ impl Generator {
             Spec::Residents(s) => Kind::Residents(residents::Residents::new(*s, rng)),
             Spec::Script(s) => Kind::Script(script::Run::new(s, rng)),
         })
+    }
+}
+
+impl Generator {
+    /// A generator that loads what it maps before all else.
+    pub(crate) fn loading(spec: &Spec, seed: u64) -> Self {
+        if let Spec::Script(script) = spec {
+            return Self(Kind::Script(script::Run::new(&loaded(script), ChaCha8Rng::seed_from_u64(seed))));
+        }
+        let mut generator = Self::of_checked(spec, seed);
+        match &mut generator.0 {
+            Kind::Sequential(g) => g.load(),
+            Kind::Uniform(g) => g.load(),
+            Kind::Zipf(g) => g.load(),
+            Kind::PointerChase(g) => g.load(),
+            _ => {}
+        }
+        generator
     }
 }
 

@@ -5,6 +5,7 @@ use memvirt_ops::process::Batch;
 use rand_chacha::ChaCha8Rng;
 
 use super::draw;
+use crate::measured::Loading;
 use crate::units::{Base, Count, Footprint, InstructionsPerAccess};
 
 /// Where the next accesses of a steady process go.
@@ -18,6 +19,7 @@ pub(super) struct Steady<P> {
     base: Base,
     footprint: Footprint,
     mapped: bool,
+    loading: Loading,
     left: u64,
     instructions_per_access: InstructionsPerAccess,
     pattern: P,
@@ -33,13 +35,22 @@ impl<P: Pattern> Steady<P> {
         pattern: P,
         rng: ChaCha8Rng,
     ) -> Self {
-        Self { base, footprint, mapped: false, left: accesses.get(), instructions_per_access, pattern, rng }
+        let (mapped, loading, left) = (false, Loading::default(), accesses.get());
+        Self { base, footprint, mapped, loading, left, instructions_per_access, pattern, rng }
+    }
+
+    /// Stores to every page before all else.
+    pub(super) fn load(&mut self) {
+        self.loading = Loading { next: self.base.get(), left: self.footprint.pages() };
     }
 
     pub(super) fn fill(&mut self, batch: &mut Batch) {
         if !self.mapped {
             self.mapped = true;
             batch.then = Some(draw::mmap(self.base.get(), self.footprint.bytes()));
+            return;
+        }
+        if self.loading.fill(batch, self.instructions_per_access.get().into()) {
             return;
         }
         let count = draw::chunk(self.left);
