@@ -1,7 +1,5 @@
 //! `memvirt compare` and `memvirt run`.
 
-use std::path::Path;
-
 use anyhow::Context;
 use memvirt_lab::text::signed_percent;
 use memvirt_lab::{Comparison, Described, Done, Experiment, Input, summary};
@@ -13,6 +11,7 @@ use crate::args::{CommonArgs, CompareArgs, Format, OnOff, RunArgs};
 use crate::failure::{Status, line, warn};
 use crate::output::{print, render, table};
 use crate::progress::Bars;
+use crate::words::{portable, quoted};
 
 pub(crate) fn compare(args: &CompareArgs) -> anyhow::Result<Status> {
     let mut regimes = args.regimes.clone();
@@ -91,7 +90,7 @@ fn command(args: &CommonArgs, head: &[String]) -> String {
     let mut words = vec!["memvirt".to_owned()];
     words.extend_from_slice(head);
     if let Some(workload) = &args.workload {
-        words.extend(["--workload".to_owned(), portable(Path::new(workload))]);
+        words.extend(["--workload".to_owned(), portable(workload)]);
     }
     if let Some(trace) = &args.trace {
         words.extend(["--trace".to_owned(), portable(trace)]);
@@ -100,7 +99,7 @@ fn command(args: &CommonArgs, head: &[String]) -> String {
         words.extend(["--memory-calls", if calls.is_on() { "on" } else { "off" }].map(str::to_owned));
     }
     words.extend(args.quantum.map(|quantum| format!("--quantum {quantum}")));
-    words.extend(["--machine".to_owned(), portable(Path::new(&args.machine))]);
+    words.extend(["--machine".to_owned(), portable(&args.machine)]);
     if args.workload.is_some() {
         words.extend(["--seed".to_owned(), args.seed.to_string()]);
     }
@@ -113,18 +112,6 @@ fn command(args: &CommonArgs, head: &[String]) -> String {
     words.extend(args.switches.overrides().words());
     words.extend(args.check.then(|| "--check".to_owned()));
     words.join(" ")
-}
-
-/// A path as given where it is relative; the name of the file alone where it is absolute.
-fn portable(path: &Path) -> String {
-    let shown = if path.is_absolute() { path.file_name().map_or(path, Path::new) } else { path };
-    quoted(&shown.display().to_string())
-}
-
-/// A word for a shell.
-fn quoted(text: &str) -> String {
-    let plain = !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_./:+,@=".contains(c));
-    if plain { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 fn show(comparison: &Comparison, format: Format) -> anyhow::Result<String> {

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use memvirt_addr::PageSize;
@@ -13,27 +13,29 @@ use memvirt_lab::text::{bytes, count, signed_percent};
 use memvirt_machine::{MachineSpec, Outcome, RegimeKind};
 use memvirt_workload::Workload;
 
-use crate::args::{guest_page, memory, page, size};
+use crate::args::{assignment, guest_page, memory, page, size};
 use crate::failure::{Status, warn};
 use crate::output::{print, render, table};
+use crate::words::{portable, quoted};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Bytes are counted in the tables of each run; the prediction is given the parameters alone. Dense use is predicted to the byte, random
-sparse use as an expectation. A workload of kind `residents` (the built-in `footprint`) takes --processes, --footprint and --dense or
---sparse; any other runs as its file says.
+sparse use as an expectation. Of any workload but those of kind `residents` (the built-in `footprint`), --processes are instances that
+live beside each other and take turns on one CPU; --footprint is the area of each, --scale how long it runs, --set a field of its file.
 
 Examples:
   memvirt footprint
   memvirt footprint --processes 1,16,256 --footprint 64MiB --sparse 0.01
   memvirt footprint --processes 1 --footprint 64GiB --regimes nested,shadow:kvm
   memvirt footprint --processes 16 --sparse 0.02 --footprint 64MiB --shadow-page-limit 200
-  memvirt footprint --workload kernel-build --regimes nested,shadow:kvm --out out")]
+  memvirt footprint --workload kernel-build --regimes nested,shadow:kvm --out out
+  memvirt footprint --workload key-value --processes 1,4,16 --footprint 256MiB --scale 0.1")]
 pub(crate) struct FootprintArgs {
     /// A built-in workload, or a workload file
     #[arg(long, value_name = "NAME|FILE", default_value = "footprint")]
     workload: OsString,
-    /// How many processes, separated by commas
+    /// How many processes (instances of workloads of other kinds than `residents`), separated by commas
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=65536))]
     processes: Vec<u32>,
     /// What each process maps, as in 1MiB or 64GiB [default: what the workload's file says]
@@ -45,9 +47,15 @@ pub(crate) struct FootprintArgs {
     /// Each process stores to this share of its pages, drawn at random [default with the flag: 0.01]
     #[arg(long, value_name = "SHARE", num_args = 0..=1, default_missing_value = "0.01", value_parser = share)]
     sparse: Option<f64>,
-    /// How often each process comes round to its pages
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    rounds: u64,
+    /// How often each process comes round to its pages [default: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    rounds: Option<u64>,
+    /// Make each instance's run so many times as long: 0.1 for a tenth
+    #[arg(long, value_name = "FACTOR")]
+    scale: Option<f64>,
+    /// Set a field of the workload's generator, as in `exponent=0.5`; may be given again
+    #[arg(long, value_name = "FIELD=VALUE", value_parser = assignment)]
+    set: Vec<(String, String)>,
     /// Pages of the guest's processes: 4K or 2M [default: 4K]
     #[arg(long, value_name = "SIZE", value_parser = guest_page)]
     page: Option<PageSize>,
@@ -90,18 +98,28 @@ enum FootprintFormat {
     Csv,
 }
 
+/// How often each process comes round where nobody says.
+const ROUNDS: u64 = 2;
+
 fn share(text: &str) -> Result<f64, &'static str> {
     text.parse().ok().filter(|share| *share > 0.0 && *share <= 1.0).ok_or("expected a share above 0 and up to 1")
 }
 
 pub(crate) fn footprint(args: &FootprintArgs) -> anyhow::Result<Status> {
-    let workload = Workload::resolve(&args.workload)?;
+    let workload = workload(args)?;
     let residents = matches!(workload.spec(), memvirt_workload::Spec::Residents(_));
-    let sized = !args.processes.is_empty() || args.footprint.is_some() || args.dense || args.sparse.is_some();
-    if !residents && sized {
+    let resident_only =
+        [("--dense", args.dense), ("--sparse", args.sparse.is_some()), ("--rounds", args.rounds.is_some())];
+    if let Some((flag, _)) = resident_only.into_iter().find(|(_, given)| *given && !residents) {
         anyhow::bail!(
-            "workload `{}` has processes of its own; --processes, --footprint, --dense and --sparse are for workloads of kind \
-             `residents`, such as footprint",
+            "{flag} is for workloads of kind `residents`, such as footprint: `{}` uses its memory as its file says; give --footprint, \
+             --scale or --set to change that",
+            workload.name()
+        );
+    }
+    if residents && args.scale.is_some() {
+        anyhow::bail!(
+            "--scale is not for workloads of kind `residents`: give --rounds to make `{}` longer",
             workload.name()
         );
     }
@@ -116,7 +134,7 @@ pub(crate) fn footprint(args: &FootprintArgs) -> anyhow::Result<Status> {
         processes,
         footprint: args.footprint,
         usage: if args.dense { Some(Use::Dense) } else { args.sparse.map(Use::Sparse) },
-        rounds: Some(args.rounds),
+        rounds: Some(args.rounds.unwrap_or(ROUNDS)),
         shadow_page_limit: args.shadow_page_limit,
         overrides: Overrides {
             guest_page: args.page,
@@ -140,20 +158,31 @@ pub(crate) fn footprint(args: &FootprintArgs) -> anyhow::Result<Status> {
         let place = format!("written: {}\n", dir.display());
         if args.format == FootprintFormat::Table { print(&place)? } else { warn(place.trim_end()) }
     }
-    Ok(Status::Fine)
+    Ok(match ended_early(&measured) {
+        None => Status::Fine,
+        Some(what) => {
+            warn(&what);
+            Status::BadInput
+        }
+    })
+}
+
+fn workload(args: &FootprintArgs) -> anyhow::Result<Workload> {
+    let set = |workload: Workload, (path, value): &(String, String)| workload.with_field(path, value);
+    let workload = args.set.iter().try_fold(Workload::resolve(&args.workload)?, set)?;
+    Ok(match args.scale {
+        Some(factor) if !matches!(workload.spec(), memvirt_workload::Spec::Residents(_)) => workload.scaled(factor)?,
+        _ => workload,
+    })
 }
 
 /// The command that makes the same results.
 fn command(args: &FootprintArgs) -> String {
-    let name = |path: &OsString| {
-        let path = Path::new(path);
-        if path.is_absolute() { path.file_name().map_or(path, Path::new) } else { path }.display().to_string()
-    };
     let list = |items: Vec<String>| items.join(",");
-    let mut words = format!("memvirt footprint --workload {}", name(&args.workload));
+    let mut words = format!("memvirt footprint --workload {}", portable(&args.workload));
     let mut add = |flag: &str, value: Option<String>| {
         if let Some(value) = value {
-            let _ = write!(words, " {flag} {value}");
+            let _ = write!(words, " {flag}{}{value}", if value.is_empty() { "" } else { " " });
         }
     };
     let processes = list(args.processes.iter().map(ToString::to_string).collect());
@@ -161,15 +190,19 @@ fn command(args: &FootprintArgs) -> String {
     add("--footprint", args.footprint.map(|bytes| bytes.to_string()));
     add("--dense", args.dense.then(String::new));
     add("--sparse", args.sparse.map(|share| share.to_string()));
-    add("--rounds", Some(args.rounds.to_string()));
+    add("--rounds", args.rounds.map(|rounds| rounds.to_string()));
+    add("--scale", args.scale.map(|factor| factor.to_string()));
+    for (path, value) in &args.set {
+        add("--set", Some(quoted(&format!("{path}={value}"))));
+    }
     add("--page", args.page.map(|page| page.name().to_owned()));
     add("--host-page", args.host_page.map(|page| page.name().to_owned()));
     add("--memory", args.memory.map(|bytes| bytes.to_string()));
     add("--regimes", Some(list(args.regimes.iter().map(ToString::to_string).collect())));
     add("--shadow-page-limit", args.shadow_page_limit.map(|n| n.to_string()));
-    add("--machine", Some(name(&args.machine)));
+    add("--machine", Some(portable(&args.machine)));
     add("--seed", Some(args.seed.to_string()));
-    words.split_whitespace().collect::<Vec<_>>().join(" ")
+    words
 }
 
 fn people(measured: &FootprintTable) -> String {
@@ -230,11 +263,36 @@ fn kinds(measured: &FootprintTable) -> String {
 }
 
 fn name(row: &Row) -> String {
-    match row.measured.outcome {
-        Outcome::Completed => row.regime.to_string(),
-        Outcome::GuestOutOfMemory => format!("{} (the guest ran out of memory)", row.regime),
-        other => format!("{} ({other:?})", row.regime),
+    match early(row) {
+        Some(why) => format!("{} ({why})", row.regime),
+        None => row.regime.to_string(),
     }
+}
+
+/// Why a run did not come to its end.
+const fn early(row: &Row) -> Option<&'static str> {
+    match row.measured.outcome {
+        Outcome::Completed | Outcome::WarmUpOnly => None,
+        Outcome::GuestOutOfMemory => Some("the guest ran out of memory"),
+        Outcome::HostOutOfMemory => Some("the host ran out of memory"),
+        Outcome::GuestKernelFault => Some("the guest's kernel took a page fault"),
+        Outcome::Livelock => Some("an access faulted again and again"),
+        Outcome::InputError => Some("the input could not be read to its end"),
+    }
+}
+
+/// What to do about runs that ended early.
+fn ended_early(measured: &FootprintTable) -> Option<String> {
+    let short = measured.rows.iter().filter(|row| early(row).is_some()).count();
+    (short > 0).then(|| {
+        format!(
+            "{} of {} runs did not come to their end, with {} of guest memory: their figures are those up to there; give the guest more \
+             with --memory, or ask for fewer --processes or a smaller --footprint",
+            short,
+            measured.rows.len(),
+            bytes(measured.guest.memory_bytes)
+        )
+    })
 }
 
 /// Whose the tables at the peak were, and faults.

@@ -24,6 +24,7 @@ mod report;
 mod scale;
 mod trace;
 mod walk;
+mod words;
 
 use std::process::ExitCode;
 

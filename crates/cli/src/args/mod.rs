@@ -15,7 +15,7 @@ use memvirt_shadow::kvm::Kernel;
 
 pub(crate) use run::{CommonArgs, CompareArgs, RunArgs};
 pub(crate) use switches::SwitchArgs;
-pub(crate) use values::{Format, OnOff, TreeFormat, guest_page, memory, page, size};
+pub(crate) use values::{Format, OnOff, TreeFormat, assignment, guest_page, memory, page, size};
 pub(crate) use walk::{Caches, Guest, HostDepth, Nested, WalkArgs, WalkFormat, WalkRegime};
 
 /// The laboratory for memory virtualization.

@@ -59,7 +59,7 @@ pub(crate) fn size(text: &str) -> Result<u64, &'static str> {
 }
 
 /// A field and its value.
-pub(super) fn assignment(text: &str) -> Result<(String, String), &'static str> {
+pub(crate) fn assignment(text: &str) -> Result<(String, String), &'static str> {
     let parts = text.split_once('=').map(|(field, value)| (field.trim(), value.trim()));
     let (field, value) = parts
         .filter(|(field, value)| !field.is_empty() && !value.is_empty())

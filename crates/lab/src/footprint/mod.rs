@@ -4,6 +4,7 @@
 //! A *row* is one regime with so many processes. The model ([`memvirt_costmodel::footprint`]) is given the workload's parameters and the
 //! machine's switches, never a counter of the run.
 
+mod instances;
 mod measure;
 mod model;
 mod plot;
@@ -22,8 +23,10 @@ use serde::Serialize;
 
 use crate::error::LabError;
 use crate::input::Input;
-use crate::switches::Overrides;
+use crate::switches::{MEMORY_BYTES, Overrides};
+use crate::text;
 use crate::threads::on_threads;
+use instances::Stream;
 
 pub use measure::{Bytes, Measured, Owners, ProcessBytes, SAMPLES, Sample};
 pub use table::Beside;
@@ -41,11 +44,11 @@ pub enum Use {
 /// What is asked.
 #[derive(Clone, Debug)]
 pub struct FootprintPlan {
-    /// The workload. One of kind `residents` takes the numbers below; others run as they are, once for each number of processes.
+    /// The workload. One of kind `residents` takes the numbers below; of others so many instances run beside each other, in turn.
     pub workload: Workload,
     /// The regimes, in the order of the rows.
     pub regimes: Vec<RegimeKind>,
-    /// How many processes, in the order of the rows.
+    /// How many processes, or instances of a workload that has processes of its own, in the order of the rows.
     pub processes: Vec<u32>,
     /// Bytes that each process maps, where not what the workload's file says.
     pub footprint: Option<u64>,
@@ -72,7 +75,7 @@ pub struct FootprintPlan {
 pub struct Row {
     /// The regime.
     pub regime: RegimeKind,
-    /// Processes.
+    /// Processes; instances of a workload that is not of kind `residents`.
     pub processes: u32,
     /// What was counted.
     pub measured: Measured,
@@ -135,7 +138,7 @@ impl FootprintPlan {
     /// Where numbers do not fit the workload, or the machine or the threads cannot be had.
     pub fn run(&self) -> Result<FootprintTable, LabError> {
         let specs = self.processes.iter().map(|processes| self.spec(*processes)).collect::<Result<Vec<_>, _>>()?;
-        let (guest, host) = self.machine(&specs);
+        let (guest, host) = self.machine(&specs)?;
         let cells: Vec<_> =
             self.regimes.iter().flat_map(|regime| specs.iter().map(move |spec| (*regime, spec))).collect();
         let row = |(regime, asked): &(RegimeKind, &Asked)| self.row(*regime, asked, guest, host);
@@ -147,7 +150,7 @@ impl FootprintPlan {
             command: self.command.clone(),
             seed: self.seed,
             workload: self.workload.name().to_owned(),
-            footprint_bytes: residents.map_or(self.workload.facts().footprint_bytes, |r| r.footprint.bytes()),
+            footprint_bytes: residents.map_or(self.sized()?.facts().footprint_bytes, |r| r.footprint.bytes()),
             touched_pages: residents.map(|residents| residents.touched_pages()),
             usage: residents.map(|residents| match residents.touched.get() {
                 share if share < 1.0 => Use::Sparse(share),
@@ -161,10 +164,10 @@ impl FootprintPlan {
 
     /// The workload with so many processes.
     fn spec(&self, processes: u32) -> Result<Asked, LabError> {
-        let Spec::Residents(mut residents) = self.workload.spec().clone() else {
-            return Ok(Asked { processes, spec: self.workload.spec().clone(), residents: None });
-        };
         let refuse = |field: &str, error: &dyn std::fmt::Display| LabError::Footprint(format!("{field}: {error}"));
+        let Spec::Residents(mut residents) = self.workload.spec().clone() else {
+            return self.instances(processes);
+        };
         residents.processes = Areas::try_new(processes).map_err(|error| refuse("processes", &error))?;
         if let Some(bytes) = self.footprint {
             residents.footprint = Footprint::try_new(bytes).map_err(|error| refuse("footprint", &error))?;
@@ -181,8 +184,32 @@ impl FootprintPlan {
         Ok(Asked { processes, spec, residents: Some(residents) })
     }
 
+    /// So many instances of a workload of any other kind.
+    fn instances(&self, processes: u32) -> Result<Asked, LabError> {
+        let refuse = |text: String| Err(LabError::Footprint(text));
+        if processes == 0 {
+            return refuse("processes: expected at least one".to_owned());
+        }
+        if self.usage.is_some() {
+            return refuse(format!(
+                "`{}` uses its memory as its file says; how densely is for workloads of kind `residents`, such as footprint",
+                self.workload.name()
+            ));
+        }
+        Ok(Asked { processes, spec: self.sized()?.spec().clone(), residents: None })
+    }
+
+    /// The workload over areas of the size asked for.
+    fn sized(&self) -> Result<Workload, LabError> {
+        let workload = self.workload.clone();
+        Ok(match (self.footprint, workload.spec()) {
+            (Some(bytes), spec) if !matches!(spec, Spec::Residents(_)) => workload.with_footprint(bytes)?,
+            _ => workload,
+        })
+    }
+
     /// One machine for all rows: its memory is that of the largest, so that what follows memory is the same in each.
-    fn machine(&self, specs: &[Asked]) -> (GuestConfig, HostConfig) {
+    fn machine(&self, specs: &[Asked]) -> Result<(GuestConfig, HostConfig), LabError> {
         let input = Input::Workload(Box::new(self.workload.clone()));
         let mut guest = self.overrides.guest(&input);
         let mut host = self.overrides.host(Mode::Counts);
@@ -190,10 +217,14 @@ impl FootprintPlan {
         if self.overrides.memory_bytes.is_none() {
             let need = specs.iter().filter_map(|asked| asked.residents).map(|r| model::frames_needed(&r, &guest));
             if let Some(frames) = need.max() {
-                guest.memory_bytes = (frames * 5 / 4 * 4096).next_power_of_two().clamp(1 << 30, 2 << 40);
+                guest.memory_bytes = enough(frames)?;
+            } else if let Some(instances) = specs.iter().map(|asked| asked.processes).max().filter(|n| *n > 1) {
+                // As much as one instance asks for, and room for its tables, files and copies, for each.
+                let frames = (self.sized()?.facts().footprint_bytes * 2).div_ceil(4096).max(1 << 10);
+                guest.memory_bytes = guest.memory_bytes.max(enough(frames.saturating_mul(instances.into()))?);
             }
         }
-        (guest, host)
+        Ok((guest, host))
     }
 
     fn row(&self, regime: RegimeKind, asked: &Asked, guest: GuestConfig, host: HostConfig) -> Result<Row, LabError> {
@@ -206,8 +237,11 @@ impl FootprintPlan {
             measure: Measure::default(),
             check: false,
         };
-        let generator = Generator::new(&asked.spec, self.seed)?;
-        let open = || generator.clone();
+        let instances = if asked.residents.is_some() { 1 } else { asked.processes };
+        // The seeds of `scale`.
+        let one = |number: u32| Generator::new(&asked.spec, self.seed ^ (u64::from(number) << 16));
+        let stream = Stream::of(instances, one)?;
+        let open = || stream.clone();
         let measured = measure::measure(&setup(host.shadow_page_limit), open)?;
         let limit = model::limit(regime, &guest, &host);
         let peak_pages = measured.series.iter().map(|sample| sample.bytes.shadow / 4096).max().unwrap_or(0);
@@ -222,6 +256,20 @@ impl FootprintPlan {
         let predicted = asked.residents.and_then(|residents| model::predict(regime, &residents, &guest, &host));
         let error = predicted.map(|predicted| relative(predicted.total(), measured.end.total()));
         Ok(Row { regime, processes: asked.processes, measured, predicted, error, shadow_page_limit: limit, refaults })
+    }
+}
+
+/// Guest memory for so many frames and a quarter more: a power of two.
+fn enough(frames: u64) -> Result<u64, LabError> {
+    let bytes = frames.saturating_add(frames / 4).saturating_mul(4096);
+    match bytes.checked_next_power_of_two() {
+        Some(bytes) if bytes <= *MEMORY_BYTES.end() => Ok(bytes.max(1 << 30)),
+        _ => Err(LabError::Footprint(format!(
+            "all processes together need about {} of guest memory, and a guest has at most {}: ask for fewer processes, less for each, or \
+             less of it used (--sparse)",
+            text::bytes(frames.saturating_mul(4096)),
+            text::bytes(*MEMORY_BYTES.end())
+        ))),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Rows against the model, and against what can be known of them.
 
 use memvirt_addr::PageSize;
+use memvirt_machine::Outcome;
 use memvirt_workload::{Spec, Workload};
 
 use super::*;
@@ -114,6 +115,7 @@ fn a_limit_brings_refaults_and_holds() {
 fn a_series_ends_at_the_end_and_the_peak_is_its_largest() {
     let mut plan = plan(&[KVM[0], RegimeKind::NestedEpt], &[2], 16 * MIB, Use::Dense);
     plan.workload = Workload::find("fork-and-exit").unwrap();
+    (plan.usage, plan.footprint) = (None, None);
     for row in plan.run().unwrap().rows {
         let Measured { series, end, peak, owners, .. } = row.measured;
         assert!(
@@ -147,4 +149,43 @@ fn numbers_that_no_workload_has_are_refused() {
         assert!(error.starts_with(field), "{error}");
     }
     assert!(matches!(Workload::find("footprint").unwrap().spec(), Spec::Residents(_)));
+}
+
+#[test]
+fn instances_of_any_workload_live_beside_each_other() {
+    let workload = Workload::find("zipf").unwrap().scaled(0.001).unwrap();
+    let dense = plan(&[RegimeKind::NestedEpt, KVM[0]], &[1, 3], 4 * MIB, Use::Dense);
+    let table = FootprintPlan { workload, usage: None, ..dense }.run().unwrap();
+    assert_eq!(table.footprint_bytes, 4 * MIB);
+    for rows in table.rows.chunks(2) {
+        let [one, three] = rows else { panic!("two rows of each regime") };
+        let each = |row: &Row| -> Vec<u64> { row.measured.owners.processes.iter().map(|of| of.guest).collect() };
+        let regime = one.regime;
+        // A root, and tables of three levels for 4 MiB that begin at a multiple of 2 MiB.
+        assert_eq!((each(one), each(three)), (vec![5 * 4096], vec![5 * 4096; 3]), "{regime}");
+        assert_eq!(one.measured.outcome, Outcome::Completed);
+        let accesses = |row: &Row| row.measured.peak.accesses.max(row.measured.series.last().unwrap().accesses);
+        assert_eq!(accesses(three), 3 * accesses(one), "{regime}");
+        assert!(three.measured.data_frames > 2 * one.measured.data_frames, "{regime}: memory of their own");
+        let shadow = |row: &Row| row.measured.end.shadow;
+        assert!(regime == RegimeKind::NestedEpt || shadow(three) >= shadow(one) + 2 * 5 * 4096, "{regime}");
+    }
+}
+
+#[test]
+fn how_densely_memory_is_used_is_for_residents_and_says_so() {
+    let mut plan = plan(&[RegimeKind::Native], &[2], 4 * MIB, Use::Dense);
+    plan.workload = Workload::find("zipf").unwrap();
+    let error = plan.run().unwrap_err().to_string();
+    assert!(
+        error.contains("`zipf` uses its memory as its file says") && error.contains("such as footprint"),
+        "{error}"
+    );
+}
+
+#[test]
+fn more_than_a_guest_can_have_is_refused_before_it_runs() {
+    let error = plan(&[RegimeKind::Native], &[1024], 64 << 30, Use::Dense).run().unwrap_err().to_string();
+    assert!(error.contains("need about 64") && error.contains("at most 2 TiB"), "{error}");
+    assert!(error.contains("--sparse"), "{error}");
 }
