@@ -2,7 +2,9 @@
 //! strace, addresses by perf. What the kernel's tracepoints counted in a third run is compared with and used for nothing.
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
-use memvirt_lab::faults::{Predicted, Prediction, guest, predict};
+use std::path::Path;
+
+use memvirt_lab::faults::{Predicted, Prediction, Verdict, guest, predict};
 use memvirt_machine::{Outcome, RegimeKind};
 use memvirt_tests::{data, result_of};
 use memvirt_trace::{Pair, TraceError};
@@ -16,6 +18,22 @@ fn prediction() -> Prediction {
 
 fn unprivileged(prediction: &Prediction) -> &Predicted {
     prediction.predicted.iter().find(|one| one.addresses == UNPRIVILEGED).unwrap()
+}
+
+/// The files of an archive, by their names without folders.
+fn members(archive: &Path) -> Vec<(String, Vec<u8>)> {
+    const BLOCK: usize = 512;
+    let all = zstd::decode_all(std::fs::File::open(archive).unwrap()).unwrap();
+    let (mut at, mut members) = (0, Vec::new());
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_matches(['\0', ' ']).to_owned();
+    while all[at] != 0 {
+        let header = &all[at..at + BLOCK];
+        let size = usize::from_str_radix(&text(&header[124..136]), 8).unwrap();
+        let name = text(&header[..100]).rsplit('/').next().unwrap_or_default().to_owned();
+        members.push((name, all[at + BLOCK..at + BLOCK + size].to_vec()));
+        at += BLOCK + size.next_multiple_of(BLOCK);
+    }
+    members
 }
 
 /// How far `predicted` is from `recorded`, in percent.
@@ -32,6 +50,7 @@ fn the_texts_are_joined_without_rest() {
         assert!(one.found.unplaced <= 4, "{:?}", one.found);
         assert_eq!((one.guest.faults_refused, one.guest.ignored_ops), (0, 0), "{}", one.addresses);
         assert_eq!((one.guest.forks, one.guest.execs, one.guest.exits), (2, 3, 3), "{}", one.addresses);
+        assert_eq!(one.outcome, Outcome::Completed);
         // A load of a page that Linux mapped around another one, or the kernel's own touch, leaves an access without fault.
         assert!(one.faults.total() <= one.found.faults + 2, "{:?}", one.faults);
     }
@@ -50,7 +69,7 @@ fn faults_of_a_compiler_are_predicted_within_five_percent_and_by_kind() {
         assert!(off(is.total(), of.total()).abs() < 5.0, "{is:?}");
         let kinds = [(is.load, of.load), (is.fetch, of.fetch), (is.store, of.store), (is.protection, of.protection)];
         for (is, of) in kinds {
-            assert!(off(is, of).abs() < 6.0, "{}: {is} against {of}", one.addresses);
+            assert!(off(is, of).abs() < 5.0, "{}: {is} against {of}", one.addresses);
         }
     }
 }
@@ -58,18 +77,55 @@ fn faults_of_a_compiler_are_predicted_within_five_percent_and_by_kind() {
 #[test]
 fn flushes_of_a_compiler_are_predicted_within_a_quarter_and_by_kind() {
     let all = prediction();
-    let (recorded, one) = (all.recorded.as_ref().unwrap(), unprivileged(&all));
-    let (is, of) = (one.flushes, recorded.flushes);
-    println!("{is:?} {of:?}, {} of them to other programs", recorded.to_other_programs);
-    // grep -c tlb_flush; by reason; and one that the kernel sent to another CPU.
+    let recorded = all.recorded.as_ref().unwrap();
+    let of = recorded.flushes;
+    // grep -c tlb_flush; by reason; and one that the kernel sent to another CPU, on which the assembler had begun.
     assert_eq!((of.total(), of.local, of.task_switch, of.remote), (186, 160, 25, 1));
-    assert!(off(is.total(), of.total()).abs() < 25.0, "{is:?}");
-    assert!(off(is.local, of.local).abs() < 5.0, "{is:?}");
-    // Other programs are in no recording of this one: 16 switches led to them. Some of those took the place of one within the
-    // program.
     assert_eq!(recorded.to_other_programs, 16);
-    assert!((of.task_switch - recorded.to_other_programs..=of.task_switch).contains(&is.task_switch), "{is:?}");
-    assert_eq!(is.remote, 0);
+    for one in &all.predicted {
+        let is = one.flushes;
+        println!("{}: {is:?} {of:?}", one.addresses);
+        assert!(off(is.local, of.local).abs() < 5.0, "{is:?}");
+        // The schedule is recorded; that a switch to a thread of the kernel loads nothing, and what exec, exit and an address space
+        // that was on another CPU do, are the guest's rules.
+        assert_eq!((is.task_switch, is.remote), (of.task_switch, of.remote), "{is:?}");
+        let schedule = one.schedule.as_ref().unwrap();
+        assert_eq!((schedule.switches, schedule.cpus), (43, 2));
+        let verdicts: Vec<Verdict> = one.kinds.iter().map(|kind| kind.verdict).collect();
+        assert_eq!(verdicts, [Verdict::In; 9], "{:#?}", one.kinds);
+    }
+}
+
+#[test]
+fn which_loads_keep_translations_is_predicted_one_by_one_but_for_other_programs() {
+    let all = prediction();
+    let (recorded, one) = (all.recorded.as_ref().unwrap(), unprivileged(&all));
+    assert_eq!((one.loads.len(), recorded.loads.len()), (25, 25));
+    let wrong: Vec<usize> =
+        (1..).zip(one.loads.iter().zip(&recorded.loads)).filter(|(_, (is, of))| is != of).map(|(i, _)| i).collect();
+    // All three lead to other programs: one to a thread whose address space had been loaded on behalf of another thread, two
+    // to programs whose slots were handed on while nobody recorded.
+    assert_eq!(wrong, [13, 20, 25], "{:?}", one.loads);
+}
+
+#[test]
+fn without_a_schedule_switches_stand_where_calls_do() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in members(&data(BUNDLE)) {
+        if ["gcc.strace.txt", "gcc.perf-faults-unpriv.txt"].contains(&name.as_str()) {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+    }
+    let without = predict(folder.path()).unwrap();
+    let [one] = without.predicted.as_slice() else { panic!("{:?}", without.predicted.len()) };
+    assert!(without.recorded.is_none() && one.schedule.is_none());
+    assert!(one.kinds.iter().all(|kind| kind.verdict == Verdict::NotRecorded), "{:#?}", one.kinds);
+    // Two execs after the one that the recording begins in, an exit of each process, and the switches between them.
+    assert_eq!((one.flushes.task_switch, one.flushes.remote), (11, 0));
+    assert_eq!((one.faults, one.flushes.local), {
+        let all = prediction();
+        (unprivileged(&all).faults, unprivileged(&all).flushes.local)
+    });
 }
 
 #[test]

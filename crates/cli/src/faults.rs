@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use memvirt_lab::faults::{Faults, Flushes, Predicted, Prediction, predict};
+use memvirt_lab::faults::{Flushes, Predicted, Prediction, Verdict, predict};
 
 use crate::args::TreeFormat;
 use crate::failure::{Status, warn};
@@ -16,8 +16,13 @@ The bundle is a directory or a tar archive of any compression with two texts of 
   strace -f -e trace=memory,process -o calls.txt PROGRAM
   perf record -e page-faults -c 1 -d PROGRAM; perf script -F comm,pid,tid,time,event,addr,ip > faults.txt
 Calls give the areas, faults the addresses; calls are moved to the addresses of the other run by the rule that Linux places
-mappings with. A third text, of the kernel's tracepoints (exceptions:page_fault_user, tlb:tlb_flush), is compared with and used
-for nothing, except that its own addresses make a second prediction.")]
+mappings with. A third text, of the kernel's tracepoints (exceptions:page_fault_user, tlb:tlb_flush, sched:sched_switch), is compared with. Of it
+only the schedule is used, who ran when on which CPU: the guest carries out its switches, to other programs too, and predicts
+what they flush. Without it switches stand where calls of different processes follow each other. Its own addresses make a second
+prediction.
+
+A kind of fault is in band within 5 % of what was recorded, a kind of flush within 25 %; out of band is a result, not a
+failure of the command.")]
 pub(crate) struct FaultsArgs {
     /// A directory or an archive with the texts of strace and perf
     bundle: PathBuf,
@@ -39,30 +44,11 @@ pub(crate) fn faults(args: &FaultsArgs) -> anyhow::Result<Status> {
     Ok(Status::Fine)
 }
 
-/// A count of each kind, by its name.
-type Lines = Vec<(&'static str, u64)>;
-
-fn lines(faults: &Faults, flushes: &Flushes) -> (Lines, Lines) {
-    let faults = vec![
-        ("loads", faults.load),
-        ("fetches", faults.fetch),
-        ("stores, page not present", faults.store),
-        ("stores, page read-only", faults.protection),
-        ("user page faults", faults.total()),
-    ];
-    let flushes = vec![
-        ("own address space", flushes.local),
-        ("task switch", flushes.task_switch),
-        ("other CPUs", flushes.remote),
-        ("TLB flushes", flushes.total()),
-    ];
-    (faults, flushes)
-}
-
 fn tables(prediction: &Prediction) -> String {
-    let recorded = prediction.recorded.as_ref().map(|recorded| lines(&recorded.faults, &recorded.flushes));
-    let mut text: Vec<String> = prediction.predicted.iter().map(|one| one_table(one, recorded.as_ref())).collect();
-    if let Some(recorded) = &prediction.recorded {
+    let recorded = prediction.recorded.as_ref();
+    let mut text: Vec<String> =
+        prediction.predicted.iter().map(|one| one_table(one, recorded.map(|known| &known.flushes))).collect();
+    if let Some(recorded) = recorded {
         text.push(format!(
             "recorded: {}; {} of its flushes at task switches led to programs that are not part of the recording\n",
             recorded.text, recorded.to_other_programs
@@ -71,39 +57,46 @@ fn tables(prediction: &Prediction) -> String {
     text.join("\n")
 }
 
-fn one_table(one: &Predicted, recorded: Option<&(Lines, Lines)>) -> String {
-    let mut out = table(["", ">predicted", ">recorded", ">off by"]);
-    let (faults, flushes) = lines(&one.faults, &one.flushes);
-    let empty = (Vec::new(), Vec::new());
-    let (known_faults, known_flushes) = recorded.unwrap_or(&empty);
-    for (lines, known) in [(faults, known_faults), (flushes, known_flushes)] {
-        for (name, count) in lines {
-            let recorded = known.iter().find(|(other, _)| *other == name).map(|(_, count)| *count);
-            let cell = |value: Option<String>| value.unwrap_or_default();
-            out.add_row([
-                name.to_owned(),
-                count.to_string(),
-                cell(recorded.map(|count| count.to_string())),
-                cell(recorded.filter(|known| *known > 0).map(|known| format!("{:+.1} %", percent(count, known)))),
-            ]);
-        }
+fn one_table(one: &Predicted, recorded: Option<&Flushes>) -> String {
+    let mut out = table(["", ">predicted", ">recorded", ">off by", ">band", "verdict"]);
+    for kind in &one.kinds {
+        let verdict = match kind.verdict {
+            Verdict::In => "in",
+            Verdict::Out => "OUT",
+            Verdict::NotRecorded => "not recorded",
+        };
+        out.add_row([
+            kind.name.to_owned(),
+            kind.predicted.to_string(),
+            kind.recorded.map(|count| count.to_string()).unwrap_or_default(),
+            kind.off_percent.map(|off| format!("{off:+.1} %")).unwrap_or_default(),
+            format!("{:.0} %", kind.band_percent),
+            verdict.to_owned(),
+        ]);
     }
+    format!("{}{}{}", head(one), render(&out), switches(one, recorded))
+}
+
+fn head(one: &Predicted) -> String {
     let found = one.found;
     let kinds = if one.has_kinds { "kinds of accesses recorded" } else { "kinds of accesses inferred from areas" };
     format!(
         "addresses: {}, {} in {} address spaces, {kinds}; {} mappings, {} of them not where the rule puts them; {} addresses \
-         that nothing maps\n{}",
-        one.addresses,
-        found.faults,
-        found.spaces,
-        found.mappings,
-        found.elsewhere,
-        found.unplaced,
-        render(&out)
+         that nothing maps\n",
+        one.addresses, found.faults, found.spaces, found.mappings, found.elsewhere, found.unplaced,
     )
 }
 
-#[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
-fn percent(predicted: u64, recorded: u64) -> f64 {
-    100.0 * (predicted as f64 / recorded as f64 - 1.0)
+/// Whose switches these are, and what they did.
+fn switches(one: &Predicted, recorded: Option<&Flushes>) -> String {
+    let Some(schedule) = &one.schedule else {
+        return "schedule: none recorded; switches stand where the calls of another process follow, none leads to another \
+                program\n"
+            .to_owned();
+    };
+    let known = recorded.map(|known| format!(" ({} recorded)", known.kept)).unwrap_or_default();
+    format!(
+        "schedule: {} switches on {} CPUs, of {}; {} of {} loads of an address space kept its translations{known}\n",
+        schedule.switches, schedule.cpus, schedule.text, one.flushes.kept, one.flushes.task_switch
+    )
 }

@@ -13,6 +13,8 @@ use super::tick::Clock;
 
 /// How many address spaces keep their translations at once (`TLB_NR_DYN_ASIDS`).
 const PCIDS: usize = 6;
+/// The number of the kernel's own address space (`init_mm`); those of processes begin at 1.
+const KERNEL_SPACE: u64 = 0;
 /// The bit that tells a process' own PCID from its kernel's under isolation (`X86_CR3_PTI_PCID_USER_BIT`).
 const USER_PCID: u16 = 1 << 11;
 
@@ -63,6 +65,11 @@ impl Pcids {
         let slot = &mut self.slots[self.current];
         *slot = Slot { space: Some(space), generation, user_stale: slot.user_stale || !keep };
         keep
+    }
+
+    /// Takes the slot of the kernel's own space, which nobody flushes; whether its translations are still there.
+    pub(crate) fn choose_kernel(&mut self) -> bool {
+        self.choose(KERNEL_SPACE, 0)
     }
 
     /// The only slot there is without PCIDs.

@@ -138,6 +138,7 @@ impl Guest {
         self.load(hands, id)?;
         if let Some(mut old) = old {
             self.tear_down(hands, &mut old)?;
+            hands.stats.flushes_sent += u64::from(old.ran_beside(self.on));
             self.flush_borrowers(hands, old.roots.root, |_, _| Ok(()))?;
             self.free_roots(&old);
         }
@@ -151,12 +152,18 @@ impl Guest {
         self.me_mut().current = None;
         let Some(mut process) = self.give_back(id, process) else { return Ok(()) };
         self.tear_down(hands, &mut process)?;
-        let (root, count) = match self.config.lazy_switch {
-            LazySwitch::Off => (process.roots.root, &mut hands.stats.flushes),
-            LazySwitch::On => (self.kernel_root, &mut hands.stats.space_switches),
-        };
-        *count += 1;
-        self.flush_borrowers(hands, process.roots.root, |guest, hands| guest.flush_by_loading(hands, root, None))?;
+        hands.stats.flushes_sent += u64::from(process.ran_beside(self.on));
+        let (root, lazy) = (process.roots.root, self.config.lazy_switch);
+        self.flush_borrowers(hands, root, |guest, hands| match lazy {
+            LazySwitch::Off => {
+                hands.stats.flushes += 1;
+                guest.flush_by_loading(hands, root, None)
+            }
+            LazySwitch::On => {
+                hands.stats.space_switches += 1;
+                guest.load_kernel_space(hands)
+            }
+        })?;
         self.doomed.push(process);
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! A process: its roots, its areas, its kernel stack.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use memvirt_addr::{Gfn, GuestPhys, Gva, PageSize};
 use memvirt_ops::process::ProcessId;
@@ -42,6 +42,8 @@ pub(crate) struct Process {
     pub(crate) space: u64,
     /// How often it has been flushed (`tlb_gen`).
     pub(crate) generation: u64,
+    /// CPUs that have loaded it since the last flush that freed tables (`mm_cpumask`, cleared lazily).
+    pub(crate) ran_on: BTreeSet<usize>,
     /// The heap's first page and the address that it ends at, once it has been asked for.
     pub(crate) heap: Option<(u64, Gva)>,
     /// The page from which reclaim goes on, and the one from which the collapse of pages does.
@@ -50,6 +52,11 @@ pub(crate) struct Process {
 }
 
 impl Process {
+    /// Whether a flush has to ask CPUs other than `cpu`.
+    pub(crate) fn ran_beside(&self, cpu: usize) -> bool {
+        self.ran_on.iter().any(|other| *other != cpu)
+    }
+
     /// The kernel stack of the thread that runs on a CPU.
     pub(crate) fn kernel_stack_on(&self, cpu: usize) -> Gfn {
         self.thread_stacks.get(&cpu).copied().unwrap_or(self.kernel_stack)
@@ -72,6 +79,7 @@ impl Guest {
             thread_stacks: BTreeMap::new(),
             space: self.next_space,
             generation: 0,
+            ran_on: BTreeSet::new(),
             heap: None,
             aged_to: 0,
             collapsed_to: 0,

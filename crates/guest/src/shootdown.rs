@@ -95,6 +95,12 @@ impl Guest {
         let Some(process) = self.current().and_then(|id| self.processes.get_mut(&id)) else { return Ok(()) };
         process.generation += 1;
         let root = process.roots.root;
+        hands.stats.flushes_sent += u64::from(process.ran_beside(self.on));
+        if freed == FreedTables::Yes {
+            let loaded: Vec<usize> =
+                (0..).zip(&self.cpus).filter(|(_, cpu)| cpu.loaded == root).map(|(i, _)| i).collect();
+            process.ran_on.retain(|cpu| loaded.contains(cpu));
+        }
         let targets = self.holders(root, freed);
         hands.stats.flushes += 1;
         if targets.is_empty() {
@@ -153,7 +159,7 @@ impl Guest {
     fn flush_there(&mut self, hands: &mut Hands<'_>, what: &Flush) -> Result<(), Halted> {
         match self.current() {
             Some(_) => self.flush_here(hands, what),
-            None => self.flush_by_loading(hands, self.kernel_root, None),
+            None => self.load_kernel_space(hands),
         }
     }
 

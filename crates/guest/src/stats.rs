@@ -109,8 +109,16 @@ counts! {
         full_flushes,
         /// Flushes of the current address space, of some pages or all (Linux: `TLB_LOCAL_MM_SHOOTDOWN`).
         flushes,
-        /// Loads of another address space, also of the kernel's by a process that ends (`TLB_FLUSH_ON_TASK_SWITCH`).
+        /// Loads of another address space, also of the kernel's by a process that ends, and of one that went out of date while its
+        /// CPU idled on it (`TLB_FLUSH_ON_TASK_SWITCH`).
         space_switches,
+        /// Those among them that kept the translations under the PCID, none of which was out of date.
+        #[serde(skip_serializing_if = "is_zero")]
+        space_switches_kept,
+        /// Flushes of an address space that was loaded on other CPUs too since the last one that freed tables: each asks those,
+        /// whether it is loaded there still or not (Linux since 6.13: `mm_cpumask` is cleared lazily; `TLB_REMOTE_SEND_IPI`).
+        #[serde(skip_serializing_if = "is_zero")]
+        flushes_sent,
         /// Processes forked.
         forks,
         /// Address spaces replaced by exec.

@@ -87,7 +87,8 @@ impl Guest {
             self.me_mut().stats.ignored.unknown_process += 1;
             return Ok(());
         }
-        if self.current() == Some(to) && !std::mem::take(&mut self.me_mut().parent_on_cpu) {
+        let takes_over = std::mem::take(&mut self.me_mut().parent_on_cpu);
+        if self.current() == Some(to) && !takes_over {
             return Ok(());
         }
         self.kernel(Site::Schedule, platform, ledger, |guest, hands| {
@@ -103,13 +104,18 @@ impl Guest {
     /// Loads the address space of a process. Where it has been flushed since this CPU last looked at it, by others, the load
     /// flushes.
     pub(crate) fn load(&mut self, hands: &mut Hands<'_>, id: ProcessId) -> Result<(), Halted> {
-        let Some(process) = self.processes.get(&id) else { return Ok(()) };
+        let on = self.on;
+        let Some(process) = self.processes.get_mut(&id) else { return Ok(()) };
+        process.ran_on.insert(on);
         let (root, space, generation) = (process.roots.root, process.space, process.generation);
         let with_pcid = self.config.pcid;
         let me = self.me_mut();
         if root == me.loaded {
-            let stale = me.pcids.generation() != generation;
-            return if stale { self.flush_by_loading(hands, root, Some((space, generation))) } else { Ok(()) };
+            if me.pcids.generation() == generation {
+                return Ok(());
+            }
+            hands.stats.space_switches += 1;
+            return self.flush_by_loading(hands, root, Some((space, generation)));
         }
         me.loaded = root;
         hands.stats.space_switches += 1;
@@ -119,6 +125,22 @@ impl Guest {
             me.pcids.occupy(space, generation);
             false
         };
+        hands.stats.space_switches_kept += u64::from(keep);
+        hands.control(Control::Cr3(self.cr3(root.base(), self.me().pcids.kernel(), keep)))
+    }
+
+    /// Leaves an address space that this CPU only borrows for the kernel's own (`switch_mm_irqs_off` to `init_mm`). With PCIDs
+    /// the kernel's has a slot as every other, so that what is known of it may stay.
+    pub(crate) fn load_kernel_space(&mut self, hands: &mut Hands<'_>) -> Result<(), Halted> {
+        let root = self.kernel_root;
+        if !self.config.pcid {
+            return self.flush_by_loading(hands, root, None);
+        }
+        let me = self.me_mut();
+        me.loaded = root;
+        let keep = me.pcids.choose_kernel();
+        hands.stats.space_switches_kept += u64::from(keep);
+        hands.stats.full_flushes += u64::from(!keep);
         hands.control(Control::Cr3(self.cr3(root.base(), self.me().pcids.kernel(), keep)))
     }
 

@@ -3,13 +3,22 @@
 //! The input is what an unprivileged user can record of a program: areas by strace, addresses of faults by perf
 //! ([`memvirt_trace::Pair`]). The guest executes the calls and touches the addresses; which of the accesses fault, in which way, and
 //! what is flushed, follows from its rules. Beside it stands what the kernel's own tracepoints counted, where the bundle holds
-//! them. Nothing is fitted.
+//! them; of these the schedule, who ran when on which CPU, is an input as the areas are, and no count of faults or flushes is.
+//! Nothing is fitted.
+//!
+//! Flushes are counted as the kernel's tracepoint `tlb_flush` does, on behalf of the program's own processes: the load of an
+//! address space belongs to whoever leaves the CPU, so that switches from other programs to this one are not among them.
+
+mod play;
+mod verdict;
 
 use std::path::Path;
 
-use memvirt_machine::{GuestConfig, GuestStats, HostConfig, MachineSpec, Measure, RegimeKind, Setup, Undeclared, run};
-use memvirt_trace::{FaultText, Found, Pair, TraceError};
+use memvirt_machine::{GuestConfig, GuestStats, Outcome, Undeclared};
+use memvirt_trace::{FaultText, Followed, Found, Pair};
 use serde::Serialize;
+
+pub use verdict::{FAULTS_BAND, FLUSHES_BAND, Kind, Verdict};
 
 use crate::error::LabError;
 
@@ -41,7 +50,9 @@ pub struct Flushes {
     pub local: u64,
     /// Loads of another address space (`TLB_FLUSH_ON_TASK_SWITCH`), whether entries were kept or not.
     pub task_switch: u64,
-    /// By or for other CPUs.
+    /// Those among them that kept all translations, under a PCID.
+    pub kept: u64,
+    /// By or for other CPUs (`TLB_REMOTE_SEND_IPI`, `TLB_REMOTE_SHOOTDOWN`).
     pub remote: u64,
 }
 
@@ -50,6 +61,22 @@ impl Flushes {
     #[must_use]
     pub const fn total(self) -> u64 {
         self.local + self.task_switch + self.remote
+    }
+}
+
+/// What the load of an address space did to the translations that the CPU had of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Load {
+    /// They stayed, under their PCID.
+    Kept,
+    /// They were dropped, or there were none.
+    Dropped,
+}
+
+impl Load {
+    const fn of(kept: bool) -> Self {
+        if kept { Self::Kept } else { Self::Dropped }
     }
 }
 
@@ -62,6 +89,8 @@ pub struct Recorded {
     pub faults: Faults,
     /// Flushes.
     pub flushes: Flushes,
+    /// The loads of an address space among them, in order.
+    pub loads: Vec<Load>,
     /// Those among `flushes.task_switch` that led to programs outside of the recording, of which it says nothing else.
     pub to_other_programs: u64,
 }
@@ -79,7 +108,16 @@ pub struct Predicted {
     pub faults: Faults,
     /// Flushes.
     pub flushes: Flushes,
-    /// Everything else that the guest did.
+    /// The loads of an address space among them, in order.
+    pub loads: Vec<Load>,
+    /// Each kind beside what was recorded, with its band and whether it holds.
+    pub kinds: Vec<Kind>,
+    /// The schedule that was followed; `None` where none was recorded: switches then stand where calls of different processes
+    /// follow each other, and those to other programs are missing.
+    pub schedule: Option<Followed>,
+    /// How the replay ended.
+    pub outcome: Outcome,
+    /// Everything else that the guest did for the program.
     pub guest: GuestStats,
 }
 
@@ -110,35 +148,32 @@ pub fn guest() -> GuestConfig {
 /// [`LabError::Trace`] where it does not.
 pub fn predict(path: &Path) -> Result<Prediction, LabError> {
     let pair = Pair::open(path)?;
-    let predicted = pair.fault_texts().map(|text| one(&pair, text)).collect::<Result<_, _>>()?;
     let recorded = pair.fault_texts().find(|text| !text.tally.flushes.is_empty() && text.has_kinds).map(recorded);
+    let predicted = pair.fault_texts().map(|text| one(&pair, text, recorded.as_ref())).collect::<Result<_, _>>()?;
     let (malformed, first) = pair.malformed();
     Ok(Prediction { predicted, recorded, malformed, first_malformed: first.map(ToString::to_string) })
 }
 
-fn one(pair: &Pair, text: &FaultText) -> Result<Predicted, LabError> {
-    let mut source = pair.join(&text.name)?;
-    let machine = MachineSpec::load(MachineSpec::DEFAULT)?;
-    let (regime, host, measure) = (RegimeKind::Native, HostConfig::default(), Measure::default());
-    let setup = Setup { regime, guest: guest(), host, machine, measure, check: false };
-    let finished = run(&setup, &mut source, &mut |_| {})?;
-    if let Some(error) = finished.input_error {
-        return Err(TraceError::into(error));
-    }
-    let guest = finished.result.guest;
-    Ok(Predicted {
-        addresses: text.name.clone(),
-        has_kinds: text.has_kinds,
-        found: source.found,
-        faults: Faults {
-            load: guest.faults_by_load,
-            fetch: guest.faults_by_fetch,
-            store: guest.faults_by_store,
-            protection: guest.faults_by_protection,
-        },
-        flushes: Flushes { local: guest.flushes, task_switch: guest.space_switches, remote: guest.shootdowns },
-        guest,
-    })
+fn one(pair: &Pair, text: &FaultText, recorded: Option<&Recorded>) -> Result<Predicted, LabError> {
+    let replay = pair.replay(&text.name)?;
+    let (found, schedule) = (replay.found, replay.schedule.clone());
+    let played = play::play(replay, guest())?;
+    let guest = played.own;
+    let faults = Faults {
+        load: guest.faults_by_load,
+        fetch: guest.faults_by_fetch,
+        store: guest.faults_by_store,
+        protection: guest.faults_by_protection,
+    };
+    let flushes = Flushes {
+        local: guest.flushes,
+        task_switch: guest.space_switches,
+        kept: guest.space_switches_kept,
+        remote: guest.flushes_sent + played.interrupted,
+    };
+    let kinds = verdict::kinds(&faults, &flushes, recorded.map(|known| (&known.faults, &known.flushes)));
+    let (addresses, has_kinds, outcome, loads) = (text.name.clone(), text.has_kinds, played.outcome, played.loads);
+    Ok(Predicted { addresses, has_kinds, found, faults, flushes, loads, kinds, schedule, outcome, guest })
 }
 
 fn recorded(text: &FaultText) -> Recorded {
@@ -153,7 +188,13 @@ fn recorded(text: &FaultText) -> Recorded {
             store: tally.stores - tally.protection_faults,
             protection: tally.protection_faults,
         },
-        flushes: Flushes { local, task_switch, remote: tally.flushes.values().sum::<u64>() - local - task_switch },
+        flushes: Flushes {
+            local,
+            task_switch,
+            kept: text.loads.iter().filter(|kept| **kept).count() as u64,
+            remote: tally.flushes.values().sum::<u64>() - local - task_switch,
+        },
+        loads: text.loads.iter().map(|kept| Load::of(*kept)).collect(),
         to_other_programs: tally.flushes_for_others,
     }
 }

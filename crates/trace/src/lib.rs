@@ -24,6 +24,6 @@ pub use format::Format;
 pub use info::{AddressRange, Footprint, TraceInfo};
 pub use input::{Compression, Progress};
 pub use interleave::{Family, Interleaver, Repairs, Tap, Turns};
-pub use join::{FaultText, Found, Joined, Pair};
+pub use join::{FaultText, Followed, Found, Joined, Pair, Party, Replay, Step, Turn};
 pub use lackey::{LackeyReader, MemoryCalls, Tally, open};
 pub use recording::{Reading, Recording};

@@ -9,7 +9,8 @@
 //!    top for which the faults of all address spaces together fit best: the first instruction fetched is the interpreter's
 //!    entry, as far from that top in one address space as in another;
 //! 3. what exec mapped is found from what was touched ([`image`]);
-//! 4. each fault stands after the calls that it needs ([`merge`]).
+//! 4. each fault stands after the calls that it needs ([`merge`]);
+//! 5. where a text of the kernel's tracepoints tells who ran when on which CPU, a replay follows it ([`turns`]).
 //!
 //! The result is what the program did; how many of the accesses fault, and how the tables change, is the guest's business.
 
@@ -17,6 +18,7 @@ mod collect;
 mod image;
 mod merge;
 mod place;
+mod turns;
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -36,6 +38,8 @@ use crate::text::strace::Strace;
 
 use collect::{Calls, Event, Fault};
 use merge::{Space, TOPS, fit};
+use turns::Recorded;
+pub use turns::{Party, Step, Turn};
 
 /// A text of page faults in a bundle.
 #[derive(Clone, Debug)]
@@ -46,6 +50,8 @@ pub struct FaultText {
     pub has_kinds: bool,
     /// What it counts.
     pub tally: Tally,
+    /// The loads of address spaces that it traces as flushes, in order: whether each kept the translations, under a PCID.
+    pub loads: Vec<bool>,
 }
 
 /// A directory or archive with texts of strace and perf of one program.
@@ -55,6 +61,34 @@ pub struct Pair {
     calls: Calls,
     calls_tally: Tally,
     fault_texts: Vec<(Member, FaultText)>,
+    /// The text that tells who ran where, and what it says.
+    schedule: Option<(String, Recorded)>,
+}
+
+/// Areas and addresses joined, in the order in which a kernel ran the processes where that is known.
+#[derive(Debug)]
+pub struct Replay {
+    /// What happens, in order.
+    pub steps: VecDeque<Step>,
+    /// How many CPUs take part.
+    pub cpus: usize,
+    /// What was found out on the way.
+    pub found: Found,
+    /// The schedule that is followed; `None` where none was recorded, or one of other processes: the order is then that of the
+    /// calls, on one CPU.
+    pub schedule: Option<Followed>,
+}
+
+/// A schedule that a replay follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Followed {
+    /// The text that it is from.
+    pub text: String,
+    /// Its switches to or from processes of the recording.
+    pub switches: u64,
+    /// CPUs that it names.
+    pub cpus: u64,
 }
 
 /// Areas and addresses joined: a stream.
@@ -104,19 +138,24 @@ impl Pair {
         let mut reader = TextReader::new(text, name, Progress::default(), Strace::default());
         let calls = collect::calls(&mut reader)?;
         let calls_tally = reader.tally();
-        let mut fault_texts = Vec::new();
+        let (mut fault_texts, mut schedule) = (Vec::new(), None);
         for member in of(Format::Perf) {
             let mut reader = perf(&bundle, member)?;
             let mut batch = Batch::default();
             while reader.next_batch(&mut batch)? {}
             let has_kinds = member.head.windows(KINDS.len()).any(|window| window == KINDS);
-            let text = FaultText { name: member.name.clone(), has_kinds, tally: reader.tally() };
+            let switches = reader.grammar().schedule();
+            let loads = switches.loads().to_vec();
+            let text = FaultText { name: member.name.clone(), has_kinds, tally: reader.tally(), loads };
+            if schedule.is_none() && !switches.switches().is_empty() {
+                schedule = Some((text.name.clone(), Recorded::place(perf(&bundle, member)?, switches)?));
+            }
             fault_texts.push((member.clone(), text));
         }
         if fault_texts.is_empty() {
             return Err(not_a_pair("no perf text"));
         }
-        Ok(Self { calls, calls_tally, fault_texts, bundle })
+        Ok(Self { bundle, calls, calls_tally, fault_texts, schedule })
     }
 
     /// How many lines of all texts were not understood and skipped, and the first of them.
@@ -149,6 +188,27 @@ impl Pair {
             )));
         }
         Ok(joined(&self.calls, &faults, text.has_kinds))
+    }
+}
+
+impl Pair {
+    /// As [`Pair::join`], following the recorded schedule where the bundle has one: who ran when on which CPU is then an
+    /// input, and switches to programs outside of the recording are part of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pair::join`].
+    pub fn replay(&self, name: &str) -> Result<Replay, TraceError> {
+        let Joined { batches, found } = self.join(name)?;
+        if let Some((text, recorded)) = &self.schedule
+            && let Some(steps) = recorded.replay(batches.clone())
+        {
+            let cpus = recorded.cpus;
+            let schedule = Some(Followed { text: text.clone(), switches: recorded.turns(), cpus: cpus as u64 });
+            return Ok(Replay { steps, cpus, found, schedule });
+        }
+        let steps = batches.into_iter().map(|batch| Step::Run { cpu: 0, batch }).collect();
+        Ok(Replay { steps, cpus: 1, found, schedule: None })
     }
 }
 

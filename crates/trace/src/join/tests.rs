@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use memvirt_ops::process::{Batch, Op, Source};
+use memvirt_ops::process::{Batch, Op, ProcessId, Source};
 
-use super::Pair;
+use super::{Pair, Party, Replay, Step};
 
 /// A program's start under strace, and its faults in another run that lies 0x1000_0000 higher and whose heap begins elsewhere.
 const CALLS: &str = "7 execve(\"/bin/a\", [], 0x7 /* 1 var */) = 0
@@ -81,4 +81,77 @@ fn texts_without_sense_are_joined_without_panic() {
             }
         }
     }
+}
+
+/// Two processes at once: the child goes to a second CPU while its parent runs on, and both leave to others.
+const CALLS_OF_TWO: &str = "7 execve(\"/bin/a\", [], 0x7 /* 1 var */) = 0
+7 clone(child_stack=NULL, flags=SIGCHLD) = 8
+8 exit_group(0) = ?
+7 wait4(8, NULL, 0, NULL) = 8
+7 exit_group(0) = ?
+";
+const SCHEDULED: &str = "a 17 [002] 1.0: sched:sched_process_exec: filename=/bin/a pid=17 old_pid=17
+a 17 [002] 1.1: exceptions:page_fault_user: address=0x401000 ip=0x401000 error_code=0x14
+a 17 [002] 1.2: sched:sched_process_fork: comm=a pid=17 child_comm=a child_pid=18
+other 0 [005] 1.3: sched:sched_switch: prev_comm=other prev_pid=0 prev_prio=120 prev_state=R ==> next_comm=a next_pid=18 next_prio=120
+a 18 [005] 1.4: exceptions:page_fault_user: address=0x402000 ip=0x401000 error_code=0x6
+a 17 [002] 1.5: exceptions:page_fault_user: address=0x402000 ip=0x401000 error_code=0x6
+a 17 [002] 1.6: exceptions:page_fault_user: address=0x403000 ip=0x401000 error_code=0x6
+a 17 [002] 1.7: sched:sched_switch: prev_comm=a prev_pid=17 prev_prio=120 prev_state=S ==> next_comm=other next_pid=900 next_prio=120
+a 18 [005] 1.8: exceptions:page_fault_user: address=0x403000 ip=0x401000 error_code=0x6
+a 18 [005] 1.9: sched:sched_process_exit: comm=a pid=18 prio=120 group_dead=true
+a 18 [005] 2.0: sched:sched_switch: prev_comm=a prev_pid=18 prev_prio=120 prev_state=Z ==> next_comm=other next_pid=15 next_prio=120
+other 15 [005] 2.1: sched:sched_switch: prev_comm=other prev_pid=15 prev_prio=120 prev_state=I ==> next_comm=a next_pid=17 next_prio=120
+a 17 [005] 2.2: exceptions:page_fault_user: address=0x404000 ip=0x401000 error_code=0x6
+a 17 [005] 2.3: sched:sched_process_exit: comm=a pid=17 prio=120 group_dead=true
+";
+
+/// What each step is, in a few words.
+fn words(replay: &Replay) -> Vec<String> {
+    let all = replay.steps.iter().filter_map(|step| match step {
+        Step::Turn(turn) => Some(format!("{}: {:?}{}", turn.cpu, turn.to, if turn.is_recorded { "" } else { " ?" })),
+        Step::Run { cpu, batch } if batch.then.is_none_or(|op| matches!(op, Op::Wait { .. } | Op::Syscall { .. })) => {
+            (!batch.run.is_empty()).then(|| format!("{cpu}: {} accesses", batch.run.len()))
+        }
+        Step::Run { cpu, batch } => {
+            let op = batch.then.map(|op| format!("{op:?}")).unwrap_or_default();
+            Some(format!("{cpu}: {}", op.split([' ', '{']).next().unwrap_or_default()))
+        }
+    });
+    all.collect()
+}
+
+#[test]
+fn a_recorded_schedule_is_followed_on_its_cpus() {
+    let folder = tempfile::tempdir().unwrap();
+    let replay = pair(folder.path(), CALLS_OF_TWO, SCHEDULED).replay("faults.txt").unwrap();
+    let (followed, steps) = (replay.schedule.clone().unwrap(), words(&replay));
+    assert_eq!((followed.switches, followed.cpus, replay.cpus), (4, 2, 2));
+    let own = |n: u32| format!("{:?}", Party::Own(ProcessId(n)));
+    // The child appears before the recording says that its parent has forked it; the parent stays where it is meanwhile, and goes
+    // over to the child's CPU once the stopped child and a thread of the kernel have left it.
+    let expected = [
+        "0: Load",
+        "0: 1 accesses",
+        "0: Fork",
+        &format!("1: {}", own(1)),
+        "0: 2 accesses",
+        "0: Foreign(900)",
+        "1: 2 accesses",
+        "1: Exit",
+        "1: Kernel",
+        &format!("1: {}", own(0)),
+        "1: 1 accesses",
+        "1: Exit",
+    ];
+    assert_eq!(steps, expected, "{steps:#?}");
+}
+
+#[test]
+fn a_schedule_of_other_lives_is_not_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let alone = "7 execve(\"/bin/a\", [], 0x7 /* 1 var */) = 0\n7 execve(\"/bin/b\", [], 0x7 /* 1 var */) = 0\n7 exit_group(0) = ?\n";
+    let replay = pair(folder.path(), alone, SCHEDULED).replay("faults.txt").unwrap();
+    assert!(replay.schedule.is_none());
+    assert!(replay.steps.iter().all(|step| matches!(step, Step::Run { cpu: 0, .. })));
 }

@@ -5,6 +5,7 @@
 
 pub(crate) mod numbers;
 pub(crate) mod perf;
+pub(crate) mod schedule;
 pub(crate) mod strace;
 mod timeline;
 
@@ -57,6 +58,10 @@ impl<R: Read, G: Grammar> TextReader<R, G> {
 
     pub(crate) fn tally(&self) -> Tally {
         self.timeline.tally()
+    }
+
+    pub(crate) fn grammar(&self) -> &G {
+        &self.grammar
     }
 
     pub(crate) fn progress(&self) -> Progress {

@@ -3,12 +3,14 @@
 //! A line is `COMM PID[/TID] [CPU] TIME: [PERIOD] EVENT: FIELDS`. Read are
 //!
 //! * `page-faults` and its kin (address and instruction pointer), `exceptions:page_fault_user` (with the error code): an
-//!   access at the address. Without an error code a fault at its own instruction pointer is a fetch, the second fault on a
-//!   page of a process a store, any other a load;
+//!   access at the address. Without an error code a fault at its own instruction pointer is a fetch, and one at the page that
+//!   the instruction there reaches into; the second fault on a page of a process is a store, any other a load;
 //! * `syscalls:sys_enter_*` and `sys_exit_*`: system calls; those that change memory areas are carried out;
 //! * `sched:sched_process_fork`, `_exec`, `_exit`, `sched_switch`. A fork after which the parent sleeps uninterruptibly (`D`)
 //!   before anything else happens is a vfork (`kernel/fork.c`, `wait_for_vfork_done`);
 //! * `tlb:tlb_flush`: counted by reason, for comparison; nothing is done.
+//!
+//! Who ran where by `sched_switch` is kept beside the stream ([`super::schedule`]).
 //!
 //! Time between two events of a task, nobody else running, is counted as one instruction a nanosecond: perf says how long, not
 //! how many. Sources: perf-script(1); Linux `include/trace/events/{sched,tlb}.h`, `arch/x86/include/asm/trace/exceptions.h`.
@@ -19,6 +21,7 @@ use memvirt_addr::AccessKind;
 use memvirt_ops::process::Op;
 
 use super::numbers::{OTHER_CALL, call, number, task, value};
+use super::schedule::{Schedule, Side, Switched};
 use super::{Grammar, Timeline};
 use crate::calls::{BRK, EXECVE, EXIT, EXIT_GROUP, FORK, Files, MADVISE, MMAP, MPROTECT, MREMAP, MUNMAP, VFORK, lower};
 
@@ -34,6 +37,7 @@ const MAX_PAUSE: u64 = 1_000_000_000;
 #[derive(Debug, PartialEq, Eq)]
 struct Line<'a> {
     task: u32,
+    cpu: Option<u32>,
     nanoseconds: u64,
     event: &'a [u8],
     fields: &'a [u8],
@@ -50,6 +54,8 @@ pub(crate) struct Perf {
     last: Option<(u32, u64)>,
     /// Who was switched from to a program that is no part of the recording, just now.
     left: Option<u32>,
+    /// Who ran where, for replays.
+    schedule: Schedule,
     /// Pages that each process has faulted on, where no error codes say what an access was.
     touched: BTreeSet<(u32, u64)>,
 }
@@ -62,6 +68,12 @@ pub(crate) fn is_line(line: &[u8]) -> bool {
 fn is_fault(event: &[u8]) -> bool {
     let name = event.split(|b| *b == b':').next().unwrap_or_default();
     matches!(name, b"page-faults" | b"faults" | b"minor-faults" | b"major-faults")
+}
+
+/// Whether an instruction at `pointer` faults at `address` by being fetched: at its first byte, or at the page that its other
+/// bytes lie in. An instruction has 15 bytes at most (Intel SDM volume 2, section 2.3.11).
+const fn is_fetch(address: u64, pointer: u64) -> bool {
+    address == pointer || (address.trailing_zeros() >= 12 && address > pointer && address - pointer < 15)
 }
 
 fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -91,13 +103,20 @@ fn parse(line: &[u8]) -> Option<Line<'_>> {
         }
         (task_word, before) = (before, Some(word));
     };
-    let is_cpu = before.is_some_and(|word| word.starts_with(b"["));
-    let who = if is_cpu { task_word? } else { before? };
+    let cpu_word = before.and_then(|word| word.strip_prefix(b"["));
+    let who = if cpu_word.is_some() { task_word? } else { before? };
+    let cpu = cpu_word.and_then(|word| std::str::from_utf8(word.strip_suffix(b"]")?).ok()?.parse().ok());
     let who = who.split(|b| *b == b'/').next_back()?;
     let event = all.by_ref().find(|word| !word.iter().all(u8::is_ascii_digit))?;
     // A pointer's distance is where the word lies in the line.
     let end = event.as_ptr().addr() - line.as_ptr().addr() + event.len();
-    Some(Line { task: task(who)?, nanoseconds, event: event.strip_suffix(b":")?, fields: line[end..].trim_ascii() })
+    Some(Line {
+        task: task(who)?,
+        cpu,
+        nanoseconds,
+        event: event.strip_suffix(b":")?,
+        fields: line[end..].trim_ascii(),
+    })
 }
 
 /// The value of `NAME=VALUE`.
@@ -115,6 +134,31 @@ fn hex(word: &[u8]) -> Option<u64> {
 }
 
 impl Perf {
+    /// Who ran, and where.
+    pub(crate) const fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    /// Notes a switch for replays.
+    fn switched(&mut self, line: &Line<'_>, next: u32, timeline: &Timeline) {
+        let previous = numeric(line.fields, "prev_pid").and_then(|pid| u32::try_from(pid).ok()).unwrap_or(line.task);
+        let idles = field(line.fields, "prev_state").is_some_and(|state| state.starts_with(b"I"));
+        for (pid, name, idles) in [(previous, "prev", idles), (next, "next", false)] {
+            let comm = field(line.fields, &format!("{name}_comm")).unwrap_or_default();
+            let priority = numeric(line.fields, &format!("{name}_prio"));
+            if timeline.process(pid).is_none() {
+                self.schedule.look(pid, comm, priority, idles);
+            }
+        }
+        let side = |pid| timeline.process(pid).map_or(Side::Other(pid), Side::Own);
+        let (from, to) = (side(previous), side(next));
+        if matches!((from, to), (Side::Other(_), Side::Other(_))) {
+            return;
+        }
+        let cpu = line.cpu.unwrap_or(0);
+        self.schedule.push(Switched { cpu, from, to, position: timeline.position() });
+    }
+
     fn settle_fork(&mut self, line: &Line<'_>, timeline: &mut Timeline) {
         let Some((parent, child)) = self.fork else { return };
         let sleeps = line.event == b"sched:sched_switch"
@@ -145,7 +189,7 @@ impl Perf {
         if self.touched.len() < MAX_PAGES {
             self.touched.insert(page);
         }
-        let kind = match (address == pointer, again) {
+        let kind = match (is_fetch(address, pointer), again) {
             (true, _) => AccessKind::Fetch,
             (false, true) => AccessKind::Write,
             (false, false) => AccessKind::Read,
@@ -233,6 +277,7 @@ impl Perf {
                 if timeline.is_alive(line.task) {
                     self.act(line, timeline);
                 }
+                self.switched(line, next, timeline);
                 // Tasks that are no part of the recording run meanwhile: what they do is not in it.
                 if timeline.is_alive(next) {
                     timeline.act(next);
@@ -245,6 +290,11 @@ impl Perf {
         }
         Ok(())
     }
+}
+
+/// Whether a flush dropped nothing: a load of an address space whose translations were all kept.
+fn kept_all(fields: &[u8]) -> bool {
+    words(fields).any(|word| word == b"pages:0")
 }
 
 /// `pages:N reason:TEXT (NUMBER)` as `TEXT`.
@@ -268,6 +318,7 @@ impl Grammar for Perf {
             self.settle_fork(&line, timeline);
         }
         let left = self.left.take();
+        self.schedule.at(line.cpu);
         match line.event {
             event if is_fault(event) => self.page_fault(&line, timeline),
             b"exceptions:page_fault_user" => self.traced_fault(&line, timeline),
@@ -275,6 +326,9 @@ impl Grammar for Perf {
                 let reason = flush_reason(line.fields).ok_or("`reason:` of a flush")?;
                 timeline.tally.flush(reason);
                 timeline.tally.flushes_for_others += u64::from(left == Some(line.task) && reason == TASK_SWITCH);
+                if reason == TASK_SWITCH {
+                    self.schedule.load(kept_all(line.fields));
+                }
                 Ok(())
             }
             b"sched:sched_process_fork"
@@ -307,11 +361,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_instruction_over_two_pages_is_fetched_from_both() {
+        // As a compiler's was recorded, by the kernel with error code 0x14.
+        for (address, pointer, fetch) in [
+            (0x70_0000, 0x6f_fffd, true),
+            (0x40_1234, 0x40_1234, true),
+            (0x70_0000, 0x6f_fff2, true),
+            (0x70_0000, 0x6f_fff1, false), // 15 bytes from there end before the page
+            (0x70_0000, 0x70_0004, false),
+            (0x70_0008, 0x6f_fffd, false),
+        ] {
+            assert_eq!(is_fetch(address, pointer), fetch, "{address:x} {pointer:x}");
+        }
+    }
+
+    #[test]
     fn lines_are_taken_apart() {
-        for (text, task, nanoseconds, event, fields) in [
+        for (text, task, cpu, nanoseconds, event, fields) in [
             (
                 &b"             gcc 27052/27053  3221.326537: page-faults:u:     7fe2143c6b70     7fe2143c6b70"[..],
                 27053,
+                None,
                 3_221_326_537_000,
                 &b"page-faults:u"[..],
                 &b"7fe2143c6b70     7fe2143c6b70"[..],
@@ -319,12 +389,13 @@ mod tests {
             (
                 b"cc1 plus 12 [003] 1.5:   1 exceptions:page_fault_user: address=0x10 ip=0x20 error_code=0x6",
                 12,
+                Some(3),
                 1_500_000_000,
                 b"exceptions:page_fault_user",
                 b"address=0x10 ip=0x20 error_code=0x6",
             ),
         ] {
-            assert_eq!(parse(text), Some(Line { task, nanoseconds, event, fields }));
+            assert_eq!(parse(text), Some(Line { task, cpu, nanoseconds, event, fields }));
         }
         for text in
             [&b""[..], b"gcc 1: x:", b"gcc x 1.5: page-faults: 1 2", b"1.5:", b"12 1.5:", b"brk(NULL) = 0x3fa0a000"]

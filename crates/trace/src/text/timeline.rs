@@ -35,6 +35,8 @@ pub(crate) struct Timeline {
     /// The task that acts.
     current: Option<u32>,
     steps: VecDeque<Step>,
+    /// Accesses and operations so far, delivered or not.
+    position: u64,
     orphans: u64,
     pub(crate) tally: Tally,
 }
@@ -46,6 +48,16 @@ impl Timeline {
 
     pub(crate) fn tally(&self) -> Tally {
         Tally { processes: u64::from(self.numbers), ..self.tally.clone() }
+    }
+
+    /// How many accesses and operations have happened.
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
+    fn push(&mut self, step: Step) {
+        self.position += u64::from(!matches!(step, Step::Instructions(_)));
+        self.steps.push_back(step);
     }
 
     /// Whether nothing has happened yet.
@@ -91,10 +103,11 @@ impl Timeline {
                 // Only a process that lives can make one.
                 let maker = self.tasks.values().find(|other| other.alive && other.process != process).copied();
                 if let Some(maker) = maker.filter(|_| !acts) {
-                    self.steps.push_back(Step::Op(Op::Switch { to: maker.process }));
+                    self.push(Step::Op(Op::Switch { to: maker.process }));
                 }
-                self.steps.extend([Step::Op(Op::Fork { child: process }), Step::Op(Op::Switch { to: process })]);
-                self.steps.push_back(Step::Op(Op::Exec));
+                for op in [Op::Fork { child: process }, Op::Switch { to: process }, Op::Exec] {
+                    self.push(Step::Op(op));
+                }
             }
             self.current = Some(task);
             return;
@@ -105,9 +118,9 @@ impl Timeline {
         match before.filter(|before| before.alive) {
             Some(before) if before.process == now.process => {
                 self.tally.handoffs += 1;
-                self.steps.push_back(Step::Op(Op::Handoff { thread: task }));
+                self.push(Step::Op(Op::Handoff { thread: task }));
             }
-            _ => self.steps.push_back(Step::Op(Op::Switch { to: now.process })),
+            _ => self.push(Step::Op(Op::Switch { to: now.process })),
         }
     }
 
@@ -119,21 +132,21 @@ impl Timeline {
             AccessKind::Read => Kind::Load,
             AccessKind::Write => Kind::Store,
         });
-        self.steps.push_back(Step::Access(Acc::user(gva, kind)));
+        self.push(Step::Access(Acc::user(gva, kind)));
         Ok(())
     }
 
     /// Instructions by the task that acts.
     pub(crate) fn instructions(&mut self, count: u64) {
         if count > 0 {
-            self.steps.push_back(Step::Instructions(count));
+            self.push(Step::Instructions(count));
         }
     }
 
     /// An operation of the task that acts, other than those below.
     pub(crate) fn op(&mut self, op: Op) {
         self.tally.operation(&op);
-        self.steps.push_back(Step::Op(op));
+        self.push(Step::Op(op));
     }
 
     /// The task that acts makes a process.
