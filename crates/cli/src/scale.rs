@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, value_parser};
 use memvirt_lab::scale::{
-    Interrupts, Latencies, PUBLISHED, Point, QUANTUM, SLICE, ScalePlan, ScaleTable, Sharing, latencies,
+    Interrupts, Latencies, PUBLISHED, Point, QUANTUM, SLICE, STAGGER, ScalePlan, ScaleTable, Sharing, latencies,
 };
 use memvirt_lab::text::{count, signed_percent};
-use memvirt_machine::{MachineSpec, RegimeKind};
+use memvirt_machine::{MachineSpec, Measure, RegimeKind};
 use memvirt_workload::Workload;
 
 use crate::args::SwitchArgs;
@@ -70,6 +70,15 @@ pub(crate) struct ScaleArgs {
     /// The size of each instance's area, as in 512MiB [default: what the workload's file says]
     #[arg(long, value_name = "SIZE", value_parser = crate::args::size)]
     footprint: Option<u64>,
+    /// Accesses that each vCPU makes before time begins, so that steady work is measured without its first touches
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "What is measured")]
+    warm_up: u64,
+    /// Anonymous memory is there as soon as it is mapped, as if touched before
+    #[arg(long, help_heading = "What is measured")]
+    prefault: bool,
+    /// vCPUs begin at random times within this share of the time that one alone takes; 0: all at once
+    #[arg(long, value_name = "SHARE", default_value_t = STAGGER, help_heading = "What is measured")]
+    stagger: f64,
     /// The seed of the generators
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -77,13 +86,19 @@ pub(crate) struct ScaleArgs {
     /// The machine that prices: a built-in one, or a machine file
     #[arg(long, value_name = "NAME|FILE", default_value = MachineSpec::DEFAULT, help_heading = "Times")]
     machine: OsString,
-    /// Interrupts between vCPUs: sending and receiving exit, only sending does, or hardware delivers them
-    #[arg(long, value_enum, default_value_t = InterruptsArg::Exiting, help_heading = "Times")]
-    interrupts: InterruptsArg,
-    /// Cycles from sending an interrupt to its arrival
+    /// Interrupts between vCPUs: sending and receiving exit, only sending does, or hardware delivers them [default: the machine's]
+    #[arg(long, value_enum, help_heading = "Times")]
+    interrupts: Option<InterruptsArg>,
+    /// Cycles from sending an interrupt to its arrival [default: the machine's]
     #[arg(long, value_name = "CYCLES", help_heading = "Times")]
     interrupt_cycles: Option<u64>,
-    /// Cycles of a world switch, where vCPUs share physical CPUs [default: two round trips and a context switch]
+    /// Cycles that a kick costs the vCPU that is kicked [default: the machine's]
+    #[arg(long, value_name = "CYCLES", help_heading = "Times")]
+    kick_cycles: Option<u64>,
+    /// Cycles from giving the MMU lock back until the next in its queue has it [default: the machine's]
+    #[arg(long, value_name = "CYCLES", help_heading = "Times")]
+    handover_cycles: Option<u64>,
+    /// Cycles of a world switch, where vCPUs share physical CPUs [default: the machine's]
     #[arg(long, value_name = "CYCLES", help_heading = "Times")]
     world_switch_cycles: Option<u64>,
     /// Cycles that a vCPU has its physical CPU for
@@ -152,8 +167,12 @@ fn plan(args: &ScaleArgs) -> anyhow::Result<ScalePlan> {
         workload = workload.with_footprint(bytes)?;
     }
     let usual = latencies(&machine);
-    let world_switch = args.world_switch_cycles.unwrap_or(usual.world_switch);
-    let latencies = Latencies { interrupt: args.interrupt_cycles.unwrap_or(usual.interrupt), world_switch, ..usual };
+    let latencies = Latencies {
+        interrupt: args.interrupt_cycles.unwrap_or(usual.interrupt),
+        kicked: args.kick_cycles.unwrap_or(usual.kicked),
+        world_switch: args.world_switch_cycles.unwrap_or(usual.world_switch),
+        handover: args.handover_cycles.unwrap_or(usual.handover),
+    };
     Ok(ScalePlan {
         workload,
         regimes: args.regimes.clone(),
@@ -166,10 +185,13 @@ fn plan(args: &ScaleArgs) -> anyhow::Result<ScalePlan> {
         latencies: Some(latencies),
         slice: args.slice,
         interrupts: match args.interrupts {
-            InterruptsArg::Exiting => Interrupts::Exiting,
-            InterruptsArg::Posted => Interrupts::Posted,
-            InterruptsArg::Virtualized => Interrupts::Virtualized,
+            None => machine.smp_times().interrupts,
+            Some(InterruptsArg::Exiting) => Interrupts::Exiting,
+            Some(InterruptsArg::Posted) => Interrupts::Posted,
+            Some(InterruptsArg::Virtualized) => Interrupts::Virtualized,
         },
+        measure: Measure { warm_up_accesses: args.warm_up, prefault: args.prefault, ..Measure::default() },
+        stagger: args.stagger,
         overrides: args.switches.overrides(),
         machine,
         seed: args.seed,
@@ -197,6 +219,8 @@ fn command(args: &ScaleArgs) -> String {
         ("--processes", args.processes.map(|n| n.to_string())),
         ("--scale", args.scale.map(|n| n.to_string())),
         ("--footprint", args.footprint.map(|n| n.to_string())),
+        ("--kick-cycles", args.kick_cycles.map(|n| n.to_string())),
+        ("--handover-cycles", args.handover_cycles.map(|n| n.to_string())),
         ("--interrupt-cycles", args.interrupt_cycles.map(|n| n.to_string())),
         ("--world-switch-cycles", args.world_switch_cycles.map(|n| n.to_string())),
     ];
@@ -205,11 +229,15 @@ fn command(args: &ScaleArgs) -> String {
     }
     flag(args.quantum != QUANTUM, "--quantum", args.quantum.to_string());
     flag(args.slice != SLICE, "--slice", args.slice.to_string());
-    let interrupts = args.interrupts.to_possible_value().map(|value| value.get_name().to_owned());
-    flag(args.interrupts != InterruptsArg::Exiting, "--interrupts", interrupts.unwrap_or_default());
+    let interrupts =
+        args.interrupts.and_then(|which| which.to_possible_value()).map(|value| value.get_name().to_owned());
+    flag(args.interrupts.is_some(), "--interrupts", interrupts.unwrap_or_default());
+    flag(args.warm_up > 0, "--warm-up", args.warm_up.to_string());
+    flag((args.stagger - STAGGER).abs() > 0.0, "--stagger", args.stagger.to_string());
     flag(true, "--machine", portable(&args.machine));
     flag(true, "--seed", args.seed.to_string());
     words.extend(args.switches.overrides().words());
+    words.extend(args.prefault.then(|| "--prefault".to_owned()));
     words.extend(args.check.then(|| "--check".to_owned()));
     words.join(" ")
 }
@@ -223,6 +251,7 @@ fn people(done: &ScaleTable) -> String {
         ">vs one",
         ">MVA",
         ">error",
+        "assumptions",
         ">USL error",
         ">lock held",
         ">waiting",
@@ -267,6 +296,7 @@ fn row(point: &Point, vms: u16) -> Vec<String> {
         format!("{:.3}", point.efficiency),
         format!("{:.3}", point.mva.efficiency),
         signed_percent(point.mva_error),
+        point.assumptions.name().to_owned(),
         point.usl_error.map_or("-".to_owned(), signed_percent),
         share(point.lock_utilization),
         share(waits.total),

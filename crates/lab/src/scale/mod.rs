@@ -19,16 +19,19 @@ use memvirt_ops::process::ProcessId;
 use memvirt_smp::{Load, Rotation, Run, Smp, Start, Tenant, Thread, run};
 use memvirt_timeline::Slice;
 use memvirt_workload::{Spec, Workload};
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use crate::error::LabError;
 use crate::input::Input;
 use crate::switches::{MEMORY_BYTES, Overrides};
+use crate::text::count;
 use crate::threads::on_threads;
 
 pub use memvirt_platform::Interrupts;
 pub use memvirt_timeline::Latencies;
-pub use model::{Feed, Fit, Prediction};
+pub use model::{Assumptions, Feed, Fit, Half, Prediction};
 pub use point::{BenefitRow, PUBLISHED, Point, ScaleTable, Waits};
 use stream::Stream;
 
@@ -73,6 +76,10 @@ pub struct ScalePlan {
     pub machine: MachineSpec,
     /// The seed; instance k is run with a seed made of it and k.
     pub seed: u64,
+    /// What is measured; the mode is `counts`. A warm-up is so many accesses of each vCPU.
+    pub measure: Measure,
+    /// vCPUs begin at random times within so many times what one alone takes; 0: all at once.
+    pub stagger: f64,
     /// Whether the oracle watches.
     pub check: bool,
     /// Threads of the laboratory; as many as the computer has processors where `None`.
@@ -92,6 +99,10 @@ pub fn latencies(machine: &MachineSpec) -> Latencies {
     let SmpTimes { interrupt, kicked, world_switch, lock_handover, .. } = machine.smp_times();
     Latencies { interrupt, kicked, world_switch, handover: lock_handover }
 }
+
+/// The share of the time of one vCPU within which the others begin, where nothing is said: instances that do the same are not all
+/// at the same place of it.
+pub const STAGGER: f64 = 0.1;
 
 /// What each run is told.
 struct Bed {
@@ -118,10 +129,22 @@ impl ScalePlan {
                 }
             }
         }
-        let one =
-            |(regime, vcpus): &(RegimeKind, u16)| self.one(*regime, *vcpus, &bed).map(|run| (*regime, *vcpus, run));
-        let all = || cells.par_iter().map(one).collect::<Result<Vec<_>, LabError>>();
-        let runs = on_threads(self.threads, cells.len(), all)??;
+        // One vCPU first: when the others begin follows from how long that takes.
+        let (alone, several): (Vec<_>, Vec<_>) = cells.into_iter().partition(|(_, vcpus)| *vcpus == 1);
+        let first = |(regime, vcpus): &(RegimeKind, u16)| Ok((*regime, *vcpus, self.one(*regime, *vcpus, 0, &bed)?));
+        let length = |regime, runs: &[(RegimeKind, u16, Run)]| {
+            runs.iter().find(|(kind, ..)| *kind == regime).map_or(0, |(.., run)| run.timeline.end)
+        };
+        let all = || -> Result<Vec<_>, LabError> {
+            let mut runs: Vec<_> = alone.par_iter().map(first).collect::<Result<_, LabError>>()?;
+            let more = |(regime, vcpus): &(RegimeKind, u16)| {
+                Ok((*regime, *vcpus, self.one(*regime, *vcpus, length(*regime, &runs), &bed)?))
+            };
+            let more: Vec<_> = several.par_iter().map(more).collect::<Result<_, LabError>>()?;
+            runs.extend(more);
+            Ok(runs)
+        };
+        let runs = on_threads(self.threads, several.len().max(alone.len()), all)??;
         Ok(self.table(&bed, &runs))
     }
 
@@ -130,6 +153,9 @@ impl ScalePlan {
         let most = self.vcpus.iter().copied().max().unwrap_or(0);
         if self.regimes.is_empty() {
             return Err(LabError::NoRegime);
+        }
+        if !(0.0..=100.0).contains(&self.stagger) {
+            return refuse(format!("--stagger {}: expected a share of the time of one vCPU, 0 to 100", self.stagger));
         }
         if self.vcpus.contains(&0) || most == 0 || u32::from(most) * u32::from(self.vms) > 256 {
             return refuse(format!("{most} vCPUs in {} machines: expected 1 to 256 vCPUs in all", self.vms));
@@ -165,28 +191,62 @@ impl ScalePlan {
         Bed { guest, host, latencies: self.latencies.unwrap_or_else(|| latencies(&self.machine)) }
     }
 
-    /// One point.
-    fn one(&self, regime: RegimeKind, vcpus: u16, bed: &Bed) -> Result<Run, LabError> {
+    /// When the physical CPUs begin; one vCPU by itself takes `length` for all that is to be done.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a share of a time, not negative"
+    )]
+    fn begin(&self, cpus: usize, vcpus: u16, length: u64) -> Vec<u64> {
+        let each = if self.processes.is_some() { length / u64::from(vcpus) } else { length };
+        let within = (each as f64 * self.stagger.max(0.0)) as u64;
+        let mut random = ChaCha8Rng::seed_from_u64(self.seed ^ 0x5741_4747_4552);
+        (0..cpus).map(|cpu| if cpu == 0 || within == 0 { 0 } else { random.random_range(0..within) }).collect()
+    }
+
+    /// One point; one vCPU by itself takes `length`.
+    fn one(&self, regime: RegimeKind, vcpus: u16, length: u64, bed: &Bed) -> Result<Run, LabError> {
         let machine = self.machine.clone();
-        let (guest, host, measure) = (bed.guest, bed.host, Measure::default());
+        let (guest, host, measure) = (bed.guest, bed.host, self.measure);
         let setup = Setup { regime, guest, host, machine, measure, check: self.check };
         let all = usize::from(self.vms) * usize::from(vcpus);
         let cpus = self.physical_cpus.map_or(all, usize::from).min(all);
         let shape = Shape { cpus, vms: self.vms, vcpus };
         let (latencies, slice) = (bed.latencies, Slice(self.slice));
-        let smp = Smp { setup, shape, latencies, slice, start: Start::Booted, begin: Vec::new() };
+        let smp = Smp { setup, shape, latencies, slice, start: Start::Booted, begin: self.begin(cpus, vcpus, length) };
         let loads = (0..self.vms).flat_map(|vm| (0..vcpus).map(move |vcpu| (vm, vcpu)));
         let done = run(&smp, loads.map(|(vm, vcpu)| self.load(vm, vcpu, vcpus)).collect())?;
         if let Some(error) = done.input_error {
             return Err(LabError::Scale(format!("{}: {error}", self.workload.name())));
         }
         if done.run.outcome != Outcome::Completed {
-            let what = format!("{regime} with {vcpus} vCPUs ended early: {:?}", done.run.outcome);
-            return Err(LabError::Scale(format!(
-                "{what}; give the guest more memory with --memory, or shorten the run"
-            )));
+            return Err(LabError::Scale(format!("{regime} with {vcpus} vCPUs: {}", self.why(done.run.outcome))));
         }
         Ok(done.run)
+    }
+
+    /// Why a run ended early, and what can be done.
+    fn why(&self, outcome: Outcome) -> String {
+        match outcome {
+            Outcome::GuestOutOfMemory => {
+                "the guest has no memory left; give it more with --memory, or shorten the run with --scale".to_owned()
+            }
+            Outcome::HostOutOfMemory => {
+                "the host has no memory left for guests of this size; give them less with --memory, or take fewer".to_owned()
+            }
+            Outcome::WarmUpOnly => format!(
+                "the workload has no accesses left after a warm-up of {} on each vCPU; warm up less, or run longer with --scale",
+                count(self.measure.warm_up_accesses)
+            ),
+            Outcome::GuestKernelFault => {
+                "the guest's kernel faulted on its own memory: the regime handed out a wrong translation; --check says which".to_owned()
+            }
+            Outcome::Livelock => {
+                "an access keeps faulting: the regime handed out a wrong translation; --check says which".to_owned()
+            }
+            Outcome::Completed | Outcome::InputError => "the run ended early".to_owned(),
+        }
     }
 
     /// What runs on vCPU `vcpu` of `vcpus` in one of the machines.
@@ -223,7 +283,8 @@ impl ScalePlan {
             let asked = || mine().filter(|(_, vcpus, _)| self.vcpus.contains(vcpus));
             let fit = model::fit(*regime, asked().map(|(_, vcpus, run)| (*vcpus, point::throughput(run))));
             for (_, vcpus, run) in asked() {
-                points.push(Point::new(*regime, *vcpus, run, base, feed.predict(*vcpus), fit.as_ref()));
+                let (mva, assumptions) = (feed.predict(*vcpus), feed.assumptions(*vcpus));
+                points.push(Point { assumptions, ..Point::new(*regime, *vcpus, run, base, mva, fit.as_ref()) });
             }
             fits.extend(fit);
             feeds.push(feed);

@@ -1,16 +1,17 @@
 //! What models say of many vCPUs that were fed from one: mean-value analysis of the closed network of vCPUs and one lock, and the law
 //! of scalability fitted to the measured points.
 //!
-//! Of the run with one vCPU the analysis takes: takings of the lock, mean and variation of the time held, the time in between, remote
-//! flushes asked for, flushes of the guest, and which of INVLPG and CR3 loads exit. All else is the machine file's. Service that is
-//! not exponential enters by its residual life, an approximation; a fair queue of vCPUs that behave alike and start together waits
-//! less than that, and vCPUs that finish leave the others alone.
+//! Of the run with one vCPU the analysis takes: takings of the lock, how long each held it, the time in between, which of them flush
+//! all vCPUs, flushes of the guest, and which of INVLPG and CR3 loads exit. All else is the machine file's. A lock that is always
+//! held alone is the closed queue with times held as counted, exact where times in between are exponential and vCPUs independent;
+//! one that is shared is approximated. Whether that holds is decided from the same run ([`Assumptions`]).
 
+use memvirt_costmodel::closed::{Closed, Hold};
 use memvirt_costmodel::mva::{Lock, Shootdown};
 use memvirt_costmodel::usl::Usl;
 use memvirt_machine::{MachineSpec, RegimeKind};
 use memvirt_platform::{ExitReason, Interrupts};
-use memvirt_smp::Run;
+use memvirt_smp::{Part, Run, Times};
 use serde::Serialize;
 
 use super::{Bed, ScalePlan, Sharing};
@@ -46,7 +47,7 @@ pub(super) fn fit(regime: RegimeKind, points: impl Iterator<Item = (u16, f64)>) 
 }
 
 /// What the models take of a run with one vCPU, and of the machine. Times in cycles.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Feed {
     /// The regime.
     pub regime: RegimeKind,
@@ -64,18 +65,81 @@ pub struct Feed {
     pub hold_shared: f64,
     /// The squared coefficient of variation of the time held alone: 1 where exponential.
     pub variation: f64,
+    /// The same of the time between two takings.
+    pub think_variation: f64,
     /// Remote flushes.
     pub flushes: f64,
+    /// The share of takings that kick the others, once there are any.
+    pub flushing: f64,
     /// The share of time in guest mode: who is there has to be kicked.
     pub in_guest: f64,
-    /// The mean time in guest mode between two exits: who leaves by itself has not to be waited for.
+    /// The mean time in guest mode between two exits: who leaves by itself is out when the kick arrives.
     pub stretch: f64,
     /// From sending an interrupt to its arrival.
     pub interrupt: f64,
     /// What a kick costs the kicked vCPU.
     pub kicked: f64,
+    /// From giving the lock back until the next in its queue has it.
+    pub handover: f64,
+    /// Cycles, those of them under the lock, and takings, in the first half of the run and in the second.
+    pub halves: [Half; 2],
+    /// Whether each vCPU has a physical CPU.
+    #[serde(skip)]
+    own_cpus: bool,
+    #[serde(skip)]
+    holds: Vec<(Hold, bool)>,
     #[serde(skip)]
     guest: GuestFlushes,
+}
+
+/// One half of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Half {
+    /// Cycles.
+    pub cycles: f64,
+    /// Those of them under the lock.
+    pub locked: f64,
+    /// Takings of the lock.
+    pub takings: f64,
+}
+
+impl From<Part> for Half {
+    fn from(part: Part) -> Self {
+        Self { cycles: real(part.cycles), locked: real(part.locked), takings: real(part.takings) }
+    }
+}
+
+/// Whether the analysis may be believed: decided by the run with one vCPU and what is predicted from it, never by the error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Assumptions {
+    /// What is assumed holds, or makes no difference.
+    Hold,
+    /// vCPUs depend on each other by more than the lock: threads interrupt each other and wait for answers.
+    Interrupts,
+    /// vCPUs share physical CPUs.
+    Preemption,
+    /// The first half of the run asks for the lock as the second does not.
+    Trend,
+    /// Kicks follow each other so fast that the next one meets vCPUs which the last one has put out of guest mode.
+    Kicks,
+    /// Times in between and times held are so regular that vCPUs fall into step.
+    Regular,
+}
+
+impl Assumptions {
+    /// For people: what fails, if anything.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hold => "hold",
+            Self::Interrupts => "interrupts",
+            Self::Preemption => "preemption",
+            Self::Trend => "trend",
+            Self::Kicks => "kicks",
+            Self::Regular => "regular",
+        }
+    }
 }
 
 /// Flushes of an address space that others run on, for which threads interrupt each other.
@@ -108,6 +172,11 @@ impl Feed {
             Sharing::Tenants => GuestFlushes::default(),
             Sharing::Threads => GuestFlushes::of(machine, plan, bed, one),
         };
+        let classes = |of: &Times, kicks| -> Vec<_> {
+            of.classes().map(|(count, time)| (Hold { weight: real(count), time }, kicks)).collect()
+        };
+        let (first, second) = demand.parts.halves();
+        let most = plan.vcpus.iter().copied().max().unwrap_or(1);
         Self {
             regime,
             cycles: real(one.cycles()),
@@ -117,11 +186,17 @@ impl Feed {
             hold: alone.mean(),
             hold_shared: shared.mean(),
             variation: alone.variation(),
+            think_variation: demand.thinks.variation(),
             flushes: real(demand.remote_flushes),
+            flushing: per(demand.flushing.count(), alone.count + shared.count),
             in_guest: per(one.base + one.translation, one.cycles()),
             stretch: per(one.base + one.translation, one.counters.total_exits()),
             interrupt: real(bed.latencies.interrupt),
             kicked: real(bed.latencies.kicked),
+            handover: real(bed.latencies.handover),
+            halves: [first.into(), second.into()],
+            own_cpus: plan.physical_cpus.is_none_or(|cpus| cpus >= plan.vms * most),
+            holds: [classes(&demand.holds, false), classes(&demand.flushing, true)].concat(),
             guest,
         }
     }
@@ -129,38 +204,97 @@ impl Feed {
     /// The expectation for `vcpus` vCPUs of a virtual machine.
     pub(super) fn predict(&self, vcpus: u16) -> Prediction {
         const ROUNDS: u32 = 40;
-        let mut expected = self.expect(vcpus, 1.0);
+        // Nothing to queue for: native, or a hypervisor that never takes the lock.
+        if self.takings <= 0.0 || self.locked <= 0.0 {
+            let Extra { time, .. } = self.extra(vcpus);
+            return Prediction {
+                efficiency: self.cycles / (self.cycles + time),
+                lock_utilization: 0.0,
+                lock_wait: 0.0,
+            };
+        }
+        if self.shared <= 0.0 {
+            return self.alone(vcpus, &self.whole(), 1.0).1;
+        }
+        let mut expected = self.shared(vcpus, 1.0);
         // Who waits is not in guest mode and need not be kicked: the share there falls with the throughput.
         let mut efficiency = 1.0;
         for _ in 0..ROUNDS {
             efficiency = f64::midpoint(efficiency, expected.efficiency.min(1.0));
-            expected = self.expect(vcpus, efficiency);
+            expected = self.shared(vcpus, efficiency);
         }
         expected
     }
 
-    /// The expectation where vCPUs are in guest mode so many times as long as one alone.
-    fn expect(&self, vcpus: u16, presence: f64) -> Prediction {
+    const fn whole(&self) -> Half {
+        Half { cycles: self.cycles, locked: self.locked, takings: self.takings }
+    }
+
+    /// What threads add: time of each, and takings of the lock.
+    fn extra(&self, vcpus: u16) -> Extra {
         let others = f64::from(vcpus.saturating_sub(1));
         let own = if others > 0.0 { self.guest } else { GuestFlushes::default() };
         // Takings of the lock for each taking of its own: others' flushes make more.
         let visits = if self.takings > 0.0 { 1.0 + own.count / self.takings * own.takings * others } else { 1.0 };
         let queue = own.takings * self.hold * others;
         let sent = own.count * (own.send + self.interrupt + own.beyond + queue);
-        let served = own.count * own.receive * others;
-        // Nothing to queue for: native, or a hypervisor that never takes the lock.
-        if self.takings <= 0.0 || self.locked <= 0.0 {
-            let efficiency = self.cycles / (self.cycles + sent + served);
-            return Prediction { efficiency, lock_utilization: 0.0, lock_wait: 0.0 };
+        Extra { time: sent + own.count * own.receive * others, visits }
+    }
+
+    /// The expectation where the lock is always held alone: the closed queue with the times held as they were counted. `part` says
+    /// how often and for how long in a part of the run; kicks meet vCPUs in guest mode so many times as often as chance has it.
+    fn alone(&self, vcpus: u16, part: &Half, meets: f64) -> (Closed, Prediction) {
+        const ROUNDS: u32 = 20;
+        let others = f64::from(vcpus.saturating_sub(1));
+        let Extra { time, visits } = self.extra(vcpus);
+        let length = part.cycles / self.cycles;
+        let outside = (part.cycles - part.locked + time * length) / (part.takings * visits);
+        let longer = (part.locked / part.takings) / (self.locked / self.takings);
+        // Of the time outside the lock, what is in guest mode and can be kicked.
+        let guest = (self.in_guest * self.cycles / (self.cycles - self.locked)).min(1.0);
+        let leaves = if self.stretch > 0.0 { (-self.interrupt / self.stretch).exp() } else { 0.0 };
+        let mut queue = Closed { think: outside, holds: Vec::new(), handover: self.handover };
+        let mut thinks = 1.0;
+        for _ in 0..ROUNDS {
+            // A kick waits for its interrupt where it finds anybody in guest mode, and costs those who are still there.
+            let wait = self.interrupt * meets * (1.0 - (1.0 - thinks * guest).powf(others));
+            queue.think = outside + self.flushing * others * self.kicked * thinks * guest * leaves;
+            let held = |(hold, kicks): &(Hold, bool)| Hold {
+                time: hold.time * longer + if *kicks { wait } else { 0.0 },
+                ..*hold
+            };
+            queue.holds = self.holds.iter().map(held).collect();
+            if others < 1.0 {
+                break;
+            }
+            // Who gives the lock back sees the others as they are without it (the arrival theorem).
+            let rest = queue.expected(usize::from(vcpus) - 1);
+            thinks = f64::midpoint(thinks, (rest.throughput * queue.think / others).min(1.0));
         }
+        let expected = queue.expected(usize::from(vcpus));
+        let each = expected.throughput / f64::from(vcpus) / visits;
+        let prediction = Prediction {
+            efficiency: each * part.cycles / part.takings,
+            lock_utilization: expected.utilization,
+            lock_wait: expected.waiting_share,
+        };
+        (queue, prediction)
+    }
+
+    /// The expectation where the lock is shared by some, and vCPUs are in guest mode so many times as long as one alone.
+    fn shared(&self, vcpus: u16, presence: f64) -> Prediction {
+        let others = f64::from(vcpus.saturating_sub(1));
+        let Extra { time, visits } = self.extra(vcpus);
+        let there = presence * self.in_guest;
+        let leaves = if self.stretch > 0.0 { (-self.interrupt / self.stretch).exp() } else { 0.0 };
         let shootdown = Shootdown {
-            rate: self.flushes / self.takings,
-            send: self.kick_wait(others, presence),
+            rate: self.flushing,
+            send: self.interrupt * (1.0 - (1.0 - there).powf(others)),
             send_each: 0.0,
-            receive: self.kicked * presence * self.there_after(self.interrupt),
+            receive: self.kicked * there * leaves,
             locked: true,
         };
-        let think = (self.cycles - self.locked + sent + served) / (self.takings * visits);
+        let think = (self.cycles - self.locked + time) / (self.takings * visits);
         let Self { hold, variation, shared, hold_shared, .. } = *self;
         let lock = Lock { think, hold, variation, shared, hold_shared, shootdown };
         let expected = lock.expected(usize::from(vcpus));
@@ -168,21 +302,63 @@ impl Feed {
         let one = self.takings / self.cycles;
         Prediction { efficiency: each / one, lock_utilization: expected.utilization, lock_wait: expected.waiting_share }
     }
+
+    /// Whether what is assumed holds for `vcpus` vCPUs, or how much it could matter is little.
+    pub(super) fn assumptions(&self, vcpus: u16) -> Assumptions {
+        if !self.own_cpus {
+            return Assumptions::Preemption;
+        }
+        if vcpus <= 1 {
+            return Assumptions::Hold;
+        }
+        if self.extra(vcpus).time > LITTLE * self.cycles {
+            return Assumptions::Interrupts;
+        }
+        if self.takings <= 0.0 || self.locked <= 0.0 || self.shared > 0.0 {
+            return Assumptions::Hold;
+        }
+        let whole = self.predict(vcpus).efficiency;
+        if (self.by_halves(vcpus) / whole - 1.0).abs() > LITTLE {
+            return Assumptions::Trend;
+        }
+        if self.alone(vcpus, &self.whole(), 0.0).1.efficiency / whole - 1.0 > MARGIN {
+            return Assumptions::Kicks;
+        }
+        if self.think_variation < REGULAR && self.in_step(vcpus) / whole - 1.0 > MARGIN {
+            return Assumptions::Regular;
+        }
+        Assumptions::Hold
+    }
+
+    /// The efficiency were each half of the run analysed by itself.
+    fn by_halves(&self, vcpus: u16) -> f64 {
+        let halves = self.halves.iter().filter(|half| half.cycles > 0.0);
+        let slow = |half: &Half| if half.takings > 0.0 { self.alone(vcpus, half, 1.0).1.efficiency } else { 1.0 };
+        let (cycles, then) =
+            halves.fold((0.0, 0.0), |(cycles, then), half| (cycles + half.cycles, then + half.cycles / slow(half)));
+        if then > 0.0 { cycles / then } else { 1.0 }
+    }
+
+    /// The most efficiency that there can be: nobody waits unless the lock is always held.
+    fn in_step(&self, vcpus: u16) -> f64 {
+        let (queue, _) = self.alone(vcpus, &self.whole(), 1.0);
+        queue.most(usize::from(vcpus)) / f64::from(vcpus) / self.extra(vcpus).visits * self.cycles / self.takings
+    }
 }
 
-impl Feed {
-    /// The probability that a vCPU that was kicked is still in guest mode so much later, were times there exponential.
-    fn there_after(&self, later: f64) -> f64 {
-        if self.stretch > 0.0 { self.in_guest * (-later / self.stretch).exp() } else { 0.0 }
-    }
+/// An effect on the efficiency that is little.
+const LITTLE: f64 = 0.02;
+/// How far regular vCPUs may be from independent ones.
+const MARGIN: f64 = 0.05;
+/// The squared coefficient of variation of times between takings below which they are regular.
+const REGULAR: f64 = 0.5;
 
-    /// How long a kick of `others` is waited for: until the last that was in guest mode has left it, by itself or by the interrupt.
-    fn kick_wait(&self, others: f64, presence: f64) -> f64 {
-        const STEPS: u32 = 64;
-        let width = self.interrupt / f64::from(STEPS);
-        let anybody = |t: f64| 1.0 - (1.0 - presence * self.there_after(t)).powf(others);
-        (0..STEPS).map(|i| anybody((f64::from(i) + 0.5) * width) * width).sum()
-    }
+/// What threads add for each vCPU.
+struct Extra {
+    /// Cycles of the run.
+    time: f64,
+    /// Takings of the lock for each taking of its own.
+    visits: f64,
 }
 
 impl GuestFlushes {

@@ -1,12 +1,12 @@
 //! Results: one regime with so many vCPUs, and what the points say about each other.
 
-use memvirt_machine::{GuestConfig, HostConfig, RegimeKind};
+use memvirt_machine::{GuestConfig, HostConfig, Measure, RegimeKind};
 use memvirt_platform::ExitReason;
 use memvirt_smp::Run;
 use memvirt_timeline::Account;
 use serde::Serialize;
 
-use super::model::{Feed, Fit, Prediction};
+use super::model::{Assumptions, Feed, Fit, Prediction};
 use super::{Bed, ScalePlan, Sharing};
 use crate::comparison::ratio;
 use crate::table::csv_line;
@@ -65,7 +65,7 @@ pub struct Point {
     pub vcpus: u16,
     /// Accesses by processes, on all vCPUs.
     pub accesses: u64,
-    /// Cycles of all vCPUs, each up to its end.
+    /// Cycles of all vCPUs, each from its beginning to its end.
     pub cycles: u64,
     /// The time of the last to end.
     pub end: u64,
@@ -94,6 +94,8 @@ pub struct Point {
     pub mva: Prediction,
     /// Its efficiency less the measured one, as a fraction of it.
     pub mva_error: f64,
+    /// Whether what the analysis assumes holds; decided by the run with one vCPU.
+    pub assumptions: Assumptions,
     /// The same for the fitted law of scalability, where there are points enough.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usl_error: Option<f64>,
@@ -136,6 +138,7 @@ impl Point {
             broken: run.broken,
             mva,
             mva_error: mva.efficiency / efficiency - 1.0,
+            assumptions: Assumptions::Hold,
             usl_error: usl.map(|fit| fit.law.throughput(f64::from(vcpus)) / (each * f64::from(vcpus)) - 1.0),
         }
     }
@@ -181,6 +184,12 @@ pub struct ScaleTable {
     pub kicked_cycles: u64,
     /// What a world switch costs.
     pub world_switch_cycles: u64,
+    /// From giving a lock back until the next in its queue has it.
+    pub handover_cycles: u64,
+    /// What was measured: accesses of each vCPU before time began, and whether memory was there as soon as it was mapped.
+    pub measure: Measure,
+    /// vCPUs began at random times within so many times what one alone takes.
+    pub stagger: f64,
     /// The guest's switches.
     pub guest: GuestConfig,
     /// The hypervisor's.
@@ -216,6 +225,9 @@ impl ScaleTable {
             interrupt_cycles: bed.latencies.interrupt,
             kicked_cycles: bed.latencies.kicked,
             world_switch_cycles: bed.latencies.world_switch,
+            handover_cycles: bed.latencies.handover,
+            measure: plan.measure,
+            stagger: plan.stagger,
             guest: bed.guest,
             host: bed.host,
             points,
@@ -251,7 +263,7 @@ impl ScaleTable {
         let mut text = String::new();
         let header = "workload,sharing,regime,vcpus,accesses,cycles,end,throughput,efficiency,lock_utilization,wait_lock,\
              wait_kick,wait_shootdown,wait_kicked,wait_preempted,exits,shootdowns,interrupted,table_bytes,mva_efficiency,\
-             mva_error,usl_error,benefit";
+             mva_error,usl_error,benefit,assumptions";
         csv_line(&mut text, header.split(','));
         for point in &self.points {
             let (waits, fixed) = (&point.waits, |x: f64| format!("{x:.6}"));
@@ -281,6 +293,7 @@ impl ScaleTable {
                 fixed(point.mva_error),
                 point.usl_error.map(fixed).unwrap_or_default(),
                 rival.map(|row| fixed(row.benefit)).unwrap_or_default(),
+                point.assumptions.name().to_owned(),
             ];
             csv_line(&mut text, cells.iter().map(String::as_str));
         }
