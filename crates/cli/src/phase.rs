@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use memvirt_lab::phase::Phase;
+use memvirt_lab::phase::{Phase, VcpuPhase};
 use memvirt_lab::plan::{Plan, PlanRun, Size};
 use memvirt_machine::{MachineSpec, RegimeKind};
 
@@ -22,6 +22,7 @@ figure and its data.
 Examples:
   memvirt phase --quick
   memvirt phase --machine zen4 --out results
+  memvirt phase --vcpus 1,4,16,64
   memvirt phase --shadow shadow:lazy-fill --format svg > phase.svg")]
 pub(crate) struct PhaseArgs {
     /// The machine that prices: a built-in one, or a machine file
@@ -33,6 +34,9 @@ pub(crate) struct PhaseArgs {
     /// The short form
     #[arg(long)]
     quick: bool,
+    /// Numbers of vCPUs, separated by commas: instead of one plane with the built-in workloads, one for each number
+    #[arg(long, value_delimiter = ',', value_name = "LIST", value_parser = clap::value_parser!(u16).range(1..=256))]
+    vcpus: Vec<u16>,
     /// Threads; the results do not depend on them [default: one per processor]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -64,6 +68,9 @@ fn shadow(text: &str) -> Result<RegimeKind, String> {
 
 pub(crate) fn phase(args: &PhaseArgs) -> anyhow::Result<Status> {
     let machine = MachineSpec::load(&args.machine)?;
+    if !args.vcpus.is_empty() {
+        return planes(args, &machine);
+    }
     let name = args.machine.to_string_lossy();
     let plan = Plan::resolve("phase".as_ref())?.with_axis("machine", &[&name])?;
     // Without a folder the runs are kept nowhere.
@@ -84,6 +91,53 @@ pub(crate) fn phase(args: &PhaseArgs) -> anyhow::Result<Status> {
         PhaseFormat::Svg => found.to_svg()?,
     })?;
     Ok(verdict(&done))
+}
+
+/// The plane for each number of vCPUs.
+fn planes(args: &PhaseArgs, machine: &MachineSpec) -> anyhow::Result<Status> {
+    if args.shadow != RegimeKind::ShadowKvm61 {
+        anyhow::bail!("--vcpus compares nested paging with shadow:kvm; leave out --shadow");
+    }
+    let size = if args.quick { Size::Quick } else { Size::Full };
+    let found = VcpuPhase::measure(size, machine, &args.vcpus, args.threads)?;
+    if let Some(dir) = &args.out {
+        found.write_to(dir)?;
+    }
+    print(&match args.format {
+        PhaseFormat::Table => people_of_planes(&found),
+        PhaseFormat::Json => serde_json::to_string_pretty(&found)? + "\n",
+        PhaseFormat::Csv => found.to_csv(),
+        PhaseFormat::Svg => found.to_svg()?,
+    })?;
+    Ok(Status::Fine)
+}
+
+fn people_of_planes(planes: &VcpuPhase) -> String {
+    let mut grid = table([">vCPUs", ">misses", ">updates", "wins", ">by", ">by MVA"]);
+    for sample in &planes.samples {
+        let percent = |ln: f64| format!("{:.1} %", 100.0 * (ln.abs().exp() - 1.0));
+        let sign = if (sample.predicted > 0.0) == (sample.advantage > 0.0) { "" } else { "-" };
+        grid.add_row([
+            sample.vcpus.to_string(),
+            format!("{:.4}", sample.misses),
+            format!("{:.4}", sample.updates),
+            if sample.advantage > 0.0 { "nested" } else { "shadow" }.to_owned(),
+            percent(sample.advantage),
+            format!("{sign}{}", percent(sample.predicted)),
+        ]);
+    }
+    let border = planes.vcpus.iter().map(|vcpus| {
+        let ratio = planes.misses_per_update(*vcpus).map_or_else(|| "none".to_owned(), |ratio| format!("{ratio:.0}"));
+        format!("{vcpus} vCPUs {ratio}")
+    });
+    let (right, of) = planes.right();
+    format!(
+        "{}: nested against shadow:kvm; misses and updates for 1000 instructions of one vCPU natively\n{}border, misses for one update: \
+         {}\nmean-value analysis fed from one vCPU names the winner of {right} of {of} points with several\n",
+        planes.machine,
+        render(&grid),
+        border.collect::<Vec<_>>().join(", ")
+    )
 }
 
 fn people(phase: &Phase) -> String {

@@ -64,4 +64,7 @@ pub enum LabError {
     /// A cost model cannot be evaluated.
     #[error("cost model: {0}")]
     Model(String),
+    /// A plan cannot be carried out.
+    #[error(transparent)]
+    Plan(#[from] Box<crate::plan::PlanError>),
 }

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::machines::{Isolation, WorldSwitches};
+use super::many::Many;
 use crate::comparison::Comparison;
 use crate::error::LabError;
 use crate::exits::ExitTable;
@@ -33,7 +34,7 @@ pub enum Effort {
 
 impl Effort {
     /// The fraction of a workload that is run.
-    fn scale(self, workload: &Workload) -> f64 {
+    pub(super) fn scale(self, workload: &Workload) -> f64 {
         let accesses = workload.facts().accesses.value().max(1);
         match self {
             Self::Full => 1.0,
@@ -114,6 +115,8 @@ pub struct Evidence {
     pub world_switches: WorldSwitches,
     /// Isolation.
     pub isolation: [Isolation; 2],
+    /// What takes many runs each: vCPUs, processes, the plane of who wins.
+    pub many: Many,
 }
 
 /// One comparison to be made.
@@ -170,19 +173,21 @@ impl Evidence {
         threads: Option<NonZeroUsize>,
         observer: &(dyn Fn(Done) + Sync),
     ) -> Result<Self, LabError> {
-        let tasks = tasks().len();
+        let tasks = tasks().len() + Many::steps();
         on_threads(threads, tasks, || Self::measure(effort, machine, observer))?
     }
 
     fn measure(effort: Effort, machine: &MachineSpec, observer: &(dyn Fn(Done) + Sync)) -> Result<Self, LabError> {
         let tasks = tasks();
-        let of = tasks.len();
+        let of = tasks.len() + Many::steps();
         let run = |task: &Task| {
             let done = task.run(effort, machine)?;
             observer(Done { what: task.workload.to_owned(), of });
             Ok(done)
         };
-        let mut made = tasks.par_iter().map(run).collect::<Result<Vec<_>, LabError>>()?;
+        let compare = || tasks.par_iter().with_max_len(1).map(run).collect::<Result<Vec<_>, LabError>>();
+        let (many, made) = rayon::join(|| Many::measure(effort, machine, of, observer), compare);
+        let (many, mut made) = (many?, made?);
         let large_guest_pages = made.pop().ok_or(LabError::NoRegime)?;
         let naive = made.pop().ok_or(LabError::NoRegime)?;
         let kpti = made.split_off(WORKLOADS.len());
@@ -199,6 +204,7 @@ impl Evidence {
             large_guest_pages,
             world_switches: WorldSwitches::measure(),
             isolation: Isolation::measure(),
+            many,
         })
     }
 

@@ -6,6 +6,7 @@
 
 mod evidence;
 mod machines;
+mod many;
 mod paging;
 mod work;
 
@@ -14,6 +15,7 @@ use serde::Serialize;
 pub(crate) use evidence::result;
 pub use evidence::{Done, Effort, Evidence};
 pub use machines::{Isolation, WorldSwitches};
+pub use many::{Many, Residents, Scaled};
 pub(crate) use work::ranking as ranking_of;
 
 /// What measuring says of a claim.

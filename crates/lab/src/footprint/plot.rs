@@ -41,7 +41,7 @@ impl FootprintTable {
         groups
     }
 
-    fn against_processes(&self) -> Result<Figure, LabError> {
+    pub(crate) fn against_processes(&self) -> Result<Figure, LabError> {
         let mut series = Vec::new();
         for ((name, rows), ink) in self.by_regime().into_iter().zip(INKS.into_iter().cycle()) {
             let measured = rows.iter().map(|row| (f64::from(row.processes), float(row.measured.end.total()))).collect();
@@ -69,7 +69,7 @@ impl FootprintTable {
     }
 
     /// The rows with the most processes over time.
-    fn over_time(&self) -> Result<Figure, LabError> {
+    pub(crate) fn over_time(&self) -> Result<Figure, LabError> {
         let most = self.rows.iter().map(|row| row.processes).max().unwrap_or(0);
         let shown = self.rows.iter().filter(|row| row.processes == most);
         let series = shown.clone().zip(INKS.into_iter().cycle()).map(|(row, ink)| {

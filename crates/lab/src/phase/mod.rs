@@ -6,6 +6,7 @@
 //! cause. Source: Gandhi, Hill, Swift, ISCA 2016, figure 1, as a diagram.
 
 mod draw;
+mod vcpus;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,8 @@ use serde::Serialize;
 use crate::error::LabError;
 use crate::plan::{Row, Table};
 use crate::table::csv_line;
+
+pub use vcpus::{VcpuPhase, VcpuSample};
 
 /// A guest in the plane.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -102,7 +105,8 @@ impl Phase {
         let right = |s: &&&Sample| (s.misses < model_misses_per_update * s.updates) == (s.advantage > 0.0);
         let right_side = (knobs.iter().filter(right).count(), knobs.len());
         let worst = knobs.iter().map(|sample| (sample.predicted - sample.advantage).abs()).fold(0.0, f64::max);
-        let measured_misses_per_update = separation(&knobs);
+        let ratios = knobs.iter().map(|s| (s.misses / s.updates, s.advantage > 0.0)).collect();
+        let measured_misses_per_update = separation(ratios);
         let (machine, worst_difference) = (machine.name.clone(), worst);
         Ok(Self {
             machine,
@@ -148,10 +152,9 @@ impl Phase {
 }
 
 /// The ratio of misses to updates that separates winners with the fewest exceptions; `None` where one side wins everywhere.
-fn separation(samples: &[&Sample]) -> Option<f64> {
-    let mut ratios: Vec<(f64, bool)> = samples.iter().map(|s| (s.misses / s.updates, s.advantage > 0.0)).collect();
+fn separation(mut ratios: Vec<(f64, bool)>) -> Option<f64> {
     ratios.sort_by(|a, b| a.0.total_cmp(&b.0));
-    if ratios.iter().all(|(_, nested)| *nested == ratios[0].1) {
+    if ratios.windows(2).all(|pair| pair[0].1 == pair[1].1) {
         return None;
     }
     // Below the ratio nested paging is expected to win, from it on shadow paging.

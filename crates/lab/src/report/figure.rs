@@ -41,9 +41,9 @@ impl Figure {
         Self { command: command.to_owned(), ..self }
     }
 
-    /// The same among several of its kind: `prefix` goes before the anchor, and what it is of behind the title.
-    pub(crate) fn among(self, prefix: &str, of: &str) -> Self {
-        Self { id: format!("{prefix}-{}", self.id), title: format!("{}: {of}", self.title), ..self }
+    /// The same under another anchor; what it is of stands behind its title.
+    pub(crate) fn titled(self, id: &str, of: &str) -> Self {
+        Self { id: id.to_owned(), title: format!("{}: {of}", self.title), ..self }
     }
 
     /// The picture for a wide page as PNG.

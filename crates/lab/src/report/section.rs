@@ -49,6 +49,13 @@ impl Section {
         self.html(table(&header, rows.iter().map(|row| (row.as_slice(), ""))))
     }
 
+    /// A table to be opened.
+    pub(crate) fn details(self, summary: &str, header: &[&str], rows: &[Vec<String>]) -> Self {
+        let header: Vec<_> = header.iter().map(|&cell| cell.to_owned()).collect();
+        let table = table(&header, rows.iter().map(|row| (row.as_slice(), "")));
+        self.html(format!("<details><summary>{}</summary>{table}</details>\n", escape(summary)))
+    }
+
     /// A figure.
     pub(crate) fn figure(mut self, figure: Figure) -> Self {
         self.parts.push(Part::Figure(Box::new(figure)));

@@ -141,20 +141,28 @@ struct Layout {
     y: Ruler,
 }
 
+/// Lines that the legend of a plot takes.
+fn legend_lines(plot: &Plot, width: i32) -> i32 {
+    let named = plot.series.iter().filter(|series| !series.name.is_empty()).map(|series| series.name.as_str());
+    legend_places(named, width).iter().map(|(_, _, line)| line + 1).max().unwrap_or(0)
+}
+
 impl Layout {
     fn of(plot: &Plot, shape: Shape) -> Self {
-        let (width, field) = match shape {
-            Shape::Wide => (900, 380),
-            Shape::Narrow => (340, 260),
+        let (width, field, most) = match shape {
+            Shape::Wide => (900, 380, 10),
+            Shape::Narrow => (340, 260, 5),
         };
-        let named = plot.series.iter().filter(|series| !series.name.is_empty()).map(|series| series.name.as_str());
-        let legend_lines = legend_places(named, width).iter().map(|(_, _, line)| line + 1).max().unwrap_or(0);
-        let top = legend_lines * LEGEND_LINE + 24;
-        let points = || plot.series.iter().flat_map(|series| &series.points);
+        let top = legend_lines(plot, width) * LEGEND_LINE + 24;
+        Self::within(&[plot], plot, (width, field), top, most)
+    }
+
+    /// With axes that cover the points of all `peers`, and a field of this height below `top`.
+    fn within(peers: &[&Plot], plot: &Plot, (width, field): (i32, i32), top: i32, most: usize) -> Self {
+        let points = || peers.iter().flat_map(|peer| &peer.series).flat_map(|series| &series.points);
         let y = Ruler::of(points().map(|p| p.1), plot.y.spacing, (top + field, top), 6);
         let longest = y.ticks.iter().map(|tick| (plot.y.tick)(*tick).chars().count()).max().unwrap_or(0);
         let left = pixels(longest) + 14;
-        let most = if shape == Shape::Wide { 10 } else { 5 };
         let x = Ruler::of(points().map(|p| p.0), plot.x.spacing, (left, width - 22), most);
         Self { width, height: top + field + BELOW, x, y }
     }
@@ -167,17 +175,70 @@ impl Drawing for Plot {
     }
 
     fn paint(&self, area: &Area<'_>, shape: Shape) -> Drawn {
-        paint(area, self, &Layout::of(self, shape))
+        let layout = Layout::of(self, shape);
+        legend(area, self, layout.width)?;
+        paint(area, self, &layout)
     }
 }
 
-fn paint(area: &Area<'_>, plot: &Plot, layout: &Layout) -> Drawn {
+/// Several plots of the same kind over the same axes, side by side or below each other; the first one's legend is that of all.
+#[derive(Clone, Debug)]
+pub(crate) struct Multiples {
+    /// Headings and plots.
+    pub(crate) panels: Vec<(String, Plot)>,
+}
+
+const PANEL_HEADING: i32 = 24;
+
+impl Multiples {
+    /// Panels in a row, the width and the height of one, and the height of the legend.
+    fn frame(&self, shape: Shape) -> (usize, i32, i32, i32) {
+        let (across, width, field) = match shape {
+            Shape::Wide => (2, 450, 260),
+            Shape::Narrow => (1, 340, 240),
+        };
+        let all = width * counted(across);
+        let above = self.panels.first().map_or(0, |(_, plot)| legend_lines(plot, all) * LEGEND_LINE) + 6;
+        (across, width, PANEL_HEADING + 24 + field + BELOW + 10, above)
+    }
+}
+
+impl Drawing for Multiples {
+    fn size(&self, shape: Shape) -> (u32, u32) {
+        let (across, width, height, above) = self.frame(shape);
+        let rows = counted(self.panels.len().div_ceil(across));
+        ((width * counted(across)).unsigned_abs(), (above + rows * height).max(40).unsigned_abs())
+    }
+
+    fn paint(&self, area: &Area<'_>, shape: Shape) -> Drawn {
+        let (across, width, height, above) = self.frame(shape);
+        if let Some((_, first)) = self.panels.first() {
+            legend(area, first, width * counted(across))?;
+        }
+        let peers: Vec<&Plot> = self.panels.iter().map(|(_, plot)| plot).collect();
+        for (i, (heading, plot)) in self.panels.iter().enumerate() {
+            let at = (counted(i % across) * width, above + counted(i / across) * height);
+            let part = area.clone().shrink(at, (width, height));
+            text(&part, heading, (2, PANEL_HEADING / 2), Ink::Text, HPos::Left, FONT, FontStyle::Bold)?;
+            let top = PANEL_HEADING + 24;
+            let layout = Layout::within(&peers, plot, (width, height - top - BELOW - 10), top, 5);
+            paint(&part, plot, &layout)?;
+        }
+        Ok(())
+    }
+}
+
+fn legend(area: &Area<'_>, plot: &Plot, width: i32) -> Drawn {
     let named: Vec<_> = plot.series.iter().filter(|series| !series.name.is_empty()).collect();
-    for (i, x, row) in legend_places(named.iter().map(|series| series.name.as_str()), layout.width) {
+    for (i, x, row) in legend_places(named.iter().map(|series| series.name.as_str()), width) {
         let y = row * LEGEND_LINE + 10;
         swatch(area, named[i], (x, y))?;
         text(area, &named[i].name, (x + 18, y), Ink::Text, HPos::Left, FONT, FontStyle::Normal)?;
     }
+    Ok(())
+}
+
+fn paint(area: &Area<'_>, plot: &Plot, layout: &Layout) -> Drawn {
     grid(area, plot, layout)?;
     for series in &plot.series {
         curve(area, series, layout)?;

@@ -61,7 +61,7 @@ impl ScaleTable {
         Figure::new("throughput", "Throughput of a vCPU", caption, table, plot)
     }
 
-    fn waiting(&self) -> Result<Figure, LabError> {
+    pub(crate) fn waiting(&self) -> Result<Figure, LabError> {
         let mut series = self.lines(", lock held", Mark::Dashed, |point| point.lock_utilization);
         series.extend(self.lines(", waiting", Mark::DottedLine, |point| point.waits.total));
         let plot = Plot { x: vcpus(), y: axis("share of time", percent), series };

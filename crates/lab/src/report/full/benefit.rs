@@ -10,10 +10,8 @@ use crate::report::Figure;
 use crate::report::chart::{Bar, Chart, Panel, Scale};
 use crate::report::paint::Ink;
 use crate::summary::exits_for;
-use crate::text::{bytes, count, fraction, short, signed_percent};
+use crate::text::{bytes, fraction, short, signed_percent};
 use memvirt_platform::ExitReason;
-
-const INKS: [Ink; 6] = [Ink::Grey, Ink::Vermillion, Ink::Orange, Ink::Purple, Ink::Blue, Ink::Green];
 
 pub(super) fn benefits(evidence: &Evidence) -> Result<Section, LabError> {
     Ok(Section::new("benefits", "Benefit by workload")
@@ -21,12 +19,8 @@ pub(super) fn benefits(evidence: &Evidence) -> Result<Section, LabError> {
         .figure(benefit("benefit-kpti", "The same with kernel-page-table isolation", &evidence.kpti)?))
 }
 
-pub(super) fn accounts(evidence: &Evidence) -> Result<Section, LabError> {
-    Ok(Section::new("accounts", "Where the time goes").figure(cycles(evidence)?))
-}
-
 pub(super) fn traps(evidence: &Evidence) -> Result<Section, LabError> {
-    Ok(Section::new("traps", "Trap counts").figure(exits(evidence)?).figure(stores(evidence)?))
+    Ok(Section::new("traps", "Trap counts").figure(super::breakdown::exits(evidence)?).figure(stores(evidence)?))
 }
 
 pub(super) fn tables(evidence: &Evidence) -> Result<Section, LabError> {
@@ -38,22 +32,18 @@ const fn length(n: u64) -> f64 {
     n as f64
 }
 
-fn shown(
+/// A figure of bars; its table begins with the workload.
+pub(super) fn shown(
     id: &str,
     title: &str,
     caption: &str,
-    data: Data,
+    (columns, rows): (Vec<&str>, Vec<Vec<String>>),
     chart: Chart,
     of: &[Comparison],
 ) -> Result<Figure, LabError> {
-    let header = std::iter::once("workload").chain(data.columns).map(str::to_owned).collect();
-    let figure = Figure::new(id, title, caption.to_owned(), (header, data.rows), chart)?;
+    let header = std::iter::once("workload").chain(columns).map(str::to_owned).collect();
+    let figure = Figure::new(id, title, caption.to_owned(), (header, rows), chart)?;
     Ok(figure.made_by(of.first().map_or("", |one| one.command.as_str())))
-}
-
-struct Data {
-    columns: Vec<&'static str>,
-    rows: Vec<Vec<String>>,
 }
 
 /// Bars of log2(T_shadow / T_nested), so that a doubling is as long either way.
@@ -82,17 +72,15 @@ fn benefit(id: &str, title: &str, comparisons: &[Comparison]) -> Result<Figure, 
         panels: panels.into_iter().flatten().collect(),
         marks: Vec::new(),
     };
-    let data = Data {
-        columns: vec!["benefit of nested over shadow:kvm"],
-        rows: ranking.iter().map(|(name, b)| vec![(*name).to_owned(), signed_percent(*b)]).collect(),
-    };
+    let rows = ranking.iter().map(|(name, b)| vec![(*name).to_owned(), signed_percent(*b)]).collect();
+    let data = (vec!["benefit of nested over shadow:kvm"], rows);
     let caption = "Workloads from the one that nested paging speeds up most to the one where shadow paging wins most. Benefit is \
                    T_shadow / T_nested - 1.";
     shown(id, title, caption, data, chart, comparisons)
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "ticks are small, not negative")]
-const fn whole(x: f64) -> u64 {
+pub(super) const fn whole(x: f64) -> u64 {
     x.round() as u64
 }
 
@@ -100,18 +88,17 @@ fn regimes(evidence: &Evidence) -> Vec<RegimeKind> {
     evidence.plain.first().map_or_else(Vec::new, |one| one.results.iter().map(|run| run.regime).collect())
 }
 
-/// One panel for each workload, a bar for each regime.
-fn grouped(
-    evidence: &Evidence,
-    regimes: &[RegimeKind],
+/// One panel for each workload, a bar for each of its runs that are `wanted`; and the bars' values by workload.
+pub(super) fn grouped(
+    comparisons: &[Comparison],
+    wanted: impl Fn(&RunResult) -> bool,
     parts: impl Fn(&RunResult, &RunResult, usize) -> (Vec<(Ink, f64)>, String),
 ) -> (Vec<Panel>, Vec<Vec<String>>) {
     let (mut panels, mut rows) = (Vec::new(), Vec::new());
-    for comparison in &evidence.plain {
+    for comparison in comparisons {
         let Some(native) = result(comparison, RegimeKind::Native) else { continue };
-        let runs: Vec<_> = regimes.iter().filter_map(|regime| result(comparison, *regime)).collect();
+        let runs = comparison.results.iter().filter(|run| wanted(run));
         let bars: Vec<_> = runs
-            .iter()
             .enumerate()
             .map(|(i, run)| {
                 let (parts, value) = parts(run, native, i);
@@ -129,37 +116,10 @@ fn names(regimes: &[RegimeKind]) -> Vec<&'static str> {
     regimes.iter().map(|regime| regime.name()).collect()
 }
 
-fn cycles(evidence: &Evidence) -> Result<Figure, LabError> {
-    let regimes: Vec<_> =
-        regimes(evidence).into_iter().filter(|r| matches!(r.name(), "shadow:kvm" | "nested")).collect();
-    let inks = [Ink::Blue, Ink::Green, Ink::Vermillion];
-    let (panels, rows) = grouped(evidence, &regimes, |run, native, _| {
-        let of = |cycles| fraction(cycles, native.cycles.total.max(1));
-        let times = of(run.cycles.total);
-        // Shares of a bar whose length is the logarithm of the whole.
-        let long = (1.0 + times).log2();
-        let share = |cycles| long * fraction(cycles, run.cycles.total.max(1));
-        let parts = [run.cycles.base, run.cycles.translation, run.cycles.exits];
-        (inks.into_iter().zip(parts.map(share)).collect(), format!("{times:.2}x native"))
-    });
-    let chart = Chart {
-        axis: "the native run's time, a logarithmic length; colours are shares of it",
-        scale: Scale::Decimal,
-        tick: |x| format!("{}x", short(whole(x.exp2() - 1.0))),
-        legend: vec![(inks[0], "base"), (inks[1], "translation"), (inks[2], "exits")],
-        panels,
-        marks: vec![(1.0, "native")],
-    };
-    let data = Data { columns: names(&regimes), rows };
-    let caption = "Run time in times of the native run, split into the guest's own work, TLB misses and walks, exits and their \
-                   handling.";
-    shown("cycles", "Where the cycles go", caption, data, chart, &evidence.plain)
-}
-
 pub(super) fn references(evidence: &Evidence) -> Result<Figure, LabError> {
     let regimes: Vec<_> =
         regimes(evidence).into_iter().filter(|r| matches!(r.name(), "native" | "shadow:kvm" | "nested")).collect();
-    let (panels, rows) = grouped(evidence, &regimes, |run, _, _| {
+    let (panels, rows) = grouped(&evidence.plain, |run| regimes.contains(&run.regime), |run, _, _| {
         let refs = |n| fraction(n, run.walks.max(1));
         let parts = vec![
             (Ink::Blue, refs(run.walk_refs.guest)),
@@ -176,28 +136,9 @@ pub(super) fn references(evidence: &Evidence) -> Result<Figure, LabError> {
         panels,
         marks: vec![(4.0, "4"), (24.0, "24")],
     };
-    let data = Data { columns: names(&regimes), rows };
+    let data = (names(&regimes), rows);
     let caption = "References of the average hardware walk. Walks that end at a missing entry are shorter than those that find one.";
     shown("references", "Walk references by workload", caption, data, chart, &evidence.plain)
-}
-
-fn exits(evidence: &Evidence) -> Result<Figure, LabError> {
-    let regimes: Vec<_> = regimes(evidence).into_iter().filter(|r| r.name() != "native").collect();
-    let (panels, rows) = grouped(evidence, &regimes, |run, _, i| {
-        let exits = run.total_exits();
-        (vec![(INKS[(i + 1) % INKS.len()], length(exits + 1).log10())], count(exits))
-    });
-    let chart = Chart {
-        axis: "VM exits of the whole run, a logarithmic length",
-        scale: Scale::Decimal,
-        tick: |x| short(whole(10f64.powf(x))),
-        legend: Vec::new(),
-        panels,
-        marks: Vec::new(),
-    };
-    let data = Data { columns: names(&regimes), rows };
-    let caption = "How often the guest stopped and the hypervisor ran, by workload and regime.";
-    shown("exits", "VM exits by workload", caption, data, chart, &evidence.plain)
 }
 
 fn stores(evidence: &Evidence) -> Result<Figure, LabError> {
@@ -229,7 +170,7 @@ fn stores(evidence: &Evidence) -> Result<Figure, LabError> {
         panels,
         marks: Vec::new(),
     };
-    let data = Data { columns: names(&regimes), rows };
+    let data = (names(&regimes), rows);
     let caption = "What write protection costs, and what going out of sync saves. Policies without write protection and nested paging \
                    trap no store.";
     shown("stores", "Trapped stores to guest tables", caption, data, chart, &evidence.plain)
@@ -238,7 +179,7 @@ fn stores(evidence: &Evidence) -> Result<Figure, LabError> {
 fn footprint(evidence: &Evidence) -> Result<Figure, LabError> {
     let regimes: Vec<_> =
         regimes(evidence).into_iter().filter(|r| matches!(r.name(), "shadow:kvm" | "nested")).collect();
-    let (panels, rows) = grouped(evidence, &regimes, |run, _, _| {
+    let (panels, rows) = grouped(&evidence.plain, |run| regimes.contains(&run.regime), |run, _, _| {
         let tables = run.table_bytes;
         let parts = vec![
             (Ink::Blue, length(tables.guest)),
@@ -261,7 +202,7 @@ fn footprint(evidence: &Evidence) -> Result<Figure, LabError> {
         panels,
         marks: Vec::new(),
     };
-    let data = Data { columns: names(&regimes), rows };
+    let data = (names(&regimes), rows);
     let caption =
         "Bytes of tables of each kind; records are what KVM keeps beside shadow pages, its reverse map first of all.";
     shown("footprint", "Memory for tables by workload", caption, data, chart, &evidence.plain)

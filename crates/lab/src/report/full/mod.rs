@@ -4,6 +4,8 @@
 //! (without it, the walk's table is there). Figures and their data lie beside it.
 
 mod benefit;
+mod breakdown;
+mod many;
 mod sections;
 mod steps;
 
@@ -25,12 +27,14 @@ pub fn write_full_report(dir: &Path, evidence: &Evidence, command: &str) -> Resu
 
 fn page(evidence: &Evidence, command: &str) -> Result<Page, LabError> {
     let claims = claims(evidence);
-    let mut sections = vec![claims_table(&claims), benefit::benefits(evidence)?, benefit::accounts(evidence)?];
+    let mut sections = vec![claims_table(&claims), benefit::benefits(evidence)?, breakdown::accounts(evidence)?];
     sections.push(steps::section()?);
     sections.push(sections::references(evidence).figure(benefit::references(evidence)?));
     sections.extend(sections::events(evidence));
     sections.push(benefit::traps(evidence)?);
-    sections.push(benefit::tables(evidence)?);
+    sections.push(many::scaling(evidence)?);
+    sections.push(many::footprint(evidence, benefit::tables(evidence)?)?);
+    sections.push(many::phase(evidence)?);
     sections.extend([sections::isolation(evidence), sections::nested_virt(evidence), sections::published(evidence)]);
     Ok(Page {
         title: "memvirt: the report".to_owned(),

@@ -1,0 +1,191 @@
+//! Sections that take many runs each: vCPUs, processes, the plane of who wins.
+
+use memvirt_machine::RegimeKind;
+
+use super::Section;
+use crate::claims::{Evidence, Residents, Scaled};
+use crate::error::LabError;
+use crate::report::Figure;
+use crate::report::paint::Ink;
+use crate::report::xy::{Axis, Mark, Plot, Series, Spacing};
+use crate::scale::{PUBLISHED, Point};
+use crate::text::{bytes, count, signed_percent};
+
+const INKS: [Ink; 6] = [Ink::Blue, Ink::Vermillion, Ink::Green, Ink::Purple, Ink::Orange, Ink::Grey];
+
+pub(super) fn scaling(evidence: &Evidence) -> Result<Section, LabError> {
+    let all = &evidence.many.scaling;
+    let published: Vec<_> = PUBLISHED.iter().map(|(row, text)| format!("{row}: {text}.")).collect();
+    let mut section = Section::new("scaling", "Many vCPUs")
+        .words(
+            "One workload on more and more vCPUs of one virtual machine, in simulated time: the MMU lock is a queue, interrupts and kicks \
+             are waited for. Each vCPU runs an instance of its own, threads where it says so.",
+        )
+        .figure(benefits(all)?);
+    section = section.words(&format!("Published: {}", published.join(" ")));
+    for one in all {
+        section = section.figure(throughput(one)?);
+        let id = format!("scaling-{}-waiting", one.id);
+        section = section.figure(one.table.waiting()?.titled(&id, one.title).made_by(&one.table.command));
+    }
+    let rows: Vec<Vec<String>> = all.iter().flat_map(|one| one.table.points.iter().map(|point| errors(one, point))).collect();
+    let header = ["workload", "regime", "vCPUs", "measured", "MVA", "error", "USL error", "lock held", "waiting"];
+    Ok(section
+        .words(
+            "Throughput of a vCPU relative to one alone: measured, by mean-value analysis fed from the run with one vCPU alone, and the \
+             error of the law of scalability fitted to all points.",
+        )
+        .details("The figures and their errors", &header, &rows))
+}
+
+fn errors(one: &Scaled, point: &Point) -> Vec<String> {
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    vec![
+        one.id.to_owned(),
+        point.regime.to_string(),
+        point.vcpus.to_string(),
+        format!("{:.3}", point.efficiency),
+        format!("{:.3}", point.mva.efficiency),
+        signed_percent(point.mva_error),
+        point.usl_error.map_or_else(|| "-".to_owned(), signed_percent),
+        percent(point.lock_utilization),
+        percent(point.waits.total),
+    ]
+}
+
+fn vcpus() -> Axis {
+    Axis { name: "vCPUs".to_owned(), spacing: Spacing::Powers2, tick: |x| format!("{x:.0}") }
+}
+
+/// T_shadow / T_nested of all workloads, a doubling as far everywhere.
+fn benefits(all: &[Scaled]) -> Result<Figure, LabError> {
+    let rows_of = |one: &Scaled| -> Vec<(u16, f64)> {
+        let kvm = one.table.benefits.iter().filter(|row| row.shadow == RegimeKind::ShadowKvm61);
+        kvm.map(|row| (row.vcpus, 1.0 + row.benefit)).collect()
+    };
+    let line = |(i, one): (usize, &Scaled)| {
+        let points = rows_of(one).into_iter().map(|(n, times)| (f64::from(n), times)).collect();
+        Series::new(INKS[i % INKS.len()], one.title, Mark::DottedLine, points)
+    };
+    let mut series: Vec<_> = all.iter().enumerate().map(line).collect();
+    let most = all.iter().flat_map(|one| &one.table.points).map(|point| point.vcpus).max().unwrap_or(2);
+    series.push(Series::new(Ink::Muted, "", Mark::Dashed, vec![(1.0, 1.0), (f64::from(most), 1.0)]));
+    let tick = |x: f64| if x < 1.0 { format!("{x}x") } else { format!("{x:.0}x") };
+    let y = Axis { name: "time under KVM's shadow MMU, in times of nested paging".to_owned(), spacing: Spacing::Powers2, tick };
+    let rows = all.iter().flat_map(|one| {
+        rows_of(one).into_iter().map(|(n, times)| vec![one.id.to_owned(), n.to_string(), format!("{:.6}", times - 1.0)])
+    });
+    let header = ["workload", "vcpus", "benefit of nested over shadow:kvm"].map(str::to_owned).to_vec();
+    let caption = "T_shadow / T_nested against the number of vCPUs; above the dashed line nested paging wins. It grows with vCPUs where \
+                   page tables change, and hardly where they do not.";
+    let plot = Plot { x: vcpus(), y, series };
+    let command = all.first().map_or("", |one| one.table.command.as_str());
+    let figure = Figure::new(
+        "scaling-benefit",
+        "Benefit of nested paging by number of vCPUs",
+        caption.to_owned(),
+        (header, rows.collect()),
+        plot,
+    )?;
+    Ok(figure.made_by(command))
+}
+
+/// Measured, predicted from one vCPU, and fitted.
+fn throughput(one: &Scaled) -> Result<Figure, LabError> {
+    let table = &one.table;
+    let mut series = Vec::new();
+    for (i, regime) in table.regimes().into_iter().enumerate() {
+        let ink = INKS[i % INKS.len()];
+        let line = |value: fn(&Point) -> Option<f64>| -> Vec<(f64, f64)> {
+            table.of(regime).filter_map(|point| Some((f64::from(point.vcpus), value(point)?))).collect()
+        };
+        series.push(Series::new(ink, regime.name(), Mark::Dots, line(|point| Some(point.efficiency))));
+        series.push(Series::new(ink, "", Mark::Dashed, line(|point| Some(point.mva.efficiency))));
+        series.push(Series::new(ink, "", Mark::Line, line(|point| Some(point.efficiency * (1.0 + point.usl_error?)))));
+    }
+    let percent = |x: f64| format!("{:.0} %", 100.0 * x);
+    let name = "throughput of a vCPU, relative to one alone".to_owned();
+    let plot = Plot { x: vcpus(), y: Axis { name, spacing: Spacing::Linear, tick: percent }, series };
+    let rows = table.points.iter().map(|point| {
+        let fixed = |x: f64| format!("{x:.6}");
+        let usl = point.usl_error.map(|error| fixed(point.efficiency * (1.0 + error))).unwrap_or_default();
+        let shown = [point.throughput, point.efficiency, point.mva.efficiency].map(fixed);
+        [point.regime.to_string(), point.vcpus.to_string()].into_iter().chain(shown).chain([usl]).collect()
+    });
+    let header = ["regime", "vcpus", "accesses per million cycles", "efficiency", "by MVA", "by USL"];
+    let caption = format!(
+        "{}: dots measured; dashed: mean-value analysis of vCPUs and one lock, fed from the run with one vCPU alone; lines: the universal \
+         scalability law fitted to the dots.",
+        table.workload
+    );
+    let data = (header.map(str::to_owned).to_vec(), rows.collect());
+    let id = format!("scaling-{}-throughput", one.id);
+    let figure = Figure::new(&id, &format!("Throughput of a vCPU: {}", one.title), caption, data, plot)?;
+    Ok(figure.made_by(&table.command))
+}
+
+pub(super) fn footprint(evidence: &Evidence, section: Section) -> Result<Section, LabError> {
+    let all = &evidence.many.footprints;
+    let mut section = section.words(
+        "Below, bytes of tables and records against the number of processes, each of which maps so much and stays: counted in the tables of \
+         the run, beside what a model says that is given the parameters alone.",
+    );
+    for one in all {
+        let command = &one.table.command;
+        section = section
+            .figure(one.table.against_processes()?.titled(&format!("footprint-{}", one.id), one.title).made_by(command))
+            .figure(one.table.over_time()?.titled(&format!("footprint-{}-time", one.id), one.title).made_by(command));
+    }
+    let rows: Vec<Vec<String>> = all.iter().flat_map(sizes).collect();
+    let header =
+        ["what", "regime", "processes", "tables at the end", "with records", "predicted", "error", "at most", "shadow / nested"];
+    Ok(section.details("The sizes and the model's errors", &header, &rows))
+}
+
+fn sizes(one: &Residents) -> Vec<Vec<String>> {
+    let row = |row: &crate::footprint::Row| {
+        let end = row.measured.end;
+        let beside = one.table.beside().find(|beside| std::ptr::eq(beside.shadow, row));
+        vec![
+            one.id.to_owned(),
+            row.regime.to_string(),
+            row.processes.to_string(),
+            bytes(end.guest + end.shadow + end.nested),
+            count(end.total()),
+            row.predicted.map_or_else(|| "-".to_owned(), |predicted| count(predicted.total())),
+            row.error.map_or_else(|| "-".to_owned(), |error| format!("{:+.2} %", 100.0 * error)),
+            count(row.measured.peak.bytes.total()),
+            beside.map_or_else(String::new, |beside| format!("{:.2}", beside.tables)),
+        ]
+    };
+    one.table.rows.iter().map(row).collect()
+}
+
+pub(super) fn phase(evidence: &Evidence) -> Result<Section, LabError> {
+    let (phase, planes) = (&evidence.many.phase, &evidence.many.vcpu_phase);
+    let measured = match phase.measured_misses_per_update {
+        Some(ratio) => format!("{ratio:.0} by the runs of the workload with two knobs"),
+        None => "no such ratio in the runs, where one side always won".to_owned(),
+    };
+    let words = format!(
+        "Nested paging pays for each TLB miss, shadow paging for each update of a page table. Break-even, in misses for one update: {:.0} \
+         by the model, {measured}; {} of {} runs lie on the side of the model's line that won.",
+        phase.model_misses_per_update, phase.right_side.0, phase.right_side.1
+    );
+    let ratios = planes.vcpus.iter().map(|vcpus| {
+        let ratio = planes.misses_per_update(*vcpus).map_or_else(|| "none, one side always won".to_owned(), |r| format!("{r:.0}"));
+        format!("{vcpus} vCPUs: {ratio}")
+    });
+    let (right, of) = planes.right();
+    let more = format!(
+        "With more vCPUs the handlers of shadow paging queue for the MMU lock, and the border moves. Misses for one update at the border: \
+         {}. Mean-value analysis, fed from one vCPU, names the winner of {right} of {of} points with several.",
+        ratios.collect::<Vec<_>>().join("; ")
+    );
+    let vcpus: Vec<String> = planes.vcpus.iter().map(u16::to_string).collect();
+    Ok(Section::new("phase", "Who wins: the phase diagram")
+        .words(&words)
+        .figure(phase.figure()?.made_by(&format!("memvirt phase --machine {}", phase.machine)))
+        .words(&more)
+        .figure(planes.figure()?.made_by(&format!("memvirt phase --vcpus {} --machine {}", vcpus.join(","), phase.machine))))
+}
