@@ -11,7 +11,9 @@ use crate::drift::{Around, Drift, StoreTo};
 use crate::events::Events;
 use crate::graph::Graph;
 use crate::path::{Way, lowest, tables};
-use crate::trees::{self, Cost, Pages};
+use crate::trees::{self, Cost, Pages, Tree};
+use crate::vbox::{Store, Vbox};
+use crate::xen::Xen;
 
 /// A [`Platform`] around another one, a bare machine of one vCPU, that counts what the guest does.
 #[derive(Debug)]
@@ -21,8 +23,12 @@ pub struct Census<P> {
     root: Option<Gfn>,
     graph: Graph,
     drift: Drift,
+    xen: Xen,
+    vbox: Vbox,
     epoch: Pages,
-    roots: HashMap<Gfn, Pages>,
+    roots: HashMap<Gfn, Tree>,
+    /// Every entry that the guest or hardware changed, in order.
+    log: Vec<Gpa>,
     frames: HashSet<Gfn>,
 }
 
@@ -36,8 +42,11 @@ impl<P: Platform> Census<P> {
             root: None,
             graph: Graph::default(),
             drift: Drift::default(),
+            xen: Xen::default(),
+            vbox: Vbox::default(),
             epoch: Pages::new(),
             roots: HashMap::new(),
+            log: Vec::new(),
             frames: HashSet::new(),
         }
     }
@@ -55,6 +64,13 @@ impl<P: Platform> Census<P> {
     /// Where an access would go now.
     fn way(&self, acc: Acc) -> Option<Way> {
         Way::of(&self.inner, self.root?, acc)
+    }
+
+    /// Hardware set bits on the way of an access.
+    fn marked(&mut self, acc: Acc) {
+        let Some(root) = self.root else { return };
+        // Accessed bits above the leaf make nothing disagree that agreed before.
+        self.log.extend(lowest(&self.inner, root, acc).map(|(entry, _)| entry));
     }
 
     fn touches(&mut self, acc: Acc, data: Option<Gfn>) {
@@ -80,18 +96,47 @@ impl<P: Platform> Census<P> {
         drift.access(way, &around, events);
     }
 
-    /// Where leaf tables may drift: all of them are brought in step, or one page is looked at anew.
-    fn step(&mut self, page: Option<Gva>) {
-        let Self { inner, frames, drift, root, .. } = self;
+    /// Where shadows lag behind: they are brought in step.
+    fn step(&mut self, what: Flush) {
+        let Self { inner, frames, drift, xen, vbox, root, events, .. } = self;
         let Some(root) = *root else { return };
         let peek = |at: Gpa| inner.peek(VmId::FIRST, at);
         let around = Around { peek: &peek, resident: &|frame| frames.contains(&frame) };
-        match page {
-            None => drift.sync(root, &around),
-            Some(gva) => {
-                drift.flush_page(lowest(inner, root, Acc::supervisor(gva, AccessKind::Read)), &around);
+        let lowest = |gva| lowest(inner, root, Acc::supervisor(gva, AccessKind::Read));
+        match what {
+            Flush::Root => {
+                drift.sync(root, &around, events);
+                xen.load_root(root, &around);
+                vbox.load_root(root, &around);
+            }
+            Flush::All => {
+                drift.sync(root, &around, events);
+                xen.flush(&around);
+                vbox.flush(&around);
+            }
+            Flush::Page(gva) => {
+                drift.flush_page(lowest(gva), &around);
+                xen.flush_page(lowest(gva));
+                vbox.flush(&around);
+            }
+            Flush::Fault { gva, present } => {
+                if present {
+                    drift.flush_page(lowest(gva), &around);
+                }
+                xen.fault(lowest(gva));
             }
         }
+    }
+
+    /// Where stores are followed one by one: an access that completed.
+    fn in_shadows(&mut self, acc: Acc, way: &Way, store: Option<(&StoreOp, Gva)>) {
+        let Self { inner, frames, xen, vbox, events, .. } = self;
+        let peek = |at: Gpa| inner.peek(VmId::FIRST, at);
+        let around = Around { peek: &peek, resident: &|frame| frames.contains(&frame) };
+        let at = way.frame.at(acc.gva().as_u64() & 0xff8);
+        xen.access(way, store.map(|(op, _)| (at, op)), &around, events);
+        let ip = store.map_or(Gva::ZERO, |(_, ip)| ip);
+        vbox.access(way, &Store { op: store.map(|(op, _)| op), gva: acc.gva(), ip }, &around, events);
     }
 
     /// An access that completed; `way` is as it was before.
@@ -99,6 +144,7 @@ impl<P: Platform> Census<P> {
         let Some(way) = way else { return };
         self.touches(acc, Some(way.frame));
         self.in_drift(acc, &way, false);
+        self.in_shadows(acc, &way, None);
         self.done_elsewhere(way);
     }
 
@@ -121,7 +167,7 @@ impl<P: Platform> Census<P> {
             Cost::Upgrade => self.events.epoch_upgrades += 1,
         }
         let Some(root) = self.root else { return };
-        match trees::access(self.roots.entry(root).or_default(), way) {
+        match self.roots.entry(root).or_default().access(way) {
             Cost::Nothing => {}
             Cost::Fill => self.events.root_fills += 1,
             Cost::Upgrade => self.events.root_upgrades += 1,
@@ -133,15 +179,13 @@ impl<P: Platform> Census<P> {
         self.events.faults += 1;
         self.touches(acc, None);
         self.forget(acc.gva().as_u64() >> 12);
-        if present {
-            self.step(Some(acc.gva()));
-        }
+        self.step(Flush::Fault { gva: acc.gva(), present });
     }
 
     fn forget(&mut self, page: u64) {
         self.epoch.remove(&page);
-        if let Some(pages) = self.root.and_then(|root| self.roots.get_mut(&root)) {
-            pages.remove(&page);
+        if let Some(tree) = self.root.and_then(|root| self.roots.get_mut(&root)) {
+            tree.pages.remove(&page);
         }
     }
 
@@ -149,8 +193,7 @@ impl<P: Platform> Census<P> {
     fn store(
         &mut self,
         v: VcpuId,
-        via: Gva,
-        op: &StoreOp,
+        (via, op, ip): (Gva, &StoreOp, Gva),
         event: &Event,
         out: &mut Ledger,
     ) -> Result<Option<u64>, Refusal> {
@@ -158,11 +201,18 @@ impl<P: Platform> Census<P> {
         let way = self.way(acc);
         let at = way.map(|way| way.frame.at(via.as_u64() & 0xff8));
         let before = at.map(|at| self.inner.peek(VmId::FIRST, at));
+        let marked = out.counters.ad_updates;
         let result = self.inner.event(v, event, out);
+        if out.counters.ad_updates != marked {
+            self.marked(acc);
+        }
         let (Ok(_), Some(way), Some(at)) = (&result, way, at) else { return result };
+        let elements = if let StoreOp::RepStos { count, .. } = op { u64::from(*count) } else { 1 };
+        self.log.extend((0..elements).map(|i| at.wrapping_add(8 * i)));
         let clears = matches!(op, StoreOp::RepStos { .. } | StoreOp::Vector);
         self.touches(acc, Some(way.frame));
         self.in_drift(acc, &way, clears);
+        self.in_shadows(acc, &way, Some((op, ip)));
         let Some(level) = self.graph.level(way.frame) else {
             self.done_elsewhere(way);
             return result;
@@ -195,12 +245,12 @@ impl<P: Platform> Census<P> {
                 self.root = Some(cr3.root.frame());
                 self.epoch.clear();
                 self.sync(None);
-                self.step(None);
+                self.step(Flush::Root);
             }
             Control::Cr(_) | Control::Invpcid(Invpcid::All | Invpcid::AllGlobal | Invpcid::Single(_)) => {
                 self.epoch.clear();
                 self.sync(None);
-                self.step(None);
+                self.step(Flush::All);
             }
             Control::Invlpg(gva) => {
                 self.events.invlpgs += 1;
@@ -215,20 +265,36 @@ impl<P: Platform> Census<P> {
         let page = gva.as_u64() >> 12;
         self.epoch.remove(&page);
         self.sync(Some(page));
-        self.step(Some(gva));
+        self.step(Flush::Page(gva));
     }
 
     /// Brings a page of the current root in step, or all of them.
     fn sync(&mut self, page: Option<u64>) {
         let Some(root) = self.root else { return };
-        let Some(mut pages) = self.roots.remove(&root) else { return };
+        let Some(mut tree) = self.roots.remove(&root) else { return };
         let now = |page: u64| Way::of(&self.inner, root, Acc::supervisor(address(page), AccessKind::Read));
         match page {
-            Some(page) => trees::sync_page(&mut pages, page, now(page)),
-            None => trees::sync(&mut pages, now),
+            Some(page) => trees::sync_page(&mut tree.pages, page, now(page)),
+            None => {
+                self.events.root_compared += tree.pages.len() as u64;
+                tree.sync(&self.log, now);
+            }
         }
-        self.roots.insert(root, pages);
+        self.roots.insert(root, tree);
     }
+}
+
+/// What brings shadows in step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flush {
+    /// A load of CR3.
+    Root,
+    /// All pages.
+    All,
+    /// One page.
+    Page(Gva),
+    /// A page fault that the guest sees.
+    Fault { gva: Gva, present: bool },
 }
 
 /// The first address of a page; the upper bits repeat bit 47.
@@ -240,7 +306,11 @@ impl<P: Platform> Platform for Census<P> {
     fn accesses(&mut self, v: VcpuId, run: &[Acc], horizon: Horizon, out: &mut Ledger) -> (usize, Stop) {
         for (done, acc) in run.iter().enumerate() {
             let way = self.way(*acc);
+            let marked = out.counters.ad_updates;
             let (one, stop) = self.inner.accesses(v, core::slice::from_ref(acc), horizon, out);
+            if out.counters.ad_updates != marked {
+                self.marked(*acc);
+            }
             if let Stop::GuestFault(fault) = stop {
                 self.fault(*acc, fault.code.bits() & PfCode::PRESENT != 0);
             }
@@ -256,14 +326,17 @@ impl<P: Platform> Platform for Census<P> {
         match event {
             Event::Load { gva } => {
                 let acc = Acc::supervisor(*gva, AccessKind::Read);
-                let way = self.way(acc);
+                let (way, marked) = (self.way(acc), out.counters.ad_updates);
                 let result = self.inner.event(v, event, out);
+                if out.counters.ad_updates != marked {
+                    self.marked(acc);
+                }
                 if result.is_ok() {
                     self.done(acc, way);
                 }
                 result
             }
-            Event::Store { via, op, .. } => self.store(v, *via, op, event, out),
+            Event::Store { via, op, ip } => self.store(v, (*via, op, *ip), event, out),
             Event::Control(control) => {
                 let result = self.inner.event(v, event, out);
                 if result.is_ok() {

@@ -134,7 +134,7 @@ impl Drift {
 
     fn compare_drifting(&mut self, frame: Gfn, around: &Around<'_>) {
         if self.tables.get(&frame).is_some_and(|table| table.drifting) {
-            self.compare(frame, around);
+            let _ = self.compare(frame, around);
         }
     }
 
@@ -245,7 +245,7 @@ impl Drift {
     }
 
     /// Brings the tables under a root in step: those that it leads to through entries in use.
-    pub(crate) fn sync(&mut self, root: Gfn, around: &Around<'_>) {
+    pub(crate) fn sync(&mut self, root: Gfn, around: &Around<'_>, events: &mut Events) {
         let mut drifting = BTreeSet::new();
         let mut open = vec![root];
         while let Some(frame) = open.pop() {
@@ -270,14 +270,17 @@ impl Drift {
             self.protect(*frame);
         }
         for frame in drifting {
-            self.compare(frame, around);
+            events.drift_compared += self.compare(frame, around);
         }
     }
 
     /// Compares what was used of a leaf table with what it says now.
-    fn compare(&mut self, table: Gfn, around: &Around<'_>) {
+    /// Gives how many entries in use there were.
+    fn compare(&mut self, table: Gfn, around: &Around<'_>) -> u64 {
+        let mut compared = 0;
         for entry in (0..512).map(|index| table.entry(index)) {
             let Some((_, held)) = self.any_piece(entry) else { continue };
+            compared += 1;
             match decode((around.peek)(entry)) {
                 Entry::Leaf { frame, attrs, .. } if frame == held && attrs.contains(Attrs::ACCESSED) => {
                     let writable = attrs.contains(Attrs::WRITE | Attrs::DIRTY) && self.may_be_stored(held);
@@ -286,6 +289,7 @@ impl Drift {
                 _ => self.drop_entry(entry),
             }
         }
+        compared
     }
 }
 

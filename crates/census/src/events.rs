@@ -58,6 +58,18 @@ events! {
     noticed_stores,
     /// Guest frames touched, those of tables included.
     frames,
+    /// Pages used under a root that flushes compared with the guest's tables, summed.
+    root_compared,
+    /// Entries in use of drifting leaf tables that flushes compared, summed.
+    drift_compared,
+    /// Accesses under Xen's rules that use an entry for the first time, neighbours filled with it, or let a leaf table out of sync.
+    xen_fills,
+    /// Stores under Xen's rules to tables that stay in sync.
+    xen_stores,
+    /// Accesses under VirtualBox's rules that use an entry for the first time, neighbours filled with it, or make a table dirty.
+    vbox_fills,
+    /// Stores under VirtualBox's rules to monitored tables.
+    vbox_stores,
 }
 
 impl Events {

@@ -6,7 +6,10 @@ mod drift;
 mod events;
 mod graph;
 mod path;
+mod shadows;
 mod trees;
+mod vbox;
+mod xen;
 
 pub use census::Census;
 pub use events::Events;

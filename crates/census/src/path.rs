@@ -56,6 +56,14 @@ impl Way {
         self.path.steps().map(|step| (step.entry_at, step.level.number()))
     }
 
+    /// Every entry above the leaf with the table that it leads to and its own level, root first.
+    pub(crate) fn links(&self) -> impl Iterator<Item = (Gpa, Gfn, u8)> {
+        self.path.steps().filter_map(|step| match step.entry {
+            Entry::Table { next, .. } => Some((step.entry_at, next, step.level.number())),
+            _ => None,
+        })
+    }
+
     /// The level of the entry that maps the page.
     pub(crate) fn leaf_level(&self) -> u8 {
         self.path.leaf().map_or(1, |step| step.level.number())

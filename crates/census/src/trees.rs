@@ -1,8 +1,8 @@
 //! Pages in use, as a shadow that belongs to an address space would see them: the events of policies that protect nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use memvirt_addr::Gfn;
+use memvirt_addr::{Gfn, Gpa};
 
 use crate::path::Way;
 
@@ -41,10 +41,43 @@ pub(crate) fn access(pages: &mut Pages, way: &Way) -> Cost {
     }
 }
 
-/// Compares pages with the guest's tables; `now` translates a page as they are. What has changed goes or gets its new
-/// permissions.
-pub(crate) fn sync(pages: &mut Pages, now: impl Fn(u64) -> Option<Way>) {
-    pages.retain(|page, used| agrees(used, now(*page)));
+/// Pages used under a root, and which entries lead to them: a flush compares what has changed since the last one.
+#[derive(Debug, Default)]
+pub(crate) struct Tree {
+    pub(crate) pages: Pages,
+    /// By leaf entry, the pages that were used through it; some may be gone.
+    by_leaf: HashMap<Gpa, BTreeSet<u64>>,
+    uppers: BTreeSet<Gpa>,
+    /// How much of the log of changes the last flush has seen.
+    seen: usize,
+}
+
+impl Tree {
+    /// An access that completed.
+    pub(crate) fn access(&mut self, way: &Way) -> Cost {
+        let cost = access(&mut self.pages, way);
+        if cost != Cost::Nothing {
+            self.by_leaf.entry(way.leaf()).or_default().insert(way.page);
+            self.uppers.extend(way.links().map(|(entry, ..)| entry));
+        }
+        cost
+    }
+
+    /// Compares pages with the guest's tables; `now` translates a page as they are. What has changed goes or gets its new
+    /// permissions. `log` has every entry that was changed so far, in order.
+    pub(crate) fn sync(&mut self, log: &[Gpa], now: impl Fn(u64) -> Option<Way>) {
+        let changed = &log[self.seen.min(log.len())..];
+        self.seen = log.len();
+        if changed.iter().any(|entry| self.uppers.contains(entry)) {
+            self.pages.retain(|page, used| agrees(used, now(*page)));
+            return;
+        }
+        let pages: BTreeSet<u64> =
+            changed.iter().filter_map(|entry| self.by_leaf.get(entry)).flatten().copied().collect();
+        for page in pages {
+            sync_page(&mut self.pages, page, now(page));
+        }
+    }
 }
 
 /// The same for one page, translated by now to `way`.

@@ -7,6 +7,7 @@ pub mod footprint;
 pub mod lang;
 pub mod literature;
 pub mod mva;
+pub mod sets;
 pub mod stack;
 pub mod usl;
 pub mod walk;

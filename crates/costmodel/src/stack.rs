@@ -5,7 +5,7 @@
 //! in logarithmic time, by a Fenwick tree over the positions of last accesses (Bennett and Kruskal, 1975). A set-associative
 //! cache is predicted by the binomial model (Smith 1978; Hill and Smith, IEEE ToC 38, 1989), or exactly by a stack for each set.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// Slots of the tree before positions are packed; doubled as keys grow in number.
 const SLOTS: usize = 1 << 12;
@@ -17,6 +17,8 @@ pub struct Stack {
     last: HashMap<u64, usize>,
     /// A Fenwick tree over slots: 1 where a slot is some key's last access.
     tree: Vec<u32>,
+    /// Slots of what was invalidated and not yet replaced: they count as accesses do.
+    holes: BTreeSet<usize>,
     next: usize,
     distances: Distances,
 }
@@ -32,7 +34,13 @@ pub struct Distances {
 
 impl Default for Stack {
     fn default() -> Self {
-        Self { last: HashMap::new(), tree: vec![0; SLOTS + 1], next: 0, distances: Distances::default() }
+        Self {
+            last: HashMap::new(),
+            tree: vec![0; SLOTS + 1],
+            holes: BTreeSet::new(),
+            next: 0,
+            distances: Distances::default(),
+        }
     }
 }
 
@@ -44,16 +52,54 @@ impl Stack {
         }
         let slot = self.next;
         self.next += 1;
-        let distance = self.last.insert(key, slot).map(|previous| {
-            let keys = self.last.len() as u64;
-            // All keys but those whose last access lies before `previous`, and but `key` itself.
-            let distance = keys - self.sum(previous);
-            self.add(previous, false);
-            distance
+        let previous = self.last.insert(key, slot);
+        let distance = previous.map(|previous| {
+            let marks = (self.last.len() + self.holes.len()) as u64;
+            // All marks but those before `previous`, and but that of `key` itself.
+            marks - self.sum(previous)
         });
+        // The key takes the place of the last hole above it, and leaves it where it was itself.
+        match (self.holes.last().copied().filter(|hole| previous.is_none_or(|at| *hole > at)), previous) {
+            (Some(hole), at) => {
+                self.holes.remove(&hole);
+                self.add(hole, false);
+                self.holes.extend(at);
+            }
+            (None, Some(at)) => self.add(at, false),
+            (None, None) => {}
+        }
         self.add(slot, true);
         self.distances.count(distance);
         distance
+    }
+
+    /// Invalidates a key: what comes next takes its place, in caches of any size that held it.
+    pub fn remove(&mut self, key: u64) -> bool {
+        let slot = self.last.remove(&key);
+        self.holes.extend(slot);
+        slot.is_some()
+    }
+
+    /// Invalidates every key for which `condemned` holds.
+    pub fn remove_where(&mut self, condemned: impl Fn(u64) -> bool) {
+        let holes = &mut self.holes;
+        // In whatever order: the holes are the same.
+        self.last.retain(|key, slot| {
+            let goes = condemned(*key);
+            holes.extend(goes.then_some(*slot));
+            !goes
+        });
+        if self.last.is_empty() {
+            // Holes above nothing are in nobody's way.
+            self.holes.clear();
+            self.tree = vec![0; SLOTS + 1];
+            self.next = 0;
+        }
+    }
+
+    /// Counts from 0 again; what was accessed stays in order.
+    pub fn restart(&mut self) {
+        self.distances = Distances::default();
     }
 
     /// What was counted so far.
@@ -88,12 +134,16 @@ impl Stack {
 
     /// Moves last accesses to the lowest slots, in their order.
     fn pack(&mut self) {
-        let mut slots: Vec<_> = self.last.iter().map(|(key, slot)| (*slot, *key)).collect();
+        let mut slots: Vec<_> = self.last.iter().map(|(key, slot)| (*slot, Some(*key))).collect();
+        slots.extend(core::mem::take(&mut self.holes).into_iter().map(|slot| (slot, None)));
         slots.sort_unstable();
         self.tree = vec![0; (2 * slots.len()).max(SLOTS) + 1];
         self.next = slots.len();
         for (slot, (_, key)) in slots.into_iter().enumerate() {
-            self.last.insert(key, slot);
+            match key {
+                Some(key) => _ = self.last.insert(key, slot),
+                None => _ = self.holes.insert(slot),
+            }
             self.add(slot, true);
         }
     }
@@ -211,5 +261,31 @@ impl SetStacks {
         let mut all = Distances::default();
         self.stacks.iter().for_each(|stack| all.merge(stack.distances()));
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt as _, SeedableRng as _};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::Stack;
+    use crate::sets::SetOrder;
+
+    #[test]
+    fn holes_are_those_of_the_plain_order() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let (mut stack, mut order) = (Stack::default(), SetOrder::new(1, 400));
+        for i in 0..60_000u64 {
+            let key = rng.random_range(0..300);
+            match rng.random_range(0..10) {
+                0 => assert_eq!(stack.remove(key), order.remove(0, key)),
+                _ => assert_eq!(stack.access(key), order.touch(0, key).map(|d| d as u64), "access {i}"),
+            }
+            if i % 7_001 == 0 {
+                stack.remove_where(|key| key % 4 != 0);
+                order.remove_where(|key| key % 4 != 0);
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::data::{Data, Weighting};
 use super::error::FitError;
 use super::nonlinear::{Bound, Nonlinear, nonlinear};
 use super::quality::Quality;
-use super::validate::{Fold, cross_validate, folds};
+use super::validate::{Fold, cross_validate, folds, group_folds};
 
 /// How a model is assessed.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +20,8 @@ pub struct Options {
     pub noise: Option<f64>,
     /// Folds of cross-validation.
     pub folds: usize,
+    /// The group of each run: runs of a group are predicted together. Empty: each run is a group.
+    pub groups: Vec<usize>,
     /// Resamples for the intervals.
     pub resamples: usize,
     /// The share of resamples within an interval.
@@ -30,7 +32,15 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { weighting: Weighting::Relative, noise: None, folds: 5, resamples: 200, level: 0.95, seed: 0 }
+        Self {
+            weighting: Weighting::Relative,
+            noise: None,
+            folds: 5,
+            groups: Vec::new(),
+            resamples: 200,
+            level: 0.95,
+            seed: 0,
+        }
     }
 }
 
@@ -64,6 +74,8 @@ pub struct Assessment {
     pub held_out: Option<Quality>,
     /// The parameters.
     pub params: Vec<FittedParam>,
+    /// The prediction of each run by a fit that has not seen it.
+    pub unseen: Vec<f64>,
     /// Observation less the mechanism's prediction, for each run.
     pub mechanism_residuals: Vec<f64>,
     /// Observation less the fit's prediction, for each run.
@@ -168,7 +180,11 @@ pub fn assess(
     let fit = task.fit(data)?;
     let predicted = task.predict(&model.predicted(), &data.inputs)?;
     let fitted = task.predict(&task.params(&fit.params), &data.inputs)?;
-    let parts = folds(data.len(), options.folds, options.seed);
+    let parts = if options.groups.len() == data.len() {
+        group_folds(&options.groups, options.folds, options.seed)
+    } else {
+        folds(data.len(), options.folds, options.seed)
+    };
     let unseen = cross_validate(data.len(), &parts, |fold| task.fold(data, fold))?;
     let held_out = match region {
         Some(fold) => Some(Quality::of(&data.pick(&fold.test).observed, &task.fold(data, fold)?)),
@@ -182,6 +198,7 @@ pub fn assess(
         fitted: Quality::of(&data.observed, &fitted),
         cross_validated: Quality::of(&data.observed, &unseen),
         held_out,
+        unseen,
         params: params(&task, &fit, &intervals),
         mechanism_residuals: left(&predicted),
         residuals: left(&fitted),

@@ -24,4 +24,4 @@ pub use lasso::{Lasso, LassoPath};
 pub use linear::Linear;
 pub use nonlinear::{Bound, Nonlinear, nonlinear};
 pub use quality::{GEOMETRIC_FLOOR, Quality, relative_error};
-pub use validate::{Fold, cross_validate, folds, held_out};
+pub use validate::{Fold, cross_validate, folds, group_folds, held_out};

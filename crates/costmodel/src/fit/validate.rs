@@ -34,6 +34,18 @@ pub fn folds(runs: usize, k: usize, seed: u64) -> Vec<Fold> {
     (0..k).map(fold).filter(|fold| !fold.test.is_empty() && !fold.train.is_empty()).collect()
 }
 
+/// Divides runs that belong together (of one workload, say) as wholes: `groups` names the group of each run. No run is predicted by
+/// a fit that has seen another of its group. `k` as for [`folds`], of the groups.
+#[must_use]
+pub fn group_folds(groups: &[usize], k: usize, seed: u64) -> Vec<Fold> {
+    let mut names: Vec<usize> = groups.to_vec();
+    names.sort_unstable();
+    names.dedup();
+    let of =
+        |parts: &[usize]| (0..groups.len()).filter(|run| parts.iter().any(|p| names[*p] == groups[*run])).collect();
+    folds(names.len(), k, seed).iter().map(|fold| Fold { train: of(&fold.train), test: of(&fold.test) }).collect()
+}
+
 /// Fits to small runs, predicts large ones: those above the `share` quantile of `sizes` are held out. `None` where that would
 /// leave nothing on one side.
 #[must_use]
@@ -92,6 +104,18 @@ mod tests {
         }
         assert_eq!(folds(20, 4, 9), folds(20, 4, 9));
         assert_ne!(folds(20, 4, 9), folds(20, 4, 10));
+    }
+
+    #[test]
+    fn groups_are_never_torn_apart() {
+        let groups = [3, 3, 8, 1, 8, 1, 1, 4];
+        let folds = group_folds(&groups, 4, 5);
+        assert_eq!(folds.len(), 4);
+        for fold in &folds {
+            assert!(fold.test.iter().all(|test| fold.train.iter().all(|train| groups[*train] != groups[*test])));
+            assert_eq!(fold.test.len() + fold.train.len(), groups.len());
+        }
+        assert_eq!(folds.iter().map(|fold| fold.test.len()).sum::<usize>(), groups.len());
     }
 
     #[test]
