@@ -46,6 +46,7 @@ pub(crate) static ALL: &[Builtin] = embed![
     "scaling-lock",
     "scaling-usl",
     "textbook-5-14",
+    "textbook-5-14",
     "time-parts",
     "traps-invlpg-only",
     "traps-kvm",

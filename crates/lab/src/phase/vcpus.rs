@@ -61,8 +61,8 @@ const SHADOW: RegimeKind = RegimeKind::ShadowKvm61;
 /// The points, and rounds of each.
 fn grid(size: Size) -> (Vec<Knobs>, u64) {
     let (touches, computes, rounds): (&[u64], &[u64], u64) = match size {
-        Size::Quick => (&[30, 3_000], &[3_000, 300_000], 6),
-        Size::Full => (&[10, 100, 1_000, 10_000], &[3_000, 30_000, 300_000, 3_000_000], 24),
+        Size::Quick => (&[30, 10_000], &[3_000, 1_000_000], 4),
+        Size::Full => (&[30, 300, 3_000, 30_000], &[3_000, 30_000, 300_000, 3_000_000], 12),
     };
     (touches.iter().flat_map(|touch| computes.iter().map(move |compute| (*touch, *compute))).collect(), rounds)
 }

@@ -108,14 +108,14 @@ fn paint_on(canvas: Canvas<'_>, drawing: &dyn Drawing, shape: Shape) -> Result<(
 }
 
 pub(crate) const FONT: f64 = 13.0;
-/// An estimate of a character's width in pixels; the backend knows no fonts.
-const CHARACTER: usize = 7;
+/// An estimate of a character's width in tenths of pixels; the backend knows no fonts.
+const CHARACTER: usize = 76;
 pub(crate) fn counted(n: usize) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX / 1000)
 }
 
 pub(crate) fn pixels(characters: usize) -> i32 {
-    counted(characters * CHARACTER)
+    counted(characters * CHARACTER / 10)
 }
 
 /// Where each entry of a legend stands: its index, x and line.

@@ -61,6 +61,11 @@ impl Raster {
     }
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "a few pixels")]
+fn below(size: f64) -> i32 {
+    (0.16 * size).round() as i32
+}
+
 const fn large((x, y): BackendCoord) -> BackendCoord {
     (x * SCALE.cast_signed(), y * SCALE.cast_signed())
 }
@@ -131,8 +136,12 @@ impl DrawingBackend for Raster {
     fn draw_text<T: BackendTextStyle>(&mut self, text: &str, style: &T, at: BackendCoord) -> Done {
         let BackendColor { rgb, .. } = style.color();
         let family = style.family();
-        let font = FontDesc::new(FontFamily::from(family.as_str()), style.size() * f64::from(SCALE), style.style());
+        let size = style.size() * f64::from(SCALE);
+        // A font's size is here its height with what goes below the line.
+        let font = FontDesc::new(FontFamily::from(family.as_str()), 0.95 * size, style.style());
         let words: TextStyle<'_> = font.color(&RGBColor(rgb.0, rgb.1, rgb.2)).into_text_style(&self.get_size());
-        Fine(self).draw_text(text, &words.pos(style.anchor()), large(at))
+        // The rasterizer centres the line's upper part; SVG centres all of it.
+        let (x, y) = large(at);
+        Fine(self).draw_text(text, &words.pos(style.anchor()), (x, y + below(size)))
     }
 }

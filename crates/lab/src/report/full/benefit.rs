@@ -119,15 +119,19 @@ fn names(regimes: &[RegimeKind]) -> Vec<&'static str> {
 pub(super) fn references(evidence: &Evidence) -> Result<Figure, LabError> {
     let regimes: Vec<_> =
         regimes(evidence).into_iter().filter(|r| matches!(r.name(), "native" | "shadow:kvm" | "nested")).collect();
-    let (panels, rows) = grouped(&evidence.plain, |run| regimes.contains(&run.regime), |run, _, _| {
-        let refs = |n| fraction(n, run.walks.max(1));
-        let parts = vec![
-            (Ink::Blue, refs(run.walk_refs.guest)),
-            (Ink::Green, refs(run.walk_refs.shadow)),
-            (Ink::Vermillion, refs(run.walk_refs.host)),
-        ];
-        (parts, format!("{:.2}", run.refs_per_walk()))
-    });
+    let (panels, rows) = grouped(
+        &evidence.plain,
+        |run| regimes.contains(&run.regime),
+        |run, _, _| {
+            let refs = |n| fraction(n, run.walks.max(1));
+            let parts = vec![
+                (Ink::Blue, refs(run.walk_refs.guest)),
+                (Ink::Green, refs(run.walk_refs.shadow)),
+                (Ink::Vermillion, refs(run.walk_refs.host)),
+            ];
+            (parts, format!("{:.2}", run.refs_per_walk()))
+        },
+    );
     let chart = Chart {
         axis: "memory references for each walk, walk caches off",
         scale: Scale::Decimal,
@@ -179,16 +183,20 @@ fn stores(evidence: &Evidence) -> Result<Figure, LabError> {
 fn footprint(evidence: &Evidence) -> Result<Figure, LabError> {
     let regimes: Vec<_> =
         regimes(evidence).into_iter().filter(|r| matches!(r.name(), "shadow:kvm" | "nested")).collect();
-    let (panels, rows) = grouped(&evidence.plain, |run| regimes.contains(&run.regime), |run, _, _| {
-        let tables = run.table_bytes;
-        let parts = vec![
-            (Ink::Blue, length(tables.guest)),
-            (Ink::Green, length(tables.shadow)),
-            (Ink::Vermillion, length(tables.nested)),
-            (Ink::Grey, length(tables.metadata)),
-        ];
-        (parts, bytes(tables.total))
-    });
+    let (panels, rows) = grouped(
+        &evidence.plain,
+        |run| regimes.contains(&run.regime),
+        |run, _, _| {
+            let tables = run.table_bytes;
+            let parts = vec![
+                (Ink::Blue, length(tables.guest)),
+                (Ink::Green, length(tables.shadow)),
+                (Ink::Vermillion, length(tables.nested)),
+                (Ink::Grey, length(tables.metadata)),
+            ];
+            (parts, bytes(tables.total))
+        },
+    );
     let chart = Chart {
         axis: "bytes of tables at the end of the run",
         scale: Scale::Binary,

@@ -151,7 +151,10 @@ fn starts(comparisons: &[Comparison]) -> Result<Figure, LabError> {
     let found = |run: &RunResult| -> Vec<(&'static str, [u64; 4])> {
         let Some(caches) = &run.walk_caches else { return Vec::new() };
         let own = (if run.walk_refs.shadow > 0 { "shadow tables" } else { "guest tables" }, levels(&caches.guest));
-        [own, ("nested tables", levels(&caches.host))].into_iter().filter(|(_, levels)| levels.iter().sum::<u64>() > 0).collect()
+        [own, ("nested tables", levels(&caches.host))]
+            .into_iter()
+            .filter(|(_, levels)| levels.iter().sum::<u64>() > 0)
+            .collect()
     };
     let names = ["1 reference left: below a PDE", "2: below a PDPTE", "3: below a PML4E", "all: from the root"];
     let inks = [Ink::Blue, Ink::Green, Ink::Orange, Ink::Vermillion];
@@ -211,8 +214,10 @@ pub(super) fn exits(evidence: &Evidence) -> Result<Figure, LabError> {
         let counts = found.iter().map(|reason| exits_for(run, *reason)).chain([run.total_exits()]);
         names.into_iter().chain(counts.map(count)).collect()
     };
-    let rows = evidence.plain.iter().flat_map(|one| one.results.iter().map(|run| row(one, run)).collect::<Vec<_>>()).collect();
-    let header = std::iter::once("regime").chain(found.iter().map(|reason| reason_name(*reason))).chain(["all"]).collect();
+    let rows =
+        evidence.plain.iter().flat_map(|one| one.results.iter().map(|run| row(one, run)).collect::<Vec<_>>()).collect();
+    let header =
+        std::iter::once("regime").chain(found.iter().map(|reason| reason_name(*reason))).chain(["all"]).collect();
     let chart = Chart {
         axis: "VM exits of the whole run, a logarithmic length; colours are shares of it",
         scale: Scale::Decimal,

@@ -28,7 +28,8 @@ pub(super) fn scaling(evidence: &Evidence) -> Result<Section, LabError> {
         let id = format!("scaling-{}-waiting", one.id);
         section = section.figure(one.table.waiting()?.titled(&id, one.title).made_by(&one.table.command));
     }
-    let rows: Vec<Vec<String>> = all.iter().flat_map(|one| one.table.points.iter().map(|point| errors(one, point))).collect();
+    let rows: Vec<Vec<String>> =
+        all.iter().flat_map(|one| one.table.points.iter().map(|point| errors(one, point))).collect();
     let header = ["workload", "regime", "vCPUs", "measured", "MVA", "error", "USL error", "lock held", "waiting"];
     Ok(section
         .words(
@@ -71,7 +72,11 @@ fn benefits(all: &[Scaled]) -> Result<Figure, LabError> {
     let most = all.iter().flat_map(|one| &one.table.points).map(|point| point.vcpus).max().unwrap_or(2);
     series.push(Series::new(Ink::Muted, "", Mark::Dashed, vec![(1.0, 1.0), (f64::from(most), 1.0)]));
     let tick = |x: f64| if x < 1.0 { format!("{x}x") } else { format!("{x:.0}x") };
-    let y = Axis { name: "time under KVM's shadow MMU, in times of nested paging".to_owned(), spacing: Spacing::Powers2, tick };
+    let y = Axis {
+        name: "time under KVM's shadow MMU, in times of nested paging".to_owned(),
+        spacing: Spacing::Powers2,
+        tick,
+    };
     let rows = all.iter().flat_map(|one| {
         rows_of(one).into_iter().map(|(n, times)| vec![one.id.to_owned(), n.to_string(), format!("{:.6}", times - 1.0)])
     });
@@ -137,8 +142,17 @@ pub(super) fn footprint(evidence: &Evidence, section: Section) -> Result<Section
             .figure(one.table.over_time()?.titled(&format!("footprint-{}-time", one.id), one.title).made_by(command));
     }
     let rows: Vec<Vec<String>> = all.iter().flat_map(sizes).collect();
-    let header =
-        ["what", "regime", "processes", "tables at the end", "with records", "predicted", "error", "at most", "shadow / nested"];
+    let header = [
+        "what",
+        "regime",
+        "processes",
+        "tables at the end",
+        "with records",
+        "predicted",
+        "error",
+        "at most",
+        "shadow / nested",
+    ];
     Ok(section.details("The sizes and the model's errors", &header, &rows))
 }
 
@@ -173,7 +187,9 @@ pub(super) fn phase(evidence: &Evidence) -> Result<Section, LabError> {
         phase.model_misses_per_update, phase.right_side.0, phase.right_side.1
     );
     let ratios = planes.vcpus.iter().map(|vcpus| {
-        let ratio = planes.misses_per_update(*vcpus).map_or_else(|| "none, one side always won".to_owned(), |r| format!("{r:.0}"));
+        let ratio = planes
+            .misses_per_update(*vcpus)
+            .map_or_else(|| "none, one side always won".to_owned(), |r| format!("{r:.0}"));
         format!("{vcpus} vCPUs: {ratio}")
     });
     let (right, of) = planes.right();
@@ -187,5 +203,9 @@ pub(super) fn phase(evidence: &Evidence) -> Result<Section, LabError> {
         .words(&words)
         .figure(phase.figure()?.made_by(&format!("memvirt phase --machine {}", phase.machine)))
         .words(&more)
-        .figure(planes.figure()?.made_by(&format!("memvirt phase --vcpus {} --machine {}", vcpus.join(","), phase.machine))))
+        .figure(planes.figure()?.made_by(&format!(
+            "memvirt phase --vcpus {} --machine {}",
+            vcpus.join(","),
+            phase.machine
+        ))))
 }

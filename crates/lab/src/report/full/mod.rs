@@ -8,6 +8,7 @@ mod breakdown;
 mod many;
 mod sections;
 mod steps;
+mod textbook;
 
 use std::path::Path;
 
@@ -36,6 +37,7 @@ fn page(evidence: &Evidence, command: &str) -> Result<Page, LabError> {
     sections.push(many::footprint(evidence, benefit::tables(evidence)?)?);
     sections.push(many::phase(evidence)?);
     sections.extend([sections::isolation(evidence), sections::nested_virt(evidence), sections::published(evidence)]);
+    sections.push(textbook::section(evidence)?);
     Ok(Page {
         title: "memvirt: the report".to_owned(),
         head: head(evidence, command),
@@ -68,20 +70,20 @@ fn head(evidence: &Evidence, command: &str) -> String {
 fn claims_table(claims: &[Claim]) -> Section {
     let row = |claim: &Claim| {
         format!(
-            "<tr id=\"claim-{}\"><th scope=\"row\">{}</th><td>{}</td><td class=\"verdict {}\">{}</td><td><a href=\"#{}\">shown</a></td>\
-             <td><code>{}</code></td></tr>\n",
+            "<tr id=\"claim-{}\"><th scope=\"row\">{}</th><td>{}<p class=\"made\"><code>{}</code></p></td>\
+             <td class=\"verdict {}\">{}</td><td><a href=\"#{}\">shown</a></td></tr>\n",
             claim.id,
             escape(claim.claim),
             escape(&claim.measured),
+            escape(&claim.command),
             claim.verdict.words().replace(' ', "-"),
             claim.verdict.words(),
-            claim.shown,
-            escape(&claim.command)
+            claim.shown
         )
     };
     Section::new("claims", "The claims").html(format!(
-        "<div class=\"scroll\"><table class=\"prose\">\n<thead><tr><th scope=\"col\">claim</th><th scope=\"col\">measured</th>\
-         <th scope=\"col\">verdict</th><th scope=\"col\">where</th><th scope=\"col\">command</th></tr></thead>\n<tbody>\n{}</tbody>\n\
+        "<div class=\"scroll\"><table class=\"prose\">\n<thead><tr><th scope=\"col\">claim</th><th scope=\"col\">measured, and the command</th>\
+         <th scope=\"col\">verdict</th><th scope=\"col\">where</th></tr></thead>\n<tbody>\n{}</tbody>\n\
          </table></div>\n",
         claims.iter().map(row).collect::<String>()
     ))

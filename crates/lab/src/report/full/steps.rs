@@ -47,6 +47,7 @@ const PAGES: [PageSize; 3] = [PageSize::Size4K, PageSize::Size2M, PageSize::Size
 fn walks() -> Result<Vec<RecordedWalk>, LabError> {
     let mut specs = Vec::new();
     let guests = [GuestPaging::Four, GuestPaging::Five];
+    let unpaged = |host| Tables::Nested { guest: None, host, format: NestedFormat::Ept };
     for guest in guests {
         for host in [HostLevels::Four, HostLevels::Five] {
             let tables = Tables::Nested { guest: Some(guest), host, format: NestedFormat::Ept };
@@ -58,6 +59,9 @@ fn walks() -> Result<Vec<RecordedWalk>, LabError> {
             specs.extend(PAGES.map(|page| (tables, page, page)));
         }
         specs.push((Tables::Flat(guest), PageSize::Size4K, PageSize::Size4K));
+    }
+    for host in [HostLevels::Four, HostLevels::Five] {
+        specs.extend(PAGES.map(|host_page| (unpaged(host), PageSize::Size4K, host_page)));
     }
     specs.extend((0..=4).map(|nested| (Tables::Agile(nested), PageSize::Size4K, PageSize::Size4K)));
     let walk = |(tables, guest_page, host_page)| {
@@ -75,7 +79,7 @@ pub(super) fn section() -> Result<Section, LabError> {
     let first = walks.first().map_or_else(String::new, steps);
     Ok(Section::new("walk", "A walk, step by step").html(format!(
         "<p>Real tables in simulated memory, caches off. Choose depths and page \
-         sizes, and step through the references.</p>\n<div id=\"walker\" hidden>\n<form class=\"choices\" onsubmit=\"return false\"></form>\n\
+         sizes, and step through the references with the buttons or the left and right keys.</p>\n<div id=\"walker\" hidden>\n<form class=\"choices\" onsubmit=\"return false\"></form>\n\
          <p class=\"steps\"><button type=\"button\" data-step=\"first\">First</button> <button type=\"button\" data-step=\"back\">Back</button> \
          <button type=\"button\" data-step=\"next\">Next</button> <button type=\"button\" data-step=\"last\">All</button> \
          <output aria-live=\"polite\"></output></p>\n<div class=\"scroll grid\"></div>\n</div>\n<details><summary>The references of the first \

@@ -6,7 +6,7 @@
   var SVG = "http://www.w3.org/2000/svg";
   var fields = [
     ["regime", "Regime", String],
-    ["guest", "Guest levels", String],
+    ["guest", "Guest levels", function (n) { return n === 0 ? "none" : String(n); }],
     ["host", "Nested levels", function (n) { return n === 0 ? "none" : String(n); }],
     ["guest_page", "Guest page", String],
     ["host_page", "Host page", String]
@@ -21,7 +21,7 @@
       var kept = fields.filter(function (f) { return walk[f[0]] === chosen[f[0]]; }).length;
       if (kept > most) { best = walk; most = kept; }
     });
-    if (best) { chosen = best; step = best.steps.length; draw(); }
+    if (best) { chosen = best; step = best.steps.length; draw(); form.elements[field].focus(); }
   }
 
   function selects() {
@@ -108,6 +108,15 @@
       case "last": step = all; break;
       default: return;
     }
+    draw();
+  });
+  // Left and right, except where they choose from a list.
+  root.addEventListener("keydown", function (event) {
+    if (event.target.tagName === "SELECT") { return; }
+    var by = event.key === "ArrowRight" ? 1 : event.key === "ArrowLeft" ? -1 : 0;
+    if (by === 0) { return; }
+    event.preventDefault();
+    step = Math.min(chosen.steps.length, Math.max(1, step + by));
     draw();
   });
   root.hidden = false;
