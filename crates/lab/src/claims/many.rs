@@ -165,6 +165,7 @@ struct Scale {
     workload: &'static str,
     footprint: Option<u64>,
     factors: [f64; 2],
+    /// Accesses of each vCPU before time begins; where there are any, memory is there from the beginning.
     warm_up: u64,
     sharing: Sharing,
     most: u16,
@@ -248,7 +249,7 @@ impl Scale {
             command += &format!(" --footprint {bytes}");
         }
         if self.warm_up > 0 {
-            command += &format!(" --warm-up {}", self.warm_up);
+            command += &format!(" --prefault --warm-up {}", self.warm_up);
         }
         command += &format!(" --machine {}", machine.name);
         let plan = ScalePlan {
@@ -266,7 +267,7 @@ impl Scale {
             overrides: Overrides::default(),
             machine: machine.clone(),
             seed: 0,
-            measure: Measure { warm_up_accesses: self.warm_up, ..Measure::default() },
+            measure: Measure { warm_up_accesses: self.warm_up, prefault: self.warm_up > 0, ..Measure::default() },
             stagger: STAGGER,
             check: false,
             threads: None,
