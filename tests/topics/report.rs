@@ -6,6 +6,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
@@ -18,7 +20,7 @@ use memvirt_machine::MachineSpec;
 /// Measured once for all tests.
 static EVIDENCE: LazyLock<Evidence> = LazyLock::new(|| {
     let machine = MachineSpec::load(MachineSpec::DEFAULT).unwrap();
-    Evidence::gather(Effort::Quick, &machine, None, &|_| {}).unwrap()
+    Evidence::gather(Effort::Quick, &machine, NonZeroUsize::new(2), &|_| {}).unwrap()
 });
 
 fn written() -> (tempfile::TempDir, String) {
@@ -31,7 +33,7 @@ fn written() -> (tempfile::TempDir, String) {
 #[test]
 fn every_claim_is_measured_and_those_of_structure_hold() {
     let claims = claims(&EVIDENCE);
-    assert_eq!(claims.len(), 17);
+    assert!(claims.len() >= 17, "{}", claims.len());
     let verdict = |id: &str| claims.iter().find(|claim| claim.id == id).map(|claim| claim.verdict);
     for id in ["references", "tree", "two-stage-fault", "naive", "isolation", "no-exits", "events", "world-switch"] {
         assert_eq!(verdict(id), Some(Holds), "{id}");
@@ -57,6 +59,57 @@ fn the_page_stands_alone_and_every_link_of_it_resolves() {
     for claim in claims(&EVIDENCE) {
         assert!(page.contains(&format!("id=\"claim-{}\"", claim.id)) && !claim.command.is_empty(), "{}", claim.id);
     }
+}
+
+/// Every file below a folder, by its path.
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.insert(path.clone(), std::fs::read(&path).unwrap());
+        }
+    }
+    found
+}
+
+#[test]
+fn the_same_bytes_on_one_thread_and_on_two() {
+    let machine = MachineSpec::load(MachineSpec::DEFAULT).unwrap();
+    let alone = Evidence::gather(Effort::Quick, &machine, NonZeroUsize::new(1), &|_| {}).unwrap();
+    let (dir, _) = written();
+    let other = tempfile::tempdir().unwrap();
+    write_full_report(other.path(), &alone, "memvirt report --quick").unwrap();
+    let (two, one) = (files(dir.path()), files(other.path()));
+    let names = |files: &BTreeMap<PathBuf, Vec<u8>>, of: &Path| -> Vec<PathBuf> {
+        files.keys().map(|path| path.strip_prefix(of).unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&two, dir.path()), names(&one, other.path()));
+    for ((path, left), right) in two.iter().zip(one.values()) {
+        assert!(left == right, "{} differs", path.display());
+    }
+}
+
+#[test]
+fn every_figure_stands_beside_the_page_as_svg_png_and_data() {
+    let (dir, page) = written();
+    let figures: Vec<&str> = page.split("<figure id=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    assert!(figures.len() >= 25, "{figures:?}");
+    let all = files(dir.path());
+    let read = |id: &str, kind: &str| all[&dir.path().join(format!("figures/{id}.{kind}"))].as_slice();
+    for id in figures {
+        let (svg, png, csv) = (read(id, "svg"), read(id, "png"), read(id, "csv"));
+        assert!(svg.starts_with(b"<svg") && svg.ends_with(b"</svg>\n"), "{id}");
+        assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n", "{id}");
+        let side = |at: usize| u32::from_be_bytes([png[at], png[at + 1], png[at + 2], png[at + 3]]);
+        assert!(side(16) == 1800 && side(20) > 200, "{id}: {} by {}", side(16), side(20));
+        let lines = csv.iter().filter(|byte| **byte == b'\n').count();
+        assert!(lines >= 2, "{id}: no data");
+    }
+    let bytes: usize = all.values().map(Vec::len).sum();
+    assert!(bytes < 20 << 20, "{bytes}");
 }
 
 fn chromium() -> Option<PathBuf> {
@@ -85,9 +138,49 @@ document.getElementById("frame").addEventListener("load", function () {
   if (cells("") !== 24 || cells(".later") !== 0) { found("the walk has " + cells("") + " cells"); }
   press("first"); press("next"); press("next"); press("back");
   if (cells(".later") !== 22 || cells(".now") !== 1) { found("after two steps " + cells(".later") + " are left"); }
-  var regime = page.querySelector("#walker select[name=regime]");
-  regime.value = "native"; regime.dispatchEvent(new inner.Event("change"));
+  function key(name) {
+    page.querySelector("#walker [data-step=next]").dispatchEvent(new inner.KeyboardEvent("keydown", { key: name, bubbles: true }));
+  }
+  key("ArrowRight"); key("ArrowRight"); key("ArrowLeft");
+  if (cells(".later") !== 21) { found("the keys left " + cells(".later")); }
+  function choose(name, value) {
+    var select = page.querySelector("#walker select[name=" + name + "]");
+    select.value = value; select.dispatchEvent(new inner.Event("change"));
+    if (page.querySelector("#walker select[name=" + name + "]").value !== value) { found("no walk with " + name + " " + value); }
+  }
+  choose("regime", "native");
   if (cells("") !== 4) { found("a native walk has " + cells("") + " cells"); }
+  choose("host", "0");
+  // (guest levels + 1) (nested levels + 1) - 1 with 4 KiB pages, and one level less for each step in size.
+  var less = { "4K": 0, "2M": 1, "1G": 2 };
+  [4, 5].forEach(function (guest) {
+    [4, 5].forEach(function (host) {
+      ["4K", "2M", "1G"].forEach(function (guestPage) {
+        ["4K", "2M", "1G"].forEach(function (hostPage) {
+          choose("regime", "nested"); choose("guest", String(guest)); choose("host", String(host));
+          choose("guest_page", guestPage); choose("host_page", hostPage);
+          var g = guest - less[guestPage], h = host - less[hostPage];
+          if (cells("") !== (g + 1) * (h + 1) - 1) { found([guest, host, guestPage, hostPage, cells("")].join(" ")); }
+        });
+      });
+    });
+  });
+  choose("guest", "0");
+  if (cells("") !== Number(page.querySelector("#walker select[name=host]").value)) { found("unpaged: " + cells("")); }
+  var form = page.getElementById("exercise");
+  function output(name) { return form.elements[name].textContent; }
+  form.querySelectorAll("output").forEach(function (one) {
+    if (one.textContent !== one.dataset.rust) { found(one.name + ": the script says " + one.textContent + ", the model " + one.dataset.rust); }
+  });
+  form.elements.tlb_misses.value = "2";
+  form.elements.tlb_misses.dispatchEvent(new inner.Event("input", { bubbles: true }));
+  if (output("nested") !== "1.40000" || output("shadow") !== "1.03000") { found("recomputed: " + output("nested")); }
+  form.querySelector("[data-set=own]").click();
+  if (output("nested") === "1.40000") { found("memvirt's figures change nothing"); }
+  form.querySelector("[data-set=given]").click();
+  if (output("nested") !== form.elements.nested.dataset.rust) { found("the exercise's figures do not come back"); }
+  if (page.documentElement.scrollWidth > inner.innerWidth) { found("wider than the window at the end"); }
+  if (inner.getComputedStyle(page.body).backgroundColor !== "BACKGROUND") { found("background " + inner.getComputedStyle(page.body).backgroundColor); }
   inner.errors.forEach(found);
   found("done");
 });
@@ -98,10 +191,27 @@ document.getElementById("frame").addEventListener("load", function () {
 const WATCH: &str = "<head><script>window.errors=[];window.onerror=function(m){errors.push(String(m))};\
                      [\"error\",\"warn\",\"log\"].forEach(function(k){console[k]=function(m){errors.push(k+\": \"+m)}})</script>";
 
-fn findings(browser: &Path, dir: &Path, page: &str, width: u32) -> String {
+/// How the reader's screen is.
+#[derive(Clone, Copy)]
+enum Screen {
+    Light,
+    Dark,
+}
+
+impl Screen {
+    /// Chromium's setting, and the page's background.
+    const fn of(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Light => ("--blink-settings=preferredColorScheme=1", "rgb(255, 255, 255)"),
+            Self::Dark => ("--blink-settings=preferredColorScheme=0", "rgb(17, 22, 28)"),
+        }
+    }
+}
+
+fn findings(browser: &Path, dir: &Path, page: &str, width: u32, screen: Screen) -> String {
     std::fs::write(dir.join("index.html"), page.replacen("<head>", WATCH, 1)).unwrap();
     let probe = dir.join(format!("probe-{width}.html"));
-    std::fs::write(&probe, PROBE.replace("WIDTH", &width.to_string())).unwrap();
+    std::fs::write(&probe, PROBE.replace("WIDTH", &width.to_string()).replace("BACKGROUND", screen.of().1)).unwrap();
     let run = Command::new(browser)
         .args([
             "--headless",
@@ -110,6 +220,7 @@ fn findings(browser: &Path, dir: &Path, page: &str, width: u32) -> String {
             "--disable-dev-shm-usage",
             "--allow-file-access-from-files",
         ])
+        .arg(screen.of().0)
         .args(["--window-size=1600,1000", "--virtual-time-budget=20000", "--dump-dom"])
         .arg(format!("--user-data-dir={}", dir.join("profile").display()))
         .arg(format!("file://{}", probe.display()))
@@ -129,7 +240,17 @@ fn a_browser_draws_every_figure_steps_through_the_walk_and_finds_nothing_to_comp
         return;
     };
     let (dir, page) = written();
-    for width in [360, 1440] {
-        assert_eq!(findings(&browser, dir.path(), &page, width), "done", "at {width} pixels");
+    for (width, screen) in [(360, Screen::Dark), (1440, Screen::Light)] {
+        assert_eq!(findings(&browser, dir.path(), &page, width, screen), "done", "at {width} pixels");
     }
+    let paper = dir.path().join("paper.pdf");
+    let printed = Command::new(&browser)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--virtual-time-budget=20000"])
+        .arg(format!("--user-data-dir={}", dir.path().join("profile").display()))
+        .arg(format!("--print-to-pdf={}", paper.display()))
+        .arg(format!("file://{}", dir.path().join("index.html").display()))
+        .output()
+        .unwrap();
+    assert!(printed.status.success());
+    assert!(std::fs::metadata(&paper).is_ok_and(|file| file.len() > 100_000), "the page prints");
 }
