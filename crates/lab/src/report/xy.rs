@@ -243,8 +243,12 @@ fn paint(area: &Area<'_>, plot: &Plot, layout: &Layout) -> Drawn {
     for series in &plot.series {
         curve(area, series, layout)?;
     }
+    // Words keep off the dots that have words themselves.
+    let named = plot.series.iter().filter(|series| !series.labels.is_empty());
+    let dots = named.flat_map(|series| placed(series, layout)).flatten();
+    let mut taken: Vec<Taken> = dots.map(|(x, y)| (x - 3, y - 3, x + 3, y + 3)).collect();
     for series in &plot.series {
-        words(area, series, layout)?;
+        words(area, series, layout, &mut taken)?;
     }
     Ok(())
 }
@@ -305,12 +309,28 @@ fn curve(area: &Area<'_>, series: &Series, layout: &Layout) -> Drawn {
     Ok(())
 }
 
-fn words(area: &Area<'_>, series: &Series, layout: &Layout) -> Drawn {
+/// A place taken by words: left, top, right, bottom.
+type Taken = (i32, i32, i32, i32);
+
+/// Words beside points, where no other words stand: above or below, right or left, farther away where they must.
+fn words(area: &Area<'_>, series: &Series, layout: &Layout, taken: &mut Vec<Taken>) -> Drawn {
+    const HALF: i32 = 6;
+    const AWAY: [i32; 8] = [-7, 8, -19, 20, -31, 32, -43, 44];
     for (at, word) in placed(series, layout).into_iter().zip(&series.labels) {
         let Some((x, y)) = at else { continue };
-        let fits = x + 8 + pixels(word.chars().count()) < layout.width;
-        let (x, anchor) = if fits { (x + 8, HPos::Left) } else { (x - 8, HPos::Right) };
-        text(area, word, (x, y - 7), Ink::Text, anchor, FONT - 2.0, FontStyle::Normal)?;
+        let wide = pixels(word.chars().count()) * 10 / 12;
+        let sides = [(x + 8, HPos::Left, x + 8, x + 8 + wide), (x - 8, HPos::Right, x - 8 - wide, x - 8)];
+        let fits = |left: i32, right: i32| left > layout.x.pixels.0 && right < layout.width;
+        let free = |box_: Taken, taken: &[Taken]| {
+            taken.iter().all(|t| box_.2 < t.0 || t.2 < box_.0 || box_.3 < t.1 || t.3 < box_.1)
+        };
+        let places = AWAY.into_iter().flat_map(|dy| sides.iter().map(move |side| (dy, side)));
+        let mut places = places
+            .filter(|(_, side)| fits(side.2, side.3))
+            .map(|(dy, side)| (side.0, side.1, y + dy, (side.2, y + dy - HALF, side.3, y + dy + HALF)));
+        let Some((x, anchor, y, place)) = places.find(|(.., place)| free(*place, taken)) else { continue };
+        taken.push(place);
+        text(area, word, (x, y), Ink::Text, anchor, FONT - 2.0, FontStyle::Normal)?;
     }
     Ok(())
 }

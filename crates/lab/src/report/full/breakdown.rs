@@ -73,7 +73,7 @@ const PARTS: [(Ink, &str); 7] = [
     (Ink::Vermillion, "exits for faults"),
     (Ink::Purple, "other exits"),
     (Ink::Grey, "handlers' work"),
-    (Ink::Muted, "waiting"),
+    (Ink::Text, "waiting"),
 ];
 
 pub(super) fn accounts(evidence: &Evidence) -> Result<Section, LabError> {
@@ -203,7 +203,7 @@ pub(super) fn exits(evidence: &Evidence) -> Result<Figure, LabError> {
         let part = |n: u64| long * fraction(n, all.max(1));
         let mut parts: Vec<_> = REASONS.iter().map(|(reason, ink)| (*ink, part(exits_for(run, *reason)))).collect();
         let rest = all - REASONS.iter().map(|(reason, _)| exits_for(run, *reason)).sum::<u64>();
-        parts.push((Ink::Muted, part(rest)));
+        parts.push((Ink::Text, part(rest)));
         (parts, count(all))
     };
     let (panels, _) = grouped(&evidence.plain, |run| run.regime.name() != "native", bar);
