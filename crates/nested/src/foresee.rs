@@ -102,7 +102,7 @@ where
         let lanes = &mut lanes[..ahead.len().min(N)];
         for (lane, acc) in lanes.iter_mut().zip(ahead) {
             self.down_to_leaf(lane, *acc);
-            self.mem.fetch(lane.table.at(lane.gpa.as_u64()));
+            self.mem.fetch(self.mem.place(lane.table, lane.gpa.as_u64() >> 3));
         }
         for (lane, acc) in lanes.iter_mut().zip(ahead) {
             if lane.reads && lane.page.is_none() {
@@ -152,7 +152,8 @@ where
             }
             (table, level) = (Hfn::new((raw & ADDRESS) >> 12), below);
         }
-        self.mem.fetch(table.entry(H::index(lane.gpa, Level::L1)));
+        let leaf = table.entry(H::index(lane.gpa, Level::L1));
+        self.mem.fetch(self.mem.place(table, leaf.as_u64() >> 3));
     }
 
     /// Translates the guest-physical address of a lane, if it is not translated yet.

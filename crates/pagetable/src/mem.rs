@@ -128,13 +128,6 @@ impl<S: Space> PhysMem<S> {
         }
     }
 
-    /// The words of `frame` where they are kept whole, others of no meaning where not: to prefetch, not to read.
-    #[must_use]
-    #[inline]
-    pub fn whole(&self, frame: Frame<S>) -> &[u64; WORDS] {
-        self.store.get(self.slot(frame) as usize).unwrap_or(&self.store[0])
-    }
-
     /// The aligned word that holds `at`; 0 outside the memory.
     #[must_use]
     #[inline]
@@ -144,6 +137,33 @@ impl<S: Space> PhysMem<S> {
             Some(words) => words[word_of(at)],
             None => self.read_few(slot, word_of(at)),
         }
+    }
+
+    /// Where word `index` (modulo 512) of `frame` lies: for reading it later with one load ([`PhysMem::read_place`]). Holds until
+    /// the frame is first stored to, or discarded, or its list outgrown.
+    #[must_use]
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "taken modulo the words of a frame")]
+    pub fn place(&self, frame: Frame<S>, index: u64) -> usize {
+        self.slot(frame) as usize * WORDS + index as usize % WORDS
+    }
+
+    /// The word at a place of this memory.
+    #[must_use]
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "what `place` made of a slot and a word")]
+    pub fn read_place(&self, place: usize) -> u64 {
+        match self.stored().get(place) {
+            Some(word) => *word,
+            None => self.read_few((place / WORDS) as u32, place % WORDS),
+        }
+    }
+
+    /// The words of all frames that are kept whole, by place. Of use to prefetch them.
+    #[must_use]
+    #[inline]
+    pub fn stored(&self) -> &[u64] {
+        self.store.as_flattened()
     }
 
     #[cold]

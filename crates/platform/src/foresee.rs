@@ -6,9 +6,9 @@
 //! but read: no bit to be set, no fault, no exit. Such an answer holds until something else happens than such walks, TLB fills
 //! and TLB hits; then all that is left is thrown away. What is counted, and when, does not depend on it.
 
-use memvirt_addr::{Acc, Addr, Frame, Hfn, Level, PageSize, Space};
+use memvirt_addr::{Acc, Frame, Hfn, HostPhys, Space};
 use memvirt_pagetable::{Format, Guest4, PhysMem};
-use memvirt_tlb::{Entry, Perms, Ready, THROUGH, Through};
+use memvirt_tlb::{Perms, Ready, THROUGH, Tag, Through};
 
 use prefetch_index::prefetch_index;
 
@@ -22,17 +22,24 @@ pub const AHEAD: usize = 16;
 pub const SHOWN: usize = 2 * AHEAD;
 const _: () = assert!(AHEAD <= THROUGH);
 
+/// How many misses of a regular stream are looked at together.
+const ROW: usize = 8;
+
 /// The answers for the next accesses: walks that would only read, what they give and what they cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Foresight {
     ready: [Ready; AHEAD],
     /// Guest, shadow and nested references and their sum in 16 bits each, the sum on top.
     refs: [u64; AHEAD],
+    /// What is known already of the accesses asked about, and of how many; and of how many of those asked about next.
+    above: [Above; AHEAD],
+    known: usize,
+    left: usize,
 }
 
 impl Default for Foresight {
     fn default() -> Self {
-        Self { ready: [Ready::NONE; AHEAD], refs: [0; AHEAD] }
+        Self { ready: [Ready::NONE; AHEAD], refs: [0; AHEAD], above: [Above::default(); AHEAD], known: 0, left: 0 }
     }
 }
 
@@ -51,12 +58,24 @@ impl Foresight {
 #[derive(Default)]
 pub(crate) struct Lookout {
     last_miss: usize,
+    /// From the miss before to the last.
+    gap: usize,
     /// The index of the first access looked at, and of the first that was not.
     first: usize,
     seen: usize,
     found: Foresight,
+    row: Row,
     /// How many misses to let pass: what was looked at last had to be walked carefully all the same.
     pause: u32,
+}
+
+/// Accesses looked at that are equally far apart, where misses have been so.
+#[derive(Default)]
+struct Row {
+    /// Which answer is next, for which access, and how many there are.
+    number: usize,
+    next: usize,
+    len: usize,
 }
 
 /// Misses that pass after a look in vain, as where a program touches its memory for the first time.
@@ -67,19 +86,32 @@ const MANY: u32 = 2;
 
 impl Lookout {
     /// What is known of the walk for the access at `at`, which missed. Where nobody has looked at it yet, `look` is asked about
-    /// it, and where misses are frequent about those after it too.
+    /// it, and where misses are frequent about those after it too; where they come regularly, about those at the same distance.
     #[inline]
     pub(crate) fn at_miss(&mut self, run: &[Acc], at: usize, look: impl FnOnce(&[Acc], &mut Foresight)) -> Ready {
-        let frequent = at - self.last_miss < AHEAD;
+        let gap = at - self.last_miss;
+        let regular = core::mem::replace(&mut self.gap, gap) == gap;
         self.last_miss = at;
         if at < self.seen {
             return self.from(at).first().copied().unwrap_or_default();
+        }
+        if at == self.row.next && self.row.number < self.row.len {
+            let number = self.row.number;
+            (self.row.number, self.row.next) = (number + 1, at + gap);
+            (self.first, self.seen) = (at - number, at + 1);
+            return self.found.ready[number];
         }
         if self.pause > 0 {
             self.pause -= 1;
             return Ready::NONE;
         }
-        self.look(&run[..run.len().min(at + if frequent { SHOWN } else { 1 })], at, look);
+        if gap < AHEAD {
+            self.look(&run[..run.len().min(at + SHOWN)], at, look);
+        } else if regular {
+            self.look_at_row(run, at, look);
+        } else {
+            self.look(&run[..=at], at, look);
+        }
         if !self.found.ready[0].is_some() {
             self.pause = PAUSE;
         }
@@ -90,9 +122,25 @@ impl Lookout {
     #[inline]
     pub(crate) fn look(&mut self, run: &[Acc], at: usize, look: impl FnOnce(&[Acc], &mut Foresight)) {
         let shown = &run[at..run.len().min(at + SHOWN)];
+        self.found.known = if at == self.seen { core::mem::take(&mut self.found.left) } else { 0 };
         (self.first, self.seen) = (at, at + shown.len().min(AHEAD));
         self.found.ready = [Ready::NONE; AHEAD];
+        self.row.len = 0;
         look(shown, &mut self.found);
+    }
+
+    /// Asks about the access of `run` at `at` and those that follow as the misses did.
+    fn look_at_row(&mut self, run: &[Acc], at: usize, look: impl FnOnce(&[Acc], &mut Foresight)) {
+        let (mut row, mut len) = ([run[at]; ROW], 0);
+        for (slot, acc) in row.iter_mut().zip(run[at..].iter().step_by(self.gap)) {
+            *slot = *acc;
+            len += 1;
+        }
+        (self.found.known, self.found.left) = (0, 0);
+        (self.first, self.seen) = (at, at + 1);
+        self.found.ready = [Ready::NONE; AHEAD];
+        self.row = Row { number: 1, next: at + self.gap, len };
+        look(&row[..len], &mut self.found);
     }
 
     /// Where what was seen ends.
@@ -128,6 +176,8 @@ impl Lookout {
     /// Something happened that what was seen may depend on.
     pub(crate) fn forget(&mut self) {
         self.seen = self.first;
+        self.found.left = 0;
+        self.row.len = 0;
     }
 }
 
@@ -143,35 +193,38 @@ pub struct PlainLeaf<S: Space> {
 }
 
 impl<S: Space> PlainLeaf<S> {
-    /// The TLB entry for the access `acc`, where the page lies in the host frame `frame`.
+    /// What is ready for the process of `tag` and its access `acc`, where the page lies in the host frame `frame`.
     #[must_use]
-    #[inline]
-    pub const fn entry(&self, acc: Acc, frame: Hfn, global: bool) -> Entry {
-        let entry = Entry::new(acc.gva().frame(), frame, PageSize::Size4K, self.perms);
-        if global { entry.with_global() } else { entry }
+    #[inline(always)]
+    pub fn ready(&self, tag: Tag, acc: Acc, frame: Hfn, global: bool) -> Ready {
+        Ready::small(tag, acc, frame, self.perms, global)
     }
 }
 
-/// The tables of a walk that only reads.
+/// The tables of a walk that only reads: words in the host's memory.
 pub trait Tables<S: Space> {
-    /// The entry at `at`.
-    fn entry(&self, at: Addr<S>) -> u64;
+    /// Where entry `index` (modulo 512) of `table` lies in the host's memory: one of its places.
+    fn place(&self, table: Frame<S>, index: u64) -> usize;
 
-    /// Brings the entry at `at` into the caches of the computer that simulates, without waiting for it. Changes nothing.
-    fn fetch(&self, at: Addr<S>) {
-        let _ = at;
+    /// The host's memory.
+    fn memory(&self) -> &PhysMem<HostPhys>;
+
+    /// Brings the entry at a place into the caches of the computer that simulates, without waiting for it.
+    #[inline]
+    fn fetch(&self, place: usize) {
+        prefetch_index(self.memory().stored(), place);
     }
 }
 
-impl<S: Space> Tables<S> for PhysMem<S> {
+impl Tables<HostPhys> for PhysMem<HostPhys> {
     #[inline]
-    fn entry(&self, at: Addr<S>) -> u64 {
-        self.read(at)
+    fn place(&self, table: Hfn, index: u64) -> usize {
+        Self::place(self, table, index)
     }
 
     #[inline]
-    fn fetch(&self, at: Addr<S>) {
-        prefetch_index(self.whole(at.frame()), (at.as_u64() >> 3 & 511) as usize);
+    fn memory(&self) -> &Self {
+        self
     }
 }
 
@@ -181,71 +234,75 @@ const LARGE: u64 = 1 << 7;
 const GLOBAL: u64 = 1 << 8;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// Walks the four-level x86-64 tables under `root` for all of `ahead`, and tells of those whose walk would only read and that
-/// end at a 4 KiB page: entries present and accessed, for a store also dirty, the access permitted. Works on raw bits, which
-/// [`Format::decode`] gives a meaning one by one. For accesses beyond [`AHEAD`] the last entry is fetched.
+/// A walk that has come to its last table.
+#[derive(Clone, Copy, Debug, Default)]
+struct Above {
+    /// Where the entry to be read there lies.
+    leaf: usize,
+    /// The bits that all entries above have, and those that one of them has.
+    all: u64,
+    any: u64,
+}
+
+impl Above {
+    #[inline(always)]
+    fn of<S: Space>(root: Frame<S>, mem: &impl Tables<S>, acc: Acc) -> Self {
+        let words = mem.memory();
+        let (mut table, mut all, mut any) = (root, u64::MAX, 0);
+        for shift in [39, 30, 21] {
+            let raw = words.read_place(mem.place(table, acc.page_bits(shift)));
+            all &= raw;
+            any |= raw;
+            table = Frame::new((raw & ADDRESS) >> 12);
+        }
+        Self { leaf: mem.place(table, acc.page_bits(12)), all, any }
+    }
+
+    /// Reads the last entry: the leaf, where the walk for `acc` would only read and ends at a 4 KiB page.
+    #[inline(always)]
+    fn leaf<S: Space>(self, regs: &Regs, mem: &PhysMem<HostPhys>, acc: Acc) -> Option<PlainLeaf<S>> {
+        let leaf = mem.read_place(self.leaf);
+        let all = self.all & leaf;
+        let needed = PRESENT | Guest4::RAW_ACCESSED;
+        let perms = permissions(all, self.any | leaf, leaf);
+        let plain = all & needed == needed && self.any & LARGE == 0;
+        // What registers beside the entries permit is left to the careful walk.
+        let permitted = perms.permit(acc) && (!regs.smep || regs.permits_plainly(perms, acc));
+        let frame = Frame::new((leaf & ADDRESS) >> 12);
+        (plain && permitted).then_some(PlainLeaf { frame, perms, global: leaf & GLOBAL != 0 })
+    }
+}
+
+/// Walks the four-level x86-64 tables under `root` for all of `ahead`, and tells what `ready` makes of those whose walk, of
+/// `refs` references, would only read and that end at a 4 KiB page: entries present and accessed, for a store also dirty, the
+/// access permitted. Works on raw bits, which [`Format::decode`] gives a meaning one by one.
+///
+/// Upper entries are few and mostly at hand. The entries of last tables are what has to be waited for: those of the accesses
+/// beyond [`AHEAD`] are fetched, and found at hand by the next call.
 #[inline]
 pub fn plain_walks<S: Space>(
     root: Frame<S>,
     regs: &Regs,
     ahead: &[Acc],
     mem: &impl Tables<S>,
-    found: impl FnMut(usize, PlainLeaf<S>),
+    (found, refs): (&mut Foresight, WalkRefs),
+    ready: impl Fn(Acc, PlainLeaf<S>) -> Option<Ready>,
 ) {
     const { assert!(Guest4::RAW_WRITE == WRITE) };
     let (ahead, later) = ahead.split_at(ahead.len().min(AHEAD));
-    for acc in later {
-        mem.fetch(last_table(root, mem, *acc).0);
+    for (above, acc) in found.above.iter_mut().zip(ahead).skip(found.known) {
+        *above = Above::of(root, mem, *acc);
     }
-    if ahead.len() == 1 {
-        side_by_side::<1, S>(root, regs, ahead, mem, found);
-    } else {
-        side_by_side::<AHEAD, S>(root, regs, ahead, mem, found);
-    }
-}
-
-/// Where the leaf of an access lies, the bits that all entries above it have, and the bits that one of them has.
-#[inline(always)]
-fn last_table<S: Space>(root: Frame<S>, mem: &impl Tables<S>, acc: Acc) -> (Addr<S>, u64, u64) {
-    let (mut table, mut all, mut any) = (root, u64::MAX, 0);
-    for level in [Level::L4, Level::L3, Level::L2] {
-        let raw = mem.entry(table.entry(acc.gva().index(level)));
-        all &= raw;
-        any |= raw;
-        table = Frame::new((raw & ADDRESS) >> 12);
-    }
-    (table.entry(acc.gva().index(Level::L1)), all, any)
-}
-
-/// The walks of at most `N` accesses. Upper entries are few and mostly at hand: each walk goes down to its last table by itself.
-/// The entries there are what has to be waited for: they are read one after the other, with nothing between.
-#[inline]
-fn side_by_side<const N: usize, S: Space>(
-    root: Frame<S>,
-    regs: &Regs,
-    ahead: &[Acc],
-    mem: &impl Tables<S>,
-    mut found: impl FnMut(usize, PlainLeaf<S>),
-) {
-    let ahead = &ahead[..ahead.len().min(N)];
-    let (mut at, mut all, mut any, mut leaves) = ([Addr::ZERO; N], [0; N], [0; N], [0; N]);
+    found.left = later.len().min(AHEAD);
     for (i, acc) in ahead.iter().enumerate() {
-        (at[i], all[i], any[i]) = last_table(root, mem, *acc);
-    }
-    for i in 0..ahead.len() {
-        leaves[i] = mem.entry(at[i]);
-    }
-    let user_pages_fetch = !regs.smep;
-    for (i, acc) in ahead.iter().enumerate() {
-        let (leaf, upper) = (leaves[i], any[i]);
-        let all = all[i] & leaf;
-        let needed = PRESENT | Guest4::RAW_ACCESSED;
-        let perms = permissions(all, upper | leaf, leaf);
-        let plain = all & needed == needed && upper & LARGE == 0;
-        // What registers beside the entries permit is left to the careful walk.
-        if plain && perms.contains(Perms::needed_by(*acc)) && (user_pages_fetch || regs.permits_plainly(perms, *acc)) {
-            let frame = Frame::new((leaf & ADDRESS) >> 12);
-            found(i, PlainLeaf { frame, perms, global: leaf & GLOBAL != 0 });
+        let here = found.above[i];
+        if let Some(acc) = later.get(i) {
+            let above = Above::of(root, mem, *acc);
+            mem.fetch(above.leaf);
+            found.above[i] = above;
+        }
+        if let Some(entry) = here.leaf(regs, mem.memory(), *acc).and_then(|leaf| ready(*acc, leaf)) {
+            found.tell(i, entry, refs);
         }
     }
 }

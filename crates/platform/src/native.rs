@@ -5,16 +5,15 @@
 //! the leaf are set once the access is permitted. (Hardware may do either; this is the order of QEMU, on which the KVM
 //! recordings that memvirt is checked against were made.)
 
-use memvirt_addr::{Acc, Gfn, Gpa, GuestPhys, HostPhys, Hpa, Level, PageSize, PfCode};
+use memvirt_addr::{Acc, Gfn, Gpa, GuestPhys, Hfn, HostPhys, Hpa, Level, PageSize, PfCode};
 use memvirt_ops::arch::{Control, GuestFault, HostEvent};
 use memvirt_pagetable::{Attrs, Entry, Format, Guest4, PhysMem, TableMem};
-use memvirt_tlb::Ready;
 
 use crate::cpu::Regs;
 use crate::cx::{Cx, tlb_entry};
 use crate::engine::{Outcome, Regime, Request};
 use crate::foresee::{Foresight, PlainLeaf, Tables, plain_walks};
-use crate::host::{Backed, GuestMem, Host, MemoryMap, read_guest};
+use crate::host::{Backed, GuestMem, Host, MemoryMap};
 use crate::ledger::WalkRefs;
 use crate::mmu::{Caches, Partial};
 use crate::probe::{CacheHit, Dimension, Probe, Reference, Update};
@@ -52,17 +51,18 @@ impl Regime for Native {
     fn foresee(&self, cx: &Cx<'_>, ahead: &[Acc], found: &mut Foresight) {
         let (regs, host, map, tag) = (cx.regs(), &*cx.host, &*cx.map, cx.tag());
         let refs = WalkRefs { guest: 4, ..WalkRefs::default() };
-        let tell = |i: usize, leaf: PlainLeaf<GuestPhys>| {
-            if let (Some(backed), Some(acc)) = (map.lookup(leaf.frame), ahead.get(i)) {
-                let entry = leaf.entry(*acc, backed.frame, leaf.global && regs.global_pages);
-                found.tell(i, Ready::new(tag, &entry), refs);
-            }
-        };
-        let root = regs.cr3.root.frame();
+        let (root, frames, global_pages) = (regs.cr3.root.frame(), map.frames(), regs.global_pages);
+        let entry =
+            |acc: Acc, leaf: PlainLeaf<GuestPhys>, frame| leaf.ready(tag, acc, frame, leaf.global & global_pages);
         if map.is_whole_host(host) {
-            plain_walks(root, regs, ahead, &WholeHost(&host.mem), tell);
+            plain_walks(root, regs, ahead, &WholeHost(&host.mem), (found, refs), |acc, leaf| {
+                let number = leaf.frame.number();
+                (number < frames).then(|| entry(acc, leaf, Hfn::new(number)))
+            });
         } else {
-            plain_walks(root, regs, ahead, &Mapped(host, map), tell);
+            plain_walks(root, regs, ahead, &Mapped(host, map), (found, refs), |acc, leaf| {
+                Some(entry(acc, leaf, map.lookup(leaf.frame)?.frame))
+            });
         }
     }
 
@@ -83,13 +83,13 @@ struct WholeHost<'a>(&'a PhysMem<HostPhys>);
 
 impl Tables<GuestPhys> for WholeHost<'_> {
     #[inline]
-    fn entry(&self, at: Gpa) -> u64 {
-        self.0.read(Hpa::new_truncate(at.as_u64()))
+    fn place(&self, table: Gfn, index: u64) -> usize {
+        self.0.place(Hfn::new(table.number()), index)
     }
 
     #[inline]
-    fn fetch(&self, at: Gpa) {
-        self.0.fetch(Hpa::new_truncate(at.as_u64()));
+    fn memory(&self) -> &PhysMem<HostPhys> {
+        self.0
     }
 }
 
@@ -98,8 +98,13 @@ struct Mapped<'a>(&'a Host, &'a MemoryMap);
 
 impl Tables<GuestPhys> for Mapped<'_> {
     #[inline]
-    fn entry(&self, at: Gpa) -> u64 {
-        read_guest(self.0, self.1, at)
+    fn place(&self, table: Gfn, index: u64) -> usize {
+        self.1.lookup(table).map_or(0, |backed| self.0.mem.place(backed.frame, index))
+    }
+
+    #[inline]
+    fn memory(&self) -> &PhysMem<HostPhys> {
+        &self.0.mem
     }
 }
 

@@ -9,7 +9,7 @@ use memvirt_platform::{
     Backed, CacheHit, Caches, Counters, Cx, Dimension, Foresight, Partial, Probe, Reference, Regs, Update, WalkRefs,
     plain_walks, tlb_entry,
 };
-use memvirt_tlb::{Entry, Ready};
+use memvirt_tlb::Entry;
 
 /// What one walk did; nothing of it is counted yet.
 #[derive(Debug)]
@@ -41,9 +41,7 @@ impl HardwareWalk {
     pub(crate) fn foresee(cx: &Cx<'_>, root: Hfn, ahead: &[Acc], found: &mut Foresight) {
         let (regs, mem, tag) = (Regs { write_protect: true, ..*cx.regs() }, &cx.host.mem, cx.tag());
         let refs = WalkRefs { shadow: 4, ..WalkRefs::default() };
-        plain_walks(root, &regs, ahead, mem, |i, leaf| {
-            found.tell(i, Ready::new(tag, &leaf.entry(ahead[i], leaf.frame, false)), refs)
-        });
+        plain_walks(root, &regs, ahead, mem, (found, refs), |acc, leaf| Some(leaf.ready(tag, acc, leaf.frame, false)));
     }
 
     /// A walk that has no table to start from.

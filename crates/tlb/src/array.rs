@@ -1,16 +1,17 @@
 //! [`Array`]: one set-associative array of packed entries.
 //!
-//! A slot (`set * ways + way`) is empty where its key is 0. What goes next is [`Order`]'s business.
+//! A slot (`set * stride + way`) is empty where its key is 0. What goes next is [`Order`]'s business.
 //!
-//! Three short cuts save searches and change no result. A *signature* of 8 bits a way, eight in a word, lets a set of more
-//! than four ways be searched with a few operations on words; what matches is verified. The *front* of a first-level array
-//! ([`Front`]) maps the low bits of a page number straight to a slot. A bit for each *occupied* set lets a flush visit what
+//! Three short cuts save searches and change no result. A *signature* of 8 bits a way lets a set of more than four ways be
+//! searched sixteen ways at once; what matches is verified. The *front* of a first-level array ([`Front`]) maps the low bits of
+//! a page number straight to a slot. A bit for each *occupied* set lets a flush visit what
 //! is live and nothing else.
 
 use alloc::boxed::Box;
 use alloc::vec;
 
 use memvirt_addr::PageSize;
+use wide::u8x16;
 
 use crate::entry::{Data, Key, Packed};
 use crate::front::Front;
@@ -24,16 +25,19 @@ pub(crate) const L1_SLOTS: usize = 1024;
 /// Sets of more ways than this have signatures.
 const PLAIN_WAYS: usize = 4;
 
-const EACH_BYTE: u64 = 0x0101_0101_0101_0101;
-const LOW_BITS: u64 = 0x7f * EACH_BYTE;
+/// Ways whose signatures are compared at once, and the stride of second-level sets that have up to so many: a constant, so that
+/// the path of misses finds them by a shift.
+pub(crate) const WIDE: usize = 16;
 
 pub(crate) struct Array {
     pub(crate) sizes: Sizes,
     pub(crate) ways: usize,
+    /// Slots from one set to the next: the ways, or [`WIDE`].
+    stride: usize,
     pub(crate) set_mask: u64,
-    /// Words of signatures in a set: 0 where a search compares the keys themselves, 2 for up to 16 ways.
-    pub(crate) words: usize,
-    pub(crate) signatures: Box<[u64]>,
+    /// Signatures from one set to the next, a whole number of [`WIDE`]: 0 where a search compares the keys themselves.
+    pub(crate) signed: usize,
+    pub(crate) signatures: Box<[u8]>,
     /// Sets that may hold live entries, a bit each; a clear bit is certain.
     occupied: Box<[u64]>,
     pub(crate) slots: Box<[Packed]>,
@@ -45,18 +49,16 @@ pub(crate) struct Array {
     fractured: u32,
 }
 
-/// The signature of a key, repeated in each byte; never 0, which stands for an empty way.
-#[inline]
-pub(crate) fn signature(key: Key) -> u64 {
-    let hash = key.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
-    (hash + u64::from(hash == 0)) * EACH_BYTE
+/// The signature of a key. That of an empty way is 0, as that of some keys.
+#[inline(always)]
+pub(crate) fn signature(key: Key) -> u8 {
+    key.0.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()[7]
 }
 
-/// The top bit of each byte in which two words agree.
-#[inline]
-pub(crate) fn equal_bytes(a: u64, b: u64) -> u64 {
-    let differs = a ^ b;
-    !(((differs & LOW_BITS) + LOW_BITS) | differs | LOW_BITS)
+/// A bit for each way that has this signature.
+#[inline(always)]
+pub(crate) fn ways_signed(signatures: &[u8; WIDE], wanted: u8) -> u32 {
+    u8x16::new(*signatures).simd_eq(u8x16::splat(wanted)).to_bitmask()
 }
 
 impl Array {
@@ -66,15 +68,18 @@ impl Array {
             CacheLevel::L1 => (L1_SLOTS, Some(Front::default())),
             CacheLevel::L2 => (entries, None),
         };
-        let (sets, words) = (entries / ways, if ways > PLAIN_WAYS { ways.div_ceil(8).max(2) } else { 0 });
+        let (sets, signed) = (entries / ways, if ways > PLAIN_WAYS { ways.next_multiple_of(WIDE) } else { 0 });
+        let wide = level == CacheLevel::L2 && signed == WIDE;
+        let stride = if wide { WIDE } else { ways };
         Self {
             sizes: geometry.sizes,
             ways,
+            stride,
             set_mask: u64::from(geometry.entries / geometry.ways) - 1,
-            words,
-            signatures: vec![0; sets * words].into(),
+            signed,
+            signatures: vec![0; sets * signed].into(),
             occupied: vec![0; sets.div_ceil(64)].into(),
-            slots: vec![Packed::default(); entries].into(),
+            slots: vec![Packed::default(); sets * stride].into(),
             order: Order::new(replacement, order_words, ways, level, index),
             front,
             live: [0; 4],
@@ -101,21 +106,27 @@ impl Array {
         (key.number() & self.set_mask) as usize
     }
 
+    #[inline]
+    fn slots_of(&self, set: usize) -> core::ops::Range<usize> {
+        set * self.stride..set * self.stride + self.ways
+    }
+
     /// The first way of a set whose entry has this key and data that `wanted` accepts.
     #[inline]
     fn way_of(&self, set: usize, key: Key, wanted: impl Fn(Data) -> bool) -> Option<usize> {
-        let slots = &self.slots[set * self.ways..(set + 1) * self.ways];
+        let slots = &self.slots[self.slots_of(set)];
         if let Ok(slots) = <&[Packed; PLAIN_WAYS]>::try_from(slots) {
             return slots.iter().position(|slot| slot.key == key && wanted(slot.data));
         }
-        if self.words == 0 {
+        if self.signed == 0 {
             return slots.iter().position(|slot| slot.key == key && wanted(slot.data));
         }
         let signature = signature(key);
-        for (word, held) in self.signatures[set * self.words..(set + 1) * self.words].iter().enumerate() {
-            let mut candidates = equal_bytes(*held, signature);
+        let signatures = self.signatures[set * self.signed..(set + 1) * self.signed].as_chunks().0;
+        for (chunk, signatures) in signatures.iter().enumerate() {
+            let mut candidates = ways_signed(signatures, signature);
             while candidates != 0 {
-                let way = 8 * word + candidates.trailing_zeros() as usize / 8;
+                let way = WIDE * chunk + candidates.trailing_zeros() as usize;
                 if slots.get(way).is_some_and(|slot| slot.key == key && wanted(slot.data)) {
                     return Some(way);
                 }
@@ -129,7 +140,7 @@ impl Array {
     #[inline]
     pub(crate) fn find(&self, key: Key, pcid: u16) -> Option<usize> {
         let set = self.set_of(key);
-        Some(set * self.ways + self.way_of(set, key, |data| data.visible_to(pcid))?)
+        Some(set * self.stride + self.way_of(set, key, |data| data.visible_to(pcid))?)
     }
 
     #[inline]
@@ -142,15 +153,10 @@ impl Array {
     pub(crate) fn hit(&mut self, slot: usize, now: u64) {
         let packed = self.slots[slot];
         let set = self.set_of(packed.key);
-        self.order.hit(set, slot - set * self.ways, now);
-        self.bring_to_front(&packed, slot);
-    }
-
-    /// Lets the hot path find an entry, which the process it runs for must see.
-    #[inline]
-    fn bring_to_front(&mut self, packed: &Packed, slot: usize) {
+        self.order.hit(set, slot - set * self.stride, now);
+        // The hot path may find it now: the process that it runs for has just hit.
         if let Some(front) = &mut self.front {
-            front.put(packed, slot);
+            front.put(packed.key, slot);
         }
     }
 
@@ -160,21 +166,19 @@ impl Array {
     pub(crate) fn insert(&mut self, new: &Packed, now: u64, seen: bool) -> Option<Packed> {
         let set = self.set_of(new.key);
         let way = self.order.replace_full(set, now).unwrap_or_else(|| self.make_room(set, now));
-        let slot = set * self.ways + way;
+        let slot = set * self.stride + way;
         let old = core::mem::replace(&mut self.slots[slot], *new);
-        if self.words > 0 {
-            self.set_signature(set, way, signature(new.key));
+        if self.signed > 0 {
+            self.signatures[set * self.signed + way] = signature(new.key);
         }
         let evicts = old.key.0 != 0;
-        if evicts && old.kin(new) {
-            if let Some(front) = &mut self.front {
-                front.remove(old.key);
-            }
-        } else {
+        if !(evicts && old.kin(new)) {
             self.account(set, new, &old);
         }
-        if seen {
-            self.bring_to_front(new, slot);
+        match &mut self.front {
+            Some(front) if seen => front.put(new.key, slot),
+            Some(front) => front.forget(new.key, slot),
+            None => {}
         }
         evicts.then_some(old)
     }
@@ -194,7 +198,7 @@ impl Array {
     #[cold]
     fn make_room(&mut self, set: usize, now: u64) -> usize {
         if !self.order.knows_empty() {
-            let mut slots = self.slots[set * self.ways..(set + 1) * self.ways].iter();
+            let mut slots = self.slots[self.slots_of(set)].iter();
             if let Some(way) = slots.position(|slot| slot.key.0 == 0) {
                 self.order.used(set, way, now);
                 return way;
@@ -203,28 +207,18 @@ impl Array {
         self.order.replace(set, now)
     }
 
-    #[inline]
-    fn set_signature(&mut self, set: usize, way: usize, signature: u64) {
-        let byte = 0xff << (8 * (way % 8));
-        let word = &mut self.signatures[set * self.words + way / 8];
-        *word = *word & !byte | signature & byte;
-    }
-
-    /// Takes an entry that is no longer held out of the accounts and the front.
+    /// Takes an entry that is no longer held out of the accounts.
     #[inline]
     fn forget(&mut self, old: &Packed) {
         self.live[old.key.size_index() as usize] -= 1;
         self.fractured -= u32::from(old.fractured());
-        if let Some(front) = &mut self.front {
-            front.remove(old.key);
-        }
     }
 
     /// Empties a live slot.
     fn remove(&mut self, set: usize, way: usize) {
-        let old = core::mem::take(&mut self.slots[set * self.ways + way]);
-        if self.words > 0 {
-            self.set_signature(set, way, 0);
+        let old = core::mem::take(&mut self.slots[set * self.stride + way]);
+        if self.signed > 0 {
+            self.signatures[set * self.signed + way] = 0;
         }
         self.order.emptied(set, way);
         self.forget(&old);
@@ -261,7 +255,7 @@ impl Array {
     fn remove_in_set(&mut self, set: usize, condemned: &mut impl FnMut(&Packed) -> bool) -> (u64, bool) {
         let (mut dropped, mut empty) = (0, true);
         for way in 0..self.ways {
-            let packed = self.slots[set * self.ways + way];
+            let packed = self.slots[set * self.stride + way];
             if packed.key.0 == 0 {
                 continue;
             }
@@ -279,10 +273,9 @@ impl Array {
     pub(crate) fn clear(&mut self) -> u64 {
         let live: u32 = self.live.iter().sum();
         if live > 0 {
-            self.clear_front();
             for set in set_bits(&self.occupied) {
-                self.slots[set * self.ways..(set + 1) * self.ways].fill(Packed::default());
-                self.signatures[set * self.words..(set + 1) * self.words].fill(0);
+                self.slots[set * self.stride..set * self.stride + self.ways].fill(Packed::default());
+                self.signatures[set * self.signed..(set + 1) * self.signed].fill(0);
                 self.order.clear(set);
             }
             self.occupied.fill(0);
@@ -292,13 +285,10 @@ impl Array {
         u64::from(live)
     }
 
-    /// Empties the front, which holds live entries only.
+    /// Empties the front, for another process.
     pub(crate) fn clear_front(&mut self) {
-        let Some(front) = &mut self.front else { return };
-        for set in set_bits(&self.occupied) {
-            for slot in &self.slots[set * self.ways..(set + 1) * self.ways] {
-                front.remove(slot.key);
-            }
+        if let Some(front) = &mut self.front {
+            *front = Front::default();
         }
     }
 

@@ -56,6 +56,13 @@ impl Perms {
         self.0 & other.0 == other.0
     }
 
+    /// Whether all that `acc` needs is granted.
+    #[must_use]
+    #[inline]
+    pub fn permit(self, acc: Acc) -> bool {
+        denied_to(acc) & !(u64::from(self.0) << 61) == 0
+    }
+
     /// What `acc` needs.
     #[must_use]
     #[inline]
@@ -238,6 +245,7 @@ pub(crate) fn denied_to(acc: Acc) -> u64 {
 impl Data {
     const FRAME: u64 = (1 << 40) - 1;
     pub(crate) const DENIED: u64 = 7 << 61;
+    pub(crate) const GLOBAL: u64 = 1 << 52;
 
     #[inline]
     fn new(pcid: u16, entry: &Entry) -> Self {
@@ -263,6 +271,14 @@ impl Data {
     #[inline]
     pub(crate) const fn visible_to(self, pcid: u16) -> bool {
         self.is_global() || self.pcid() == pcid
+    }
+
+    /// 0 where a process sees the entry and may do with it what `denied_to` stands for: [`Data::visible_to`] and the test of the
+    /// denied bits in one.
+    #[inline(always)]
+    pub(crate) const fn refusal(self, pcid: u16, denied_to: u64) -> u64 {
+        let tagged = (self.0 >> 52 & 1).wrapping_sub(1) & 0xfff << 40;
+        (self.0 ^ (pcid as u64) << 40) & (tagged | denied_to)
     }
 
     /// Whether some process sees both this entry and one with the given PCID and globality.
@@ -309,6 +325,24 @@ impl Packed {
             perms: self.data.perms(),
             global: self.data.is_global(),
         }
+    }
+
+    /// The entry of the 4 KiB page of `acc`.
+    #[inline(always)]
+    pub(crate) fn small((vpid, pcid): (u16, u16), acc: Acc, frame: Hfn, perms: Perms, global: bool) -> Self {
+        let key = Key(Key::page_part::<12>(acc.page_bits(0)) | Key::context(vpid, PageSize::Size4K));
+        let denied = u64::from(Perms::ALL.without(perms).0) << 61;
+        let size = (PageSize::Size4K as u64) << 53;
+        let data = frame.number() & Data::FRAME | u64::from(pcid) << 40 | u64::from(global) << 52 | size | denied;
+        Self { key, data: Data(data) }
+    }
+
+    /// 0 where both others have the size and guest size of this one.
+    #[inline(always)]
+    pub(crate) const fn strangeness(&self, a: &Self, b: &Self) -> u64 {
+        let sizes = (a.key.0 ^ self.key.0) | (b.key.0 ^ self.key.0);
+        let guest_sizes = (a.data.0 ^ self.data.0) | (b.data.0 ^ self.data.0);
+        sizes & (3 << 17) | guest_sizes & (3 << 53)
     }
 
     /// Whether size and guest size are those of the other, so that one can take the other's place in the accounts.

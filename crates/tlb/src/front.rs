@@ -1,47 +1,52 @@
 //! [`Front`]: from the low bits of a page number straight to a slot of a first-level array.
 //!
-//! It is a direct-mapped copy of part of the array, kept exact: what leaves the array leaves the front, and only entries
-//! that one process sees are in it (`Tlb` clears it when another process runs). So what matches here is a hit, without a
-//! look at the array itself; what does not match may still hit, and is searched for.
+//! A hint: what it leads to is compared with the key that is looked for, so entries may leave the array without its knowledge.
+//! What it must not do is lead to an entry that the process it runs for does not see, as keys do not tell processes apart
+//! (`Tlb` clears it when another process runs). So what matches through it is a hit, without a search of the set; what does not
+//! match may still hit, and is searched for.
 
-use alloc::boxed::Box;
+use memvirt_addr::PageSize;
 
-use crate::entry::{Data, Key, Packed};
+use crate::entry::Key;
 
 /// Lines of a front.
 pub(crate) const LINES: usize = 512;
 
+/// Leads beyond every array.
+const NOWHERE: u16 = u16::MAX;
+
 pub(crate) struct Front {
-    pub(crate) keys: Box<[u64; LINES]>,
-    /// The denied bits of [`Data`], and the slot in the low bits.
-    pub(crate) slots: Box<[u64; LINES]>,
+    pub(crate) slots: [u16; LINES],
 }
 
 impl Default for Front {
     fn default() -> Self {
-        Self { keys: Box::new([0; LINES]), slots: Box::new([0; LINES]) }
+        Self { slots: [NOWHERE; LINES] }
     }
 }
 
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "taken modulo the number of lines")]
 fn line(key: Key) -> usize {
-    key.number() as usize % LINES
+    match key.size() {
+        PageSize::Size4K => key.number_of::<12>() as usize % LINES,
+        _ => key.number() as usize % LINES,
+    }
 }
 
 impl Front {
+    /// Leads to the slot from now on.
     #[inline]
-    pub(crate) fn put(&mut self, packed: &Packed, slot: usize) {
-        let line = line(packed.key);
-        self.keys[line] = packed.key.0;
-        self.slots[line] = packed.data.0 & Data::DENIED | slot as u64;
+    pub(crate) fn put(&mut self, key: Key, slot: usize) {
+        self.slots[line(key)] = u16::try_from(slot).unwrap_or(NOWHERE);
     }
 
+    /// The slot holds this key now, for a process that the hot path does not run for.
     #[inline]
-    pub(crate) fn remove(&mut self, key: Key) {
-        let line = line(key);
-        if self.keys[line] == key.0 {
-            self.keys[line] = 0;
+    pub(crate) fn forget(&mut self, key: Key, slot: usize) {
+        let line = &mut self.slots[line(key)];
+        if usize::from(*line) == slot {
+            *line = NOWHERE;
         }
     }
 }

@@ -6,7 +6,7 @@
 use memvirt_addr::{Acc, PageSize};
 
 use crate::array::L1_SLOTS;
-use crate::entry::{Key, denied_to};
+use crate::entry::{Key, Packed, denied_to};
 use crate::front::LINES;
 use crate::order::Kind;
 use crate::tag::Tag;
@@ -53,8 +53,8 @@ impl Use for Tree {
 
 /// The parts of one first-level array that the hot path reads, and what is fixed over a run.
 struct View<'a> {
-    keys: &'a [u64; LINES],
-    slots: &'a [u64; LINES],
+    front: &'a [u16; LINES],
+    slots: &'a [Packed],
     state: &'a mut [u64; L1_SLOTS],
     ways: usize,
     context: u64,
@@ -64,15 +64,16 @@ struct View<'a> {
 impl View<'_> {
     /// Whether an access hits in the front; if so, notes the use.
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "taken modulo the number of lines, or of slots")]
+    #[expect(clippy::cast_possible_truncation, reason = "taken modulo the number of lines")]
     fn hit<U: Use, const SHIFT: u32>(&mut self, key: u64, denied_to: u64) -> bool {
         let line = Key(key).number_of::<SHIFT>() as usize % LINES;
-        let slot = self.slots[line];
-        if self.keys[line] != key || slot & denied_to != 0 {
+        let slot = usize::from(self.front[line]);
+        let Some(held) = self.slots.get(slot) else { return false };
+        if held.key.0 != key || held.data.0 & denied_to != 0 {
             return false;
         }
         self.now += 1;
-        U::note(self.state, slot as usize % L1_SLOTS, self.ways, self.now);
+        U::note(self.state, slot % L1_SLOTS, self.ways, self.now);
         true
     }
 
@@ -162,10 +163,9 @@ impl Tlb {
     fn view(&mut self, tag: Tag, size: PageSize) -> Option<View<'_>> {
         let now = self.clock;
         let array = self.l1.array_of_mut(size)?;
-        let front = array.front.as_ref()?;
         Some(View {
-            keys: &front.keys,
-            slots: &front.slots,
+            front: &array.front.as_ref()?.slots,
+            slots: &array.slots,
             state: array.order.state.first_chunk_mut()?,
             ways: array.ways,
             context: Key::context(tag.vpid(), size),

@@ -169,11 +169,21 @@ const fn position(list: u64, way: u64) -> u32 {
     (differs.wrapping_sub(EACH_NIBBLE) & !differs & (EACH_NIBBLE << 3)).trailing_zeros() / 4
 }
 
+/// Moves `way`, which is in the list, to the front.
 #[inline]
 pub(crate) const fn to_front(list: u64, way: u64) -> u64 {
-    let before = below(position(list, way));
-    let above = !(before << 4 | 15);
-    list & above | (list & before) << 4 | way
+    let differs = list ^ (way * EACH_NIBBLE);
+    // The lowest bit marks the nibble that is `way`; all bits up to it are those that move.
+    let found = differs.wrapping_sub(EACH_NIBBLE) & !differs & (EACH_NIBBLE << 3);
+    let moved = found ^ found.wrapping_sub(1);
+    list ^ (list ^ (list << 4 | way)) & moved
+}
+
+/// The last of `ways`.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "four bits")]
+pub(crate) const fn last_of(list: u64, ways: usize) -> usize {
+    (list >> (4 * (ways - 1)) & 15) as usize
 }
 
 /// Moves the last of `ways` to the front, and says which it is.

@@ -6,13 +6,14 @@
 //! data. Where anything is different the loop stops, or the operations of `tlb` take its place; so this path changes the time,
 //! never a result.
 
-use memvirt_addr::{Acc, PageSize};
+use core::hint::select_unpredictable;
 
-use crate::array::{L1_SLOTS, equal_bytes, signature};
-use crate::entry::{Entry, Key, Packed, denied_to};
-use crate::front::Front;
+use memvirt_addr::{Acc, Hfn, PageSize};
+
+use crate::array::{L1_SLOTS, WIDE, signature, ways_signed};
+use crate::entry::{Data, Entry, Key, Packed, Perms, denied_to};
 use crate::geometry::{GigabytePages, Inclusion, Sizes};
-use crate::order::{Kind, last_to_front, to_front};
+use crate::order::{Kind, last_of, to_front};
 use crate::tag::Tag;
 use crate::tlb::Tlb;
 
@@ -32,6 +33,13 @@ impl Ready {
     #[inline]
     pub fn new(tag: Tag, entry: &Entry) -> Self {
         Self(Packed::new(tag.vpid(), tag.pcid(), entry))
+    }
+
+    /// The entry for the 4 KiB page of `acc`, which lies in `frame`: [`Ready::new`] at the cost of a few operations.
+    #[must_use]
+    #[inline(always)]
+    pub fn small(tag: Tag, acc: Acc, frame: Hfn, perms: Perms, global: bool) -> Self {
+        Self(Packed::small((tag.vpid(), tag.pcid()), acc, frame, perms, global))
     }
 
     /// Whether there is an entry.
@@ -72,22 +80,19 @@ pub struct Through {
 struct Usual<'a> {
     l1: &'a mut [[Packed; 4]],
     stamps: &'a mut [[u64; 4]; L1_SLOTS / 4],
-    front: &'a mut Front,
-    l2: &'a mut [Packed],
+    l2: &'a mut [[Packed; WIDE]],
     ways: usize,
-    signatures: &'a mut [[u64; 2]],
+    signatures: &'a mut [[u8; WIDE]],
     lists: &'a mut [u64],
     l1_mask: u64,
     l2_mask: u64,
 }
 
-/// What one access came to.
-enum Step {
-    L1,
-    L2,
-    Filled,
-    /// Nothing was done: the access is an unusual case.
-    Unusual,
+/// What one access came to: a hit in the first level, one in the second, or a fill. Numbers, to be counted without a branch.
+#[derive(Clone, Copy)]
+struct Step {
+    l1: u64,
+    filled: u64,
 }
 
 impl Usual<'_> {
@@ -97,45 +102,36 @@ impl Usual<'_> {
         let number = key.number_of::<12>();
         let (set1, set2) = ((number & self.l1_mask) as usize, (number & self.l2_mask) as usize);
         let (slots, stamps) = (self.l1.get_mut(set1)?, self.stamps.get_mut(set1)?);
-        let permits = |held: &Packed| held.data.visible_to(pcid) && held.data.0 & denied == 0;
         let found = (0..4).fold(0u32, |found, way| found | u32::from(slots[way].key == key) << way);
         if found != 0 {
             let way = found.trailing_zeros() as usize % 4;
-            if !permits(&slots[way]) {
+            if slots[way].data.refusal(pcid, denied) != 0 {
                 return None;
             }
             stamps[way] = now;
-            return Some(Step::L1);
+            return Some(Step { l1: 1, filled: 0 });
         }
         let way1 = oldest(stamps);
         let victim = slots[way1];
         let (signatures, list) = (self.signatures.get_mut(set2)?, self.lists.get_mut(set2)?);
-        let sets = self.l2.get_mut(set2 * self.ways..(set2 + 1) * self.ways)?;
-        let (step, new) = if let Some(way) = way_of(signatures, sets, key) {
-            let held = sets[way];
-            if !permits(&held) || !victim.kin(&held) {
-                return None;
-            }
-            *list = to_front(*list, way as u64);
-            (Step::L2, held)
-        } else {
-            let (moved, way) = last_to_front(*list, self.ways);
-            let slot = sets.get_mut(way)?;
-            // An empty slot is no entry's kin, nor is nothing that of a live one.
-            if ready.key != key || ready.data.is_global() || !victim.kin(ready) || !slot.kin(ready) {
-                return None;
-            }
-            *list = moved;
-            *slot = *ready;
-            let byte = 0xff << (8 * (way % 8));
-            let word = &mut signatures[way / 8 % 2];
-            *word = *word & !byte | signature(key) & byte;
-            (Step::Filled, *ready)
-        };
+        let set = self.l2.get_mut(set2)?;
+        // Hit or miss is often beyond prediction: both go the same way, with other data.
+        let mark = signature(key);
+        let (hit, held_in) = way_of(signatures, mark, set, key);
+        let way2 = select_unpredictable(hit, held_in, last_of(*list, self.ways));
+        let slot = &mut set[way2 % WIDE];
+        let new = select_unpredictable(hit, *slot, *ready);
+        // An empty slot is no entry's kin, nor is nothing that of a live one. A global entry is filled with more care.
+        let unusual = new.strangeness(&victim, slot) | new.data.refusal(pcid, denied) | (new.key.0 ^ key.0);
+        if unusual | select_unpredictable(hit, 0, new.data.0 & Data::GLOBAL) != 0 {
+            return None;
+        }
+        *list = to_front(*list, way2 as u64);
+        *slot = new;
+        signatures[way2 % WIDE] = mark;
         slots[way1] = new;
         stamps[way1] = now;
-        self.front.remove(victim.key);
-        Some(step)
+        Some(Step { l1: 0, filled: u64::from(!hit) })
     }
 }
 
@@ -146,24 +142,24 @@ fn oldest(stamps: &[u64; 4]) -> usize {
     ((a * 4).min(b * 4 + 1).min((c * 4 + 2).min(d * 4 + 3)) % 4) as usize
 }
 
+/// Whether a set holds a key, and in which way; without a branch on that, as it is hard to predict.
 #[inline(always)]
-fn way_of(signatures: &[u64; 2], slots: &[Packed], key: Key) -> Option<usize> {
-    let wanted = signature(key);
-    let (low, high) = (equal_bytes(signatures[0], wanted), equal_bytes(signatures[1], wanted));
-    if low | high == 0 {
-        return None;
+fn way_of(signatures: &[u8; WIDE], wanted: u8, slots: &[Packed; WIDE], key: Key) -> (bool, usize) {
+    let candidates = ways_signed(signatures, wanted);
+    if candidates & candidates.wrapping_sub(1) != 0 {
+        return way_among(candidates, slots, key);
     }
-    // Bits 7, 15 and so on mark ways 0 to 7 and bits 0, 8 and so on ways 8 to 15.
-    let mut candidates = low | high >> 7;
-    while candidates != 0 {
-        let bit = candidates.trailing_zeros() as usize;
-        let way = bit / 8 + 8 * usize::from(bit.is_multiple_of(8));
-        if slots.get(way).is_some_and(|slot| slot.key == key) {
-            return Some(way);
-        }
-        candidates &= candidates - 1;
-    }
-    None
+    // Where there is no candidate any way is tried, and in vain.
+    let way = candidates.trailing_zeros() as usize % WIDE;
+    (slots[way].key == key, way)
+}
+
+/// The same among several candidates.
+#[cold]
+#[inline(never)]
+fn way_among(candidates: u32, slots: &[Packed; WIDE], key: Key) -> (bool, usize) {
+    let way = slots.iter().zip(0..).position(|(slot, way): (_, u32)| candidates >> way & 1 != 0 && slot.key == key);
+    (way.is_some(), way.unwrap_or(0))
 }
 
 impl Tlb {
@@ -179,29 +175,26 @@ impl Tlb {
 
     /// The same in the usual case, where it is given.
     fn usual_through(&mut self, tag: Tag, run: &[Acc], ready: &[Ready]) -> Option<Through> {
-        let (mut now, mut stats) = (self.clock, self.stats);
-        let mut usual = self.usual()?;
+        let (clock, mut usual) = (self.clock, self.usual()?);
         let (context, pcid) = (Key::context(tag.vpid(), PageSize::Size4K), tag.pcid());
-        let (mut filled, mut last) = (0u64, Step::Unusual);
-        let mut done = 0;
-        for (i, (acc, Ready(ready))) in run.iter().zip(ready).take(THROUGH).enumerate() {
+        let (mut filled, mut l1_hits, mut done) = (0u64, 0, 0);
+        for (acc, Ready(ready)) in run.iter().zip(ready).take(THROUGH) {
             let key = Key(Key::page_part::<12>(acc.page_bits(0)) | context);
-            let Some(step) = usual.step(key, denied_to(*acc), pcid, ready, now + 1) else { break };
-            now += 1;
-            done = i + 1;
-            filled |= u64::from(matches!(step, Step::Filled)) << i;
-            stats.l1_hits += u64::from(matches!(step, Step::L1));
-            last = step;
+            let now = clock + 1 + done as u64;
+            let Some(step) = usual.step(key, denied_to(*acc), pcid, ready, now) else { break };
+            filled |= step.filled << done;
+            l1_hits += step.l1;
+            done += 1;
         }
-        let (fills, hits) = (u64::from(filled.count_ones()), now - self.clock);
-        stats.misses += fills;
-        stats.l2_evictions += fills;
-        let l1_hits = stats.l1_hits - self.stats.l1_hits;
-        stats.l2_hits += hits - l1_hits - fills;
-        stats.l1_evictions += hits - l1_hits;
-        (self.clock, self.stats) = (now, stats);
-        self.missed = matches!(last, Step::Filled);
+        let (fills, accesses) = (u64::from(filled.count_ones()), done as u64);
+        self.stats.l1_hits += l1_hits;
+        self.stats.l1_evictions += accesses - l1_hits;
+        self.stats.l2_hits += accesses - l1_hits - fills;
+        self.stats.misses += fills;
+        self.stats.l2_evictions += fills;
+        self.clock += accesses;
         if done > 0 {
+            self.missed = filled >> (done - 1) != 0;
             self.likely = PageSize::Size4K;
         }
         self.small.forget_to_note(fills > 0);
@@ -216,18 +209,20 @@ impl Tlb {
         }
         let (l1, l2) = (self.l1.array_of_mut(PageSize::Size4K)?, self.l2.array_of_mut(PageSize::Size4K)?);
         let lru = l1.order.hits_count && l2.order.hits_count;
-        if l1.ways != 4 || l1.order.kind != Kind::Stamps || l2.order.kind != Kind::List || l2.words != 2 || !lru {
+        if l1.ways != 4 || l1.order.kind != Kind::Stamps || l2.order.kind != Kind::List || l2.signed != WIDE || !lru {
             return None;
         }
         let (l1_mask, l2_mask, ways) = (l1.set_mask, l2.set_mask, l2.ways);
+        // One length for all three spares two checks an access.
+        let (sets, _) = l2.slots.as_chunks_mut();
+        let count = sets.len();
         Some(Usual {
             l1: l1.slots.as_chunks_mut().0,
             stamps: l1.order.state.as_chunks_mut().0.first_chunk_mut()?,
-            front: l1.front.as_mut()?,
-            l2: &mut l2.slots,
+            l2: sets,
             ways,
-            signatures: l2.signatures.as_chunks_mut().0,
-            lists: &mut l2.order.state,
+            signatures: l2.signatures.as_chunks_mut().0.get_mut(..count)?,
+            lists: l2.order.state.get_mut(..count)?,
             l1_mask,
             l2_mask,
         })

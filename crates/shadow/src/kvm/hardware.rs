@@ -8,7 +8,7 @@ use memvirt_platform::{
     Backed, CacheHit, Caches, Cx, Dimension, Foresight, Partial, Probe, Reference, Regs, Update, WalkRefs, plain_walks,
     tlb_entry,
 };
-use memvirt_tlb::{Entry, Ready};
+use memvirt_tlb::Entry;
 
 use super::Kvm;
 use super::spte::Spte;
@@ -45,11 +45,10 @@ impl Kvm {
         };
         let (regs, mem, tag) = (Regs { write_protect: true, ..*cx.regs() }, &cx.host.mem, cx.tag());
         let refs = WalkRefs { shadow: 4, ..WalkRefs::default() };
-        plain_walks(self.pages[mmu.root.page].table, &regs, ahead, mem, |i, leaf| {
+        plain_walks(self.pages[mmu.root.page].table, &regs, ahead, mem, (found, refs), |acc, leaf| {
             // Reserved bits would lie within the frame's number.
-            if leaf.frame.base().as_u64() & Spte::RESERVED == 0 {
-                found.tell(i, Ready::new(tag, &leaf.entry(ahead[i], leaf.frame, false)), refs);
-            }
+            let plain = leaf.frame.base().as_u64() & Spte::RESERVED == 0;
+            plain.then(|| leaf.ready(tag, acc, leaf.frame, false))
         });
     }
 }
