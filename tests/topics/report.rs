@@ -14,6 +14,7 @@ use std::sync::LazyLock;
 
 use memvirt_lab::claims::Verdict::{Fails, Holds, HoldsWhen};
 use memvirt_lab::claims::{Effort, Evidence, claims};
+use memvirt_lab::published::{Agreement, Use};
 use memvirt_lab::report::write_full_report;
 use memvirt_machine::MachineSpec;
 
@@ -33,7 +34,7 @@ fn written() -> (tempfile::TempDir, String) {
 #[test]
 fn every_claim_is_measured_and_those_of_structure_hold() {
     let claims = claims(&EVIDENCE);
-    assert!(claims.len() >= 17, "{}", claims.len());
+    assert_eq!(claims.len(), 19);
     let verdict = |id: &str| claims.iter().find(|claim| claim.id == id).map(|claim| claim.verdict);
     for id in ["references", "tree", "two-stage-fault", "naive", "isolation", "no-exits", "events", "world-switch"] {
         assert_eq!(verdict(id), Some(Holds), "{id}");
@@ -41,6 +42,44 @@ fn every_claim_is_measured_and_those_of_structure_hold() {
     assert_eq!(verdict("user-space"), Some(Fails));
     for id in ["twenty-percent", "same-structure", "context-switch"] {
         assert_eq!(verdict(id), Some(HoldsWhen), "{id}");
+    }
+}
+
+#[test]
+fn every_published_figure_has_its_row_and_is_met() {
+    let rows = EVIDENCE.published_rows();
+    let ids: Vec<_> = rows.iter().map(|row| row.id.as_str()).collect();
+    let wanted = [
+        "S1.1", "S1.21", "P1 off", "P1 on", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P10", "P11", "P12", "P20",
+        "K8", "K10", "K11", "K12", "K13", "K15", "K16", "K19", "K24", "W9", "W10", "W15", "F2", "F4", "S4.1", "S4.6",
+        "S5.1", "S6.1", "S7.1",
+    ];
+    for id in wanted {
+        assert!(ids.contains(&id), "{id}");
+    }
+    for row in &rows {
+        assert_ne!(row.agreement, Agreement::Missed, "{row:?}");
+        assert!(!row.command.is_empty() && !row.why.is_empty() && !row.measured.is_empty(), "{row:?}");
+        let judges = !matches!(row.usage, Use::Input | Use::NotReread);
+        assert!(judges || row.agreement == Agreement::Shown, "inputs confirm nothing: {row:?}");
+    }
+}
+
+#[test]
+fn steady_programs_are_won_by_shadow_paging_and_processes_by_nested_paging() {
+    let benefit = |name: &str| {
+        let one = EVIDENCE.fair.plain_of(name).unwrap();
+        one.benefits().find(|benefit| benefit.shadow.regime.name() == "shadow:kvm").unwrap().value()
+    };
+    for name in ["gups", "xsbench", "pointer-chase", "zipf", "graph", "hash-join"] {
+        assert!((-0.5..-0.01).contains(&benefit(name)), "{name}: {}", benefit(name));
+        let shadow =
+            EVIDENCE.fair.plain_of(name).unwrap().results.iter().find(|run| run.regime.name() == "shadow:kvm").unwrap();
+        assert_eq!(shadow.guest_page_faults, 0, "{name} is loaded before it is measured");
+    }
+    assert!(benefit("compute").abs() < 0.01);
+    for name in ["fork", "exec", "forkwait", "touch-and-free", "churn"] {
+        assert!(benefit(name) > 1.0, "{name}: {}", benefit(name));
     }
 }
 

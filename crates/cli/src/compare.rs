@@ -154,6 +154,14 @@ fn people(comparison: &Comparison) -> String {
 /// What the user must know beside the results.
 fn remark(done: &Done) {
     if let Described::Trace(trace) = &done.comparison.workload
+        && !trace.left_out.is_empty()
+    {
+        let (name, format, beside) = (&trace.name, trace.format, trace.left_out.join(", "));
+        warn(&format!(
+            "remark: of {name} what {format} recorded is run, not {beside}; `memvirt faults` joins texts of strace and perf"
+        ));
+    }
+    if let Described::Trace(trace) = &done.comparison.workload
         && let Some(first) = &trace.first_malformed
     {
         warn(&format!(

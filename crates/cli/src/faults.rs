@@ -22,7 +22,7 @@ what they flush. Without it switches stand where calls of different processes fo
 prediction.
 
 A kind of fault is in band within 5 % of what was recorded, a kind of flush within 25 %; out of band is a result, not a
-failure of the command.")]
+failure of the command. Exit status: 0, or 2 where the bundle breaks off (what stands before is used) or cannot be joined.")]
 pub(crate) struct FaultsArgs {
     /// A directory or an archive with the texts of strace and perf
     bundle: PathBuf,
@@ -41,7 +41,9 @@ pub(crate) fn faults(args: &FaultsArgs) -> anyhow::Result<Status> {
         let (lines, bundle) = (prediction.malformed, args.bundle.display());
         warn(&format!("warning: {lines} lines of {bundle} were skipped; the first: {first}"));
     }
-    Ok(Status::Fine)
+    let Some(damage) = &prediction.damage else { return Ok(Status::Fine) };
+    warn(&format!("error: {damage}; what stands before was used"));
+    Ok(Status::BadInput)
 }
 
 fn tables(prediction: &Prediction) -> String {

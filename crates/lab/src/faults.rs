@@ -128,6 +128,8 @@ pub struct Prediction {
     pub predicted: Vec<Predicted>,
     /// The kernel's own counts.
     pub recorded: Option<Recorded>,
+    /// What is wrong with the bundle, where it breaks off: what is predicted is of what stands before.
+    pub damage: Option<String>,
     /// Lines of the texts that were not understood and skipped: what is predicted is of the rest.
     pub malformed: u64,
     /// The first of them.
@@ -149,9 +151,22 @@ pub fn guest() -> GuestConfig {
 pub fn predict(path: &Path) -> Result<Prediction, LabError> {
     let pair = Pair::open(path)?;
     let recorded = pair.fault_texts().find(|text| !text.tally.flushes.is_empty() && text.has_kinds).map(recorded);
-    let predicted = pair.fault_texts().map(|text| one(&pair, text, recorded.as_ref())).collect::<Result<_, _>>()?;
+    let mut predicted = Vec::new();
+    let mut unusable = None;
+    for text in pair.fault_texts() {
+        match one(&pair, text, recorded.as_ref()) {
+            Ok(one) => predicted.push(one),
+            // Of a bundle that breaks off the texts that are whole will do.
+            Err(error) if pair.damage().is_some() => unusable = unusable.or(Some(error)),
+            Err(error) => return Err(error),
+        }
+    }
+    if let (true, Some(error)) = (predicted.is_empty(), unusable) {
+        return Err(error);
+    }
     let (malformed, first) = pair.malformed();
-    Ok(Prediction { predicted, recorded, malformed, first_malformed: first.map(ToString::to_string) })
+    let damage = pair.damage().map(str::to_owned);
+    Ok(Prediction { predicted, recorded, damage, malformed, first_malformed: first.map(ToString::to_string) })
 }
 
 fn one(pair: &Pair, text: &FaultText, recorded: Option<&Recorded>) -> Result<Predicted, LabError> {

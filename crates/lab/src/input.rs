@@ -145,6 +145,9 @@ pub struct TraceSummary {
     /// What is kept of addresses, in a trace of memvirt's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub density: Option<&'static str>,
+    /// Files of a bundle that were not read: the recording is one of them alone, that which says most.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
     /// Processes.
     pub processes: u64,
     /// What had to be decided to put processes in order, where anything had.
@@ -182,6 +185,7 @@ impl TraceSummary {
             format_title: recording.format().title(),
             compression: recording.compression().name(),
             density: recording.header().map(|header| header.density.name()),
+            left_out: recording.left_out().0,
             processes: tally.processes.max(1),
             repairs: recording.repairs(),
             lines: tally.lines,

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use memvirt_mvt::{Density, Header, MvtError, Writer, Written};
-use memvirt_ops::process::Batch;
+use memvirt_ops::process::{Batch, Op};
 
 use crate::error::TraceError;
 use crate::mvt::ROOTS;
@@ -14,6 +14,8 @@ use crate::recording::Recording;
 pub struct Converted {
     /// What was written.
     pub written: Written,
+    /// Processes in it: those forked, and the first; in a recorded order all share one stream.
+    pub processes: u64,
     /// Why the recording ended early, where it did. What stands before is in the file.
     pub broken_off: Option<TraceError>,
 }
@@ -43,13 +45,16 @@ pub fn convert<W: Write>(
     let mut more =
         recording.next_batch_tapped(&mut batch, &mut |process, batch| held.push((process, batch.clone())))?;
     let mut writer = Writer::new(output, name, header(&recording, density))?;
+    let mut forked = 0;
     for (process, batch) in held {
+        forked += u64::from(begets(&batch));
         writer.batch(process, &batch)?;
     }
     let mut broken_off = None;
     let mut failed: Option<MvtError> = None;
     while more {
         let mut tap = |process, batch: &Batch| {
+            forked += u64::from(begets(batch));
             if failed.is_none() {
                 failed = writer.batch(process, batch).err();
             }
@@ -67,7 +72,12 @@ pub fn convert<W: Write>(
         progress(&recording);
     }
     let (written, output) = writer.finish()?;
-    Ok((Converted { written, broken_off }, output))
+    Ok((Converted { processes: written.processes.max(1 + forked), written, broken_off }, output))
+}
+
+/// Whether a batch ends with the making of a process.
+pub(crate) const fn begets(batch: &Batch) -> bool {
+    matches!(batch.then, Some(Op::Fork { .. } | Op::Vfork { .. }))
 }
 
 fn header(recording: &Recording, density: Density) -> Header {
@@ -95,7 +105,7 @@ fn header(recording: &Recording, density: Density) -> Header {
 /// # Errors
 ///
 /// Where either cannot be read to its end.
-pub fn difference(left: Recording, right: Recording) -> Result<Option<String>, TraceError> {
+pub fn difference(left: &mut Recording, right: &mut Recording) -> Result<Option<String>, TraceError> {
     let shift = if left.has_lines() && right.has_lines() { 6 } else { 12 };
     let (left, right) = (digests(left, shift)?, digests(right, shift)?);
     let all: std::collections::BTreeSet<_> = left.keys().chain(right.keys()).collect();
@@ -120,7 +130,7 @@ struct Digest {
 }
 
 fn digests(
-    mut recording: Recording,
+    recording: &mut Recording,
     shift: u32,
 ) -> Result<std::collections::BTreeMap<memvirt_ops::process::ProcessId, Digest>, TraceError> {
     use std::hash::{DefaultHasher, Hash as _, Hasher as _};

@@ -7,7 +7,7 @@ use memvirt_addr::AccessKind;
 use memvirt_mvt::{Density, Header, Order, Writer};
 use memvirt_ops::process::{Batch, ProcessId, Source};
 
-use crate::convert::Converted;
+use crate::convert::{Converted, begets};
 use crate::error::TraceError;
 use crate::recording::Recording;
 
@@ -16,7 +16,7 @@ use crate::recording::Recording;
 ///
 /// # Errors
 ///
-/// As for [`crate::convert`].
+/// As for [`crate::convert`]; [`TraceError::BeyondEnd`] where the recording has no access in the range.
 pub fn cut<W: Write>(
     mut recording: Recording,
     output: W,
@@ -33,7 +33,7 @@ pub fn cut<W: Write>(
     notes.extend(recording.tally().command.map(|program| ("program".to_owned(), program)));
     notes.push(("cut".to_owned(), format!("accesses {}..{}", range.start, range.end)));
     let mut writer = Writer::new(output, name, Header { density, order: Order::Recorded, notes })?;
-    let (mut seen, mut broken_off) = (0u64, None);
+    let (mut seen, mut processes, mut broken_off) = (0u64, 1, None);
     while more && seen < range.end {
         let before = seen;
         seen += batch.run.len() as u64;
@@ -41,6 +41,7 @@ pub fn cut<W: Write>(
         if seen > range.end {
             batch.then = None;
         }
+        processes += u64::from(begets(&batch));
         if !batch.is_empty() {
             writer.batch(ProcessId::FIRST, &batch)?;
         }
@@ -50,7 +51,11 @@ pub fn cut<W: Write>(
         });
     }
     let (written, output) = writer.finish()?;
-    Ok((Converted { written, broken_off }, output))
+    // A text of calls has no accesses: its beginning is all of it.
+    if range.start > 0 && seen <= range.start && broken_off.is_none() {
+        return Err(TraceError::BeyondEnd { name: recording.name().to_owned(), accesses: seen, from: range.start });
+    }
+    Ok((Converted { written, processes, broken_off }, output))
 }
 
 /// Drops the accesses of a batch outside of the range, and the instructions that made them.

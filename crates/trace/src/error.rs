@@ -56,6 +56,16 @@ pub enum TraceError {
         /// Why it ends early, where it does.
         cut: Option<String>,
     },
+    /// A part is asked for that lies beyond the end.
+    #[error("trace {name} has {accesses} accesses, and the part wanted begins at {from}; begin before the end")]
+    BeyondEnd {
+        /// The name of the trace.
+        name: String,
+        /// Its accesses.
+        accesses: u64,
+        /// The first one wanted.
+        from: u64,
+    },
     /// A directory or an archive lacks the texts of strace and perf of one program.
     #[error(
         "{name} cannot be joined: {found}; it needs the text of `strace -f -e trace=memory,process PROGRAM` and that of \

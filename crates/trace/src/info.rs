@@ -99,6 +99,9 @@ pub struct TraceInfo {
     pub file_bytes: u64,
     /// Counts of what its lines say.
     pub tally: Tally,
+    /// Instructions delivered: one for each fetch of a log or an instruction trace; of perf's text the nanoseconds between two
+    /// events of a task; 0 of strace's.
+    pub instructions: u64,
     /// Accesses delivered: a modify is two, an access over several pages one for each.
     pub accesses: u64,
     /// Operations delivered between the accesses.
@@ -152,7 +155,7 @@ impl TraceInfo {
             density: recording.header().map(|header| header.density.name()),
             repairs: recording.repairs(),
             left_out,
-            file_bytes: recording.progress().bytes(),
+            file_bytes: recording.file_bytes().unwrap_or_else(|| recording.progress().bytes()),
             tally: recording.tally(),
             broken_off: info.broken_off.or(cut),
             ..info
@@ -164,6 +167,7 @@ impl TraceInfo {
 #[derive(Default)]
 struct Pass {
     footprint: Footprint,
+    instructions: u64,
     accesses: u64,
     operations: u64,
     broken_off: Option<String>,
@@ -183,6 +187,7 @@ fn pass(source: &mut impl Source<Error = TraceError>) -> Result<Pass, TraceError
             Err(error) => return Err(error),
         }
         pass.footprint.add(&batch.run);
+        pass.instructions = pass.instructions.saturating_add(batch.instructions);
         pass.accesses += batch.run.len() as u64;
         pass.operations += u64::from(batch.then.is_some());
     }
@@ -199,6 +204,7 @@ impl Pass {
             left_out: Vec::new(),
             file_bytes: 0,
             tally: Tally::default(),
+            instructions: self.instructions,
             accesses: self.accesses,
             operations: self.operations,
             pages: self.footprint.pages(),

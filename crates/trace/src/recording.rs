@@ -55,6 +55,10 @@ pub struct Recording {
     counted: Tally,
     /// Whether everything was.
     ended: bool,
+    /// The size of what was opened.
+    file_bytes: Option<u64>,
+    /// The other recordings of a bundle that is read by one of them, and why the bundle ends early.
+    beside: (Vec<String>, Option<String>),
 }
 
 impl Recording {
@@ -67,7 +71,9 @@ impl Recording {
         let path = path.as_ref();
         let failed = |source| TraceError::Open { path: path.to_owned(), source };
         if path.metadata().map_err(failed)?.is_dir() {
-            return Self::of_bundle(Bundle::directory(path)?, reading);
+            let bundle = Bundle::directory(path)?;
+            let file_bytes = Some(bundle.member_bytes());
+            return Ok(Self { file_bytes, ..Self::of_bundle(bundle, reading)? });
         }
         let file = File::open(path).map_err(failed)?;
         let regular = file.metadata().map_err(failed)?.is_file();
@@ -75,12 +81,13 @@ impl Recording {
             // A pipe gives its first bytes only once; lackey logs are what is piped.
             return Ok(Self::log(MemberReader::File(file), path.display().to_string(), None, reading));
         }
+        let file_bytes = Some(file.metadata().map_err(failed)?.len());
         let (head, compression) = head_of(file);
         if memvirt_mvt::is_mvt(&head) {
             return Self::of_mvt(Mvt::open(path)?, reading);
         }
         if tar::is_header(&head) {
-            return Self::of_bundle(Bundle::archive(path, compression)?, reading);
+            return Ok(Self { file_bytes, ..Self::of_bundle(Bundle::archive(path, compression)?, reading)? });
         }
         if looks_like_mvt(path, &head) {
             // Opening it says what is wrong.
@@ -121,7 +128,18 @@ impl Recording {
 
     fn new(name: String, format: Format, compression: Compression, streams: Streams, reading: Reading) -> Self {
         let memory_calls = reading.memory_calls.unwrap_or(format.calls_by_default());
-        Self { name, format, compression, memory_calls, streams, header: None, counted: Tally::default(), ended: false }
+        Self {
+            name,
+            format,
+            compression,
+            memory_calls,
+            streams,
+            header: None,
+            counted: Tally::default(),
+            ended: false,
+            file_bytes: None,
+            beside: (Vec::new(), None),
+        }
     }
 
     fn of_bundle(bundle: Bundle, reading: Reading) -> Result<Self, TraceError> {
@@ -140,7 +158,9 @@ impl Recording {
         };
         let input = bundle.open(member)?;
         let (name, bytes) = (bundle.member_name(member), member.bytes);
-        Ok(Self::of_file(&member.head, input, name, bytes, compression, reading))
+        let others = bundle.members.iter().filter(|other| other.name != member.name);
+        let beside = (others.map(|other| other.name.clone()).collect(), bundle.cut.clone());
+        Ok(Self { beside, ..Self::of_file(&member.head, input, name, bytes, compression, reading) })
     }
 
     fn of_mvt(mvt: Mvt<File>, reading: Reading) -> Result<Self, TraceError> {
@@ -258,8 +278,14 @@ impl Recording {
     pub fn left_out(&self) -> (Vec<String>, Option<String>) {
         match &self.streams {
             Streams::Logs(logs) => (logs.family().others(), logs.family().bundle().cut.clone()),
-            _ => (Vec::new(), None),
+            _ => self.beside.clone(),
         }
+    }
+
+    /// The size of the file in bytes, as it lies on the disk; of a directory, that of its files. `None` for a pipe.
+    #[must_use]
+    pub fn file_bytes(&self) -> Option<u64> {
+        self.file_bytes.or(self.progress().total_bytes())
     }
 
     /// The order that a copy of it has, and the processes that nobody forks.
@@ -314,11 +340,15 @@ impl Recording {
     }
 
     fn count(&mut self, batch: &Batch) {
-        // A fetch over a page's end is two accesses: instructions are counted as the recording counts them.
-        self.counted.fetches = self.counted.fetches.saturating_add(batch.instructions);
+        // A fetch over a page's end is two accesses: where every instruction is fetched, fetches are counted as the recording
+        // counts them. Texts of events fetch now and then.
+        let is_text = matches!(self.format, Format::Perf | Format::Strace);
+        if !is_text {
+            self.counted.fetches = self.counted.fetches.saturating_add(batch.instructions);
+        }
         for access in &batch.run {
             match access.kind() {
-                memvirt_addr::AccessKind::Fetch => {}
+                memvirt_addr::AccessKind::Fetch => self.counted.fetches += u64::from(is_text),
                 memvirt_addr::AccessKind::Read => self.counted.access(crate::lackey::Kind::Load),
                 memvirt_addr::AccessKind::Write => self.counted.access(crate::lackey::Kind::Store),
             }

@@ -9,7 +9,7 @@ use memvirt_addr::AccessKind;
 use memvirt_lab::text::{bytes, count};
 use memvirt_mvt::{Density, Mvt};
 use memvirt_ops::process::{Batch, Op, ProcessId, Source};
-use memvirt_trace::{Converted, Reading, Recording, TraceError, difference};
+use memvirt_trace::{Converted, Reading, Recording, difference};
 
 use super::{CatArgs, ConvertArgs, CutArgs, VerifyArgs};
 use crate::failure::{Status, warn};
@@ -81,12 +81,12 @@ fn report(converted: &Converted, name: &str, raw: u64) -> anyhow::Result<Status>
         String::new()
     };
     print(&format!(
-        "{name}: {}{ratio}: {} accesses, {} instructions, {} processes in {} blocks\n",
+        "{name}: {}{ratio}: {}, {}, {} in {}\n",
         bytes(written.bytes),
-        count(written.accesses),
-        count(written.instructions),
-        count(written.processes),
-        count(written.blocks),
+        many(written.accesses, "access", "accesses"),
+        many(written.instructions, "instruction", "instructions"),
+        many(converted.processes, "process", "processes"),
+        many(written.blocks, "block", "blocks"),
     ))?;
     match &converted.broken_off {
         None => Ok(Status::Fine),
@@ -95,6 +95,11 @@ fn report(converted: &Converted, name: &str, raw: u64) -> anyhow::Result<Status>
             Ok(Status::BadInput)
         }
     }
+}
+
+/// A number of something.
+fn many(number: u64, one: &str, more: &str) -> String {
+    format!("{} {}", count(number), if number == 1 { one } else { more })
 }
 
 pub(crate) fn convert(args: &ConvertArgs) -> anyhow::Result<Status> {
@@ -132,11 +137,17 @@ pub(crate) fn verify(args: &VerifyArgs) -> anyhow::Result<Status> {
     }
     let mut status = if verified.damage.is_empty() { Status::Fine } else { Status::CheckFailed };
     if let Some(recording) = &args.against {
-        let packed = Recording::open(&args.file, Reading::default())?;
-        match difference(packed, Recording::open(recording, Reading::default())?)? {
-            None => text += &format!("equal to {}\n", recording.display()),
+        let mut packed = Recording::open(&args.file, Reading::default())?;
+        let mut raw = Recording::open(recording, Reading::default())?;
+        // What is damaged differs: the packed trace has said how, and its recording is bad input.
+        let difference = match difference(&mut packed, &mut raw) {
+            Err(error) if error.is_damage() => Some(format!("it is damaged: {error}")),
+            other => other?,
+        };
+        match difference {
+            None => text += &format!("equal to {}{}\n", recording.display(), skipped(&raw)),
             Some(difference) => {
-                text += &format!("differs from {}: {difference}\n", recording.display());
+                text += &format!("differs from {}{}: {difference}\n", recording.display(), skipped(&raw));
                 status = Status::CheckFailed;
             }
         }
@@ -145,16 +156,20 @@ pub(crate) fn verify(args: &VerifyArgs) -> anyhow::Result<Status> {
     Ok(status)
 }
 
+/// What of a recording was not compared.
+fn skipped(recording: &Recording) -> String {
+    let tally = recording.tally();
+    let Some(first) = &tally.first_malformed else { return String::new() };
+    let lines = many(tally.malformed, "line", "lines");
+    format!(" but for {lines} that no reader understands, in neither of the two; the first: {first}")
+}
+
 pub(crate) fn cat(args: &CatArgs) -> anyhow::Result<Status> {
     let mut recording = Recording::open(&args.file, args.turns.reading())?;
     let mut out = BufWriter::new(io::stdout().lock());
     match lines(&mut recording, args.lines.unwrap_or(u64::MAX), &mut out) {
         Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) => {
             Ok(Status::Fine)
-        }
-        Err(error) if error.downcast_ref::<TraceError>().is_some_and(TraceError::is_damage) => {
-            warn(&format!("error: {error}"));
-            Ok(Status::CheckFailed)
         }
         result => result.map(|()| Status::Fine),
     }

@@ -1,7 +1,7 @@
 //! `memvirt trace info`: what is in a trace.
 
 use memvirt_lab::text::{bytes, count};
-use memvirt_trace::{Recording, Repairs, TraceInfo};
+use memvirt_trace::{Format, Recording, Repairs, TraceInfo};
 
 use super::InfoArgs;
 use crate::args::TreeFormat;
@@ -18,8 +18,7 @@ pub(crate) fn info(args: &InfoArgs) -> anyhow::Result<Status> {
         None => Ok(Status::Fine),
         Some(reason) => {
             warn(&format!("error: {reason}"));
-            // A damaged .mvt trace is a finding of its checksums, as for `memvirt trace verify`.
-            Ok(if info.density.is_some() { Status::CheckFailed } else { Status::BadInput })
+            Ok(Status::BadInput)
         }
     }
 }
@@ -37,7 +36,12 @@ fn people(info: &TraceInfo) -> String {
         ("size decompressed", bytes(tally.raw_bytes)),
         ("lines", count(tally.lines)),
         ("lines skipped as malformed", count(tally.malformed)),
-        ("instructions", count(tally.fetches)),
+        ("instructions", count(if info.format == Format::Perf { 0 } else { info.instructions })),
+        (
+            "nanoseconds between events of a task",
+            count(if info.format == Format::Perf { info.instructions } else { 0 }),
+        ),
+        ("fetches", count(if tally.fetches == info.instructions { 0 } else { tally.fetches })),
         ("loads", count(tally.loads)),
         ("stores", count(tally.stores)),
         ("modifies (a load and a store)", count(tally.modifies)),
@@ -87,7 +91,7 @@ fn order(info: &TraceInfo) -> String {
         }
     }
     if !info.left_out.is_empty() {
-        text += &format!("no part of the recording: {}\n", info.left_out.join(", "));
+        text += &format!("beside it, not read: {}\n", info.left_out.join(", "));
     }
     text
 }

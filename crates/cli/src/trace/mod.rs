@@ -54,8 +54,8 @@ impl TurnArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Exit status: 0 where the recording is whole, 1 where an .mvt trace is damaged (what is intact of it is counted, each process as far
-as it goes), 2 where another recording breaks off or cannot be read.")]
+Exit status: 0 where the recording is whole, 2 where it is damaged, breaks off or cannot be read; what is intact is counted first,
+of a damaged .mvt trace each process as far as it goes.")]
 pub(crate) struct InfoArgs {
     /// The recording
     pub(crate) file: PathBuf,
@@ -86,7 +86,8 @@ impl From<DensityArg> for Density {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Each process keeps a stream of its own, so that `--quantum` and `--seed` work on the packed trace as on the recording.
+Each process keeps a stream of its own, so that `--quantum` and `--seed` work on the packed trace as on the recording. Exit status:
+0, or 2 where the recording breaks off (what stands before is in the trace) or cannot be read.
 
 Examples:
   memvirt trace convert logs.tar.zst shell.mvt
@@ -102,7 +103,9 @@ pub(crate) struct ConvertArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Exit status: 0 where everything is intact (and equal), 1 where something is not.")]
+#[command(after_help = "\
+Exit status: 0 where everything is intact (and equal), 1 where something is not, 2 where there is nothing to check: no .mvt trace,
+or no recording to compare it with.")]
 pub(crate) struct VerifyArgs {
     /// The trace
     pub(crate) file: PathBuf,
@@ -114,7 +117,8 @@ pub(crate) struct VerifyArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Accesses are counted over all processes in the order of this reading, and the order is kept. Operations before the part stay, so
-that processes and areas are what they were; their accesses go.
+that processes and areas are what they were; their accesses go. A part that begins beyond the end is refused. Exit status as of
+`memvirt trace convert`.
 
 Example:
   memvirt trace cut redis.tar.zst fork.mvt --from 500000 --to 2000000")]
@@ -139,7 +143,7 @@ pub(crate) struct CutArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A line is the process and a run of the same accesses (`I` fetch, `L` load, `S` store; the address, how often) or an operation.
-Exit status as of `memvirt trace info`; what is intact of a damaged .mvt trace is printed first.")]
+Exit status as of `memvirt trace info`; what is intact of a damaged recording is printed first.")]
 pub(crate) struct CatArgs {
     /// The recording
     pub(crate) file: PathBuf,

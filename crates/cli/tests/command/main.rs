@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test: what cannot be read is a failure")]
 
 mod exits;
+mod faults;
 mod footprint;
 mod inputs;
 mod lists;

@@ -77,12 +77,12 @@ fn a_damaged_packed_trace_is_shown_as_far_as_it_is_intact_and_the_damage_named()
         }
         fs::write(folder.path().join("damaged.mvt"), bytes).unwrap();
         let info = memvirt_in(folder.path(), ["trace", "info", "damaged.mvt", "--format", "json"]);
-        assert_eq!(info.status, 1, "{file}: {}", info.stderr);
+        assert_eq!(info.status, 2, "{file}: {}", info.stderr);
         assert!(info.stderr.contains("damaged.mvt is damaged: byte ") && info.stderr.contains(what), "{}", info.stderr);
         assert_eq!(info.json()["accesses"].to_string(), intact(folder.path(), "damaged.mvt"), "{file}");
         if file != "redis-bgsave.mvt" {
             let cat = memvirt_in(folder.path(), ["trace", "cat", "damaged.mvt"]);
-            assert!(cat.status == 1 && cat.stderr.contains(what), "{}", cat.stderr);
+            assert!(cat.status == 2 && cat.stderr.contains(what), "{}", cat.stderr);
             assert!(cat.stdout.lines().count() > 1000 && cat.stdout.ends_with('\n'));
         }
     }
@@ -128,6 +128,50 @@ fn a_part_is_cut_out_and_shown() {
     assert!(lines.lines().all(|line| line.starts_with("0 ")), "{lines}");
     let nothing = memvirt_in(folder.path(), ["trace", "cut", &trace, "part.mvt", "--from", "5", "--to", "5"]);
     assert!(nothing.only_error().contains("nothing lies between"), "{}", nothing.stderr);
+    let args = ["trace", "cut", &trace, "beyond.mvt", "--from", "4000000000", "--to", "5000000000"];
+    let beyond = memvirt_in(folder.path(), args);
+    assert!(beyond.only_error().contains("begin before the end"), "{}", beyond.stderr);
+    assert_eq!(beyond.status, 2);
+    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(left, ["part.mvt"], "nothing of the refused one is left");
+}
+
+fn compiler() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/perf/gcc-compile.kernel-events.tar.zst");
+    path.display().to_string()
+}
+
+#[test]
+fn counts_mean_the_same_of_a_recording_and_of_what_it_is_packed_as() {
+    let folder = tempdir().unwrap();
+    let packed = memvirt_in(folder.path(), ["trace", "convert", &compiler(), "gcc.mvt"]);
+    // Three processes in one stream, in the order that was recorded.
+    assert!(packed.stdout.contains(" 3 processes in 1 block"), "{}", packed.stdout);
+    let info = |name: &str| memvirt_in(folder.path(), ["trace", "info", name, "--format", "json"]).json();
+    let (raw, packed) = (info(&compiler()), info("gcc.mvt"));
+    for field in ["instructions", "accesses", "operations", "pages"] {
+        assert_eq!(raw[field], packed[field], "{field}");
+    }
+    assert_eq!((&raw["tally"]["fetches"], &packed["tally"]["fetches"]), (&345.into(), &345.into()));
+    // The file's size is the file's, whatever is in it, and what was not read of it is named.
+    assert_eq!(raw["file_bytes"], fs::metadata(compiler()).unwrap().len());
+    let beside = raw["left_out"].to_string();
+    assert!(beside.contains("gcc.strace.txt") && !beside.contains("gcc.perf-kernel.txt"), "{beside}");
+    let cut = memvirt_in(folder.path(), ["trace", "cut", "gcc.mvt", "one.mvt", "--from", "5", "--to", "9"]);
+    assert!(cut.stdout.contains(" 4 accesses") && cut.stdout.contains(" 1 process in 1 block\n"), "{}", cut.stdout);
+}
+
+#[test]
+fn equal_is_said_with_the_lines_that_were_not_compared() {
+    let folder = tempdir().unwrap();
+    let log =
+        "==7== Lackey, an example Valgrind tool\n==7== Command: x\nI  04001090,3\n S 1ffefff888,8\nI  0400109,z\n";
+    fs::write(folder.path().join("odd.lackey"), log).unwrap();
+    assert_eq!(memvirt_in(folder.path(), ["trace", "convert", "odd.lackey", "odd.mvt"]).status, 0);
+    let ran = memvirt_in(folder.path(), ["trace", "verify", "odd.mvt", "--against", "odd.lackey"]);
+    assert_eq!(ran.status, 0, "{}", ran.stderr);
+    assert!(ran.stdout.contains("equal to odd.lackey but for 1 line that no reader understands"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("line 5"), "{}", ran.stdout);
 }
 
 #[test]

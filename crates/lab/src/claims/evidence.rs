@@ -2,22 +2,21 @@
 
 use std::num::NonZeroUsize;
 
-use memvirt_machine::{MachineSpec, Measure, RegimeKind, RunResult};
-use memvirt_nestedvirt::Arrangement;
+use memvirt_machine::{MachineSpec, RegimeKind, RunResult};
 use memvirt_platform::Vendor;
 use memvirt_workload::Workload;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::fair::{Fair, PLAIN};
 use super::machines::{Isolation, WorldSwitches};
 use super::many::Many;
+use super::task::Task;
 use crate::comparison::Comparison;
 use crate::error::LabError;
 use crate::exits::ExitTable;
-use crate::experiment::Experiment;
-use crate::input::Input;
 use crate::nested_virt::NestedVirtTable;
-use crate::published::{Row, pvm};
+use crate::published::{Own, PublishedRow, Row, Sources, pvm, rows};
 use crate::switches::Overrides;
 use crate::threads::on_threads;
 use crate::walk::{CacheState, GuestPaging, HostLevels, NestedFormat, RecordedWalk, Tables, WalkSpec, record_walk};
@@ -39,6 +38,15 @@ impl Effort {
         match self {
             Self::Full => 1.0,
             Self::Quick => crate::text::fraction(50_000, accesses).clamp(0.05, 1.0),
+        }
+    }
+
+    /// The command that measures all of it.
+    #[must_use]
+    pub const fn command(self) -> &'static str {
+        match self {
+            Self::Quick => "memvirt report --quick",
+            Self::Full => "memvirt report",
         }
     }
 }
@@ -86,10 +94,6 @@ pub(super) const REGIMES: [RegimeKind; 6] = [
     RegimeKind::NestedEpt,
 ];
 
-/// The regimes under kernel-page-table isolation: policies that compare or rebuild all of a shadow tree at each CR3 load take
-/// minutes where every kernel entry loads it twice, and say nothing about the benefit.
-const UNDER_KPTI: [RegimeKind; 3] = [RegimeKind::Native, RegimeKind::ShadowKvm61, RegimeKind::NestedEpt];
-
 /// Everything measured.
 #[derive(Debug, Serialize)]
 pub struct Evidence {
@@ -103,10 +107,12 @@ pub struct Evidence {
     pub nested_virt: NestedVirtTable,
     /// PVM's rows.
     pub published: Vec<Row>,
-    /// Each workload under six regimes, without isolation of the kernel's page tables.
+    /// What only the comparison with published figures needs.
+    pub own: Own,
+    /// Each workload under six regimes, without isolation of the kernel's page tables, from its first access on: counts.
     pub plain: Vec<Comparison>,
-    /// Native, KVM and nested with kernel-page-table isolation.
-    pub kpti: Vec<Comparison>,
+    /// Time: each workload measured as its file says.
+    pub fair: Fair,
     /// The naive policy under the oracle, and write protection beside it.
     pub naive: Comparison,
     /// Guest pages of 2 MiB on host pages of 4 KiB.
@@ -117,47 +123,6 @@ pub struct Evidence {
     pub isolation: [Isolation; 2],
     /// What takes many runs each: vCPUs, processes, the plane of who wins.
     pub many: Many,
-}
-
-/// One comparison to be made.
-#[derive(Clone)]
-struct Task {
-    workload: &'static str,
-    regimes: Vec<RegimeKind>,
-    overrides: Overrides,
-    check: bool,
-}
-
-impl Task {
-    fn run(&self, effort: Effort, machine: &MachineSpec) -> Result<Comparison, LabError> {
-        let workload = Workload::find(self.workload)?;
-        let scale = effort.scale(&workload);
-        let scaled = if scale < 1.0 { workload.scaled(scale)? } else { workload };
-        let names: Vec<_> = self.regimes.iter().map(|regime| regime.name()).collect();
-        let mut command = format!("memvirt compare --regimes {} --workload {}", names.join(","), self.workload);
-        if scale < 1.0 {
-            command += &format!(" --scale {scale}");
-        }
-        for word in self.overrides.words() {
-            command += " ";
-            command += &word;
-        }
-        if self.check {
-            command += " --check";
-        }
-        let experiment = Experiment {
-            input: Input::Workload(Box::new(scaled)),
-            regimes: self.regimes.clone(),
-            overrides: self.overrides,
-            machine: machine.clone(),
-            seed: 0,
-            measure: Measure::default(),
-            check: self.check,
-            threads: None,
-            command,
-        };
-        Ok(experiment.run(&|_| {})?.comparison)
-    }
 }
 
 impl Evidence {
@@ -188,23 +153,35 @@ impl Evidence {
         let compare = || tasks.par_iter().with_max_len(1).map(run).collect::<Result<Vec<_>, LabError>>();
         let (many, made) = rayon::join(|| Many::measure(effort, machine, of, observer), compare);
         let (many, mut made) = (many?, made?);
+        let fair = Fair::of(made.split_off(WORKLOADS.len() + 2));
         let large_guest_pages = made.pop().ok_or(LabError::NoRegime)?;
         let naive = made.pop().ok_or(LabError::NoRegime)?;
-        let kpti = made.split_off(WORKLOADS.len());
         Ok(Self {
             effort,
             exits: [Vendor::Vmx, Vendor::Svm].into_par_iter().map(ExitTable::measure).collect(),
             walks: walks()?,
-            nested_virt: NestedVirtTable::measure(&Arrangement::ALL, 2..=5)
-                .ok_or_else(|| LabError::Walk("a nested guest of 2 to 5 levels did not boot".to_owned()))?,
+            nested_virt: NestedVirtTable::levels()?,
             published: pvm()?,
+            own: Own::measure(effort, machine)?,
             plain: made,
-            kpti,
+            fair,
             naive,
             large_guest_pages,
             world_switches: WorldSwitches::measure(),
             isolation: Isolation::measure(),
             many,
+        })
+    }
+
+    /// Every published figure beside what was measured.
+    #[must_use]
+    pub fn published_rows(&self) -> Vec<PublishedRow> {
+        rows(&Sources {
+            effort: self.effort,
+            fair: &self.fair.plain,
+            pvm: &self.published,
+            nested_virt: &self.nested_virt,
+            own: &self.own,
         })
     }
 
@@ -227,15 +204,12 @@ pub(crate) fn result(comparison: &Comparison, regime: RegimeKind) -> Option<&Run
 
 /// In the order of the fields of [`Evidence`].
 fn tasks() -> Vec<Task> {
-    let task = |workload, overrides| Task { workload, regimes: REGIMES.to_vec(), overrides, check: false };
-    let plain = Overrides { kpti: Some(false), ..Overrides::default() };
-    let kpti = Overrides { kpti: Some(true), pcid: Some(true), ..Overrides::default() };
-    let mut tasks: Vec<_> = WORKLOADS.iter().map(|workload| task(*workload, plain)).collect();
-    tasks.extend(WORKLOADS.iter().map(|workload| Task { regimes: UNDER_KPTI.to_vec(), ..task(*workload, kpti) }));
-    let two = vec![RegimeKind::ShadowWriteProtect, RegimeKind::ShadowInvlpgOnly];
-    tasks.push(Task { workload: "fork-and-exit", regimes: two, overrides: plain, check: true });
-    let large = Overrides { guest_page: Some(memvirt_addr::PageSize::Size2M), ..plain };
-    tasks.push(task("zipf", large));
+    let mut tasks: Vec<_> = WORKLOADS.iter().map(|workload| Task::counted(workload, &REGIMES, PLAIN)).collect();
+    let two = [RegimeKind::ShadowWriteProtect, RegimeKind::ShadowInvlpgOnly];
+    tasks.push(Task { check: true, ..Task::counted("fork-and-exit", &two, PLAIN) });
+    let large = Overrides { guest_page: Some(memvirt_addr::PageSize::Size2M), ..PLAIN };
+    tasks.push(Task::counted("zipf", &REGIMES, large));
+    tasks.extend(super::fair::tasks());
     tasks
 }
 

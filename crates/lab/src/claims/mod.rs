@@ -4,19 +4,26 @@
 //! figure of a verdict stands in the evidence, and with it in the report's tables. Source of the claims: the lecture slides
 //! on memory virtualization that published-results row K15 quotes (Intel, about 2006).
 
+mod benefit;
 mod evidence;
+mod fair;
 mod machines;
 mod many;
 mod paging;
+mod task;
 mod work;
 
 use serde::Serialize;
 
+pub(crate) use benefit::{benefit, median, ranking as ranking_of};
 pub(crate) use evidence::result;
 pub use evidence::{Done, Effort, Evidence};
+pub use fair::{Fair, measured_as};
+pub(crate) use fair::{PLAIN, plain_tasks};
 pub use machines::{Isolation, WorldSwitches};
 pub use many::{Many, Residents, Scaled};
-pub(crate) use work::ranking as ranking_of;
+pub(crate) use task::Task;
+pub(crate) use work::unpaged;
 
 /// What measuring says of a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -68,5 +75,6 @@ pub struct Claim {
 pub fn claims(evidence: &Evidence) -> Vec<Claim> {
     let mut all = paging::claims(evidence);
     all.extend(work::claims(evidence));
+    all.extend(benefit::claims(evidence));
     all
 }

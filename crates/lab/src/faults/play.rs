@@ -57,6 +57,13 @@ pub(super) fn play(replay: Replay, config: GuestConfig) -> Result<Played, LabErr
     Ok(Played { outcome, own, loads: player.loads, interrupted: player.interrupted })
 }
 
+/// What of a switch belongs to whoever leaves the CPU.
+fn switched(did: GuestStats) -> GuestStats {
+    let GuestStats { switches, space_switches, space_switches_kept, cr3_loads, full_flushes, kernel_entries, .. } = did;
+    let none = GuestStats::default();
+    GuestStats { switches, space_switches, space_switches_kept, cr3_loads, full_flushes, kernel_entries, ..none }
+}
+
 struct Player {
     guest: Guest,
     bench: Bench,
@@ -89,6 +96,10 @@ impl Player {
             Step::Turn(turn) => self.turn(cpu, turn.to),
         };
         let mut did = self.guest.stats_on(cpu) - before;
+        if let Step::Turn(_) = step {
+            // A program outside of the recording was there before: making its address space is nobody's work.
+            did = switched(did);
+        }
         if let Step::Run { batch, .. } = &step
             && matches!(batch.then, Some(Op::Load { .. } | Op::Exec))
             && !std::mem::replace(&mut self.has_begun, true)

@@ -22,6 +22,7 @@ use memvirt_nestedvirt::scenario::{Fault, Happening, Nested01State, Spec, happen
 use memvirt_nestedvirt::{Cause, Config, Counts, Flushes, Linking, OnStore, StepKind, Who};
 use serde::Serialize;
 
+use crate::error::LabError;
 use crate::table::csv_line;
 
 /// The measured table.
@@ -167,6 +168,16 @@ const VARIANTS: [Variant; 5] = [
 ];
 
 impl NestedVirtTable {
+    /// Every arrangement with guests of 2 to 5 levels.
+    ///
+    /// # Errors
+    ///
+    /// Never in practice: they all boot.
+    pub(crate) fn levels() -> Result<Self, LabError> {
+        Self::measure(&Arrangement::ALL, 2..=5)
+            .ok_or_else(|| LabError::Walk("a nested guest of 2 to 5 levels did not boot".to_owned()))
+    }
+
     /// Executes the fault, its variants and the other events. `None` where the simulated host is too small, which it is not.
     #[must_use]
     pub fn measure(arrangements: &[Arrangement], levels: RangeInclusive<u8>) -> Option<Self> {

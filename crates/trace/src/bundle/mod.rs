@@ -50,6 +50,8 @@ pub(crate) struct Bundle {
 #[derive(Debug)]
 pub(crate) enum MemberReader {
     File(File),
+    /// A file as long as it was when it was found.
+    Part(io::Take<File>),
     Archive(ArchiveReader),
 }
 
@@ -57,6 +59,7 @@ impl Read for MemberReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::File(file) => file.read(buffer),
+            Self::Part(part) => part.read(buffer),
             Self::Archive(reader) => reader.read(buffer),
         }
     }
@@ -85,10 +88,11 @@ impl Bundle {
         for entry in std::fs::read_dir(path).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             let Ok(metadata) = path.metadata() else { continue };
-            if metadata.is_file() && members.len() < MAX_FILES {
+            // Files without a size hold nothing, or are made as they are read and may never end (`/proc`).
+            if metadata.is_file() && metadata.len() > 0 && members.len() < MAX_FILES {
                 let file = File::open(&path).map_err(|source| TraceError::Open { path: path.clone(), source })?;
                 let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-                let (head, _) = head_of(file);
+                let (head, _) = head_of(file.take(metadata.len()));
                 members.push(Member { name, bytes: metadata.len(), place: Place::File(path), head });
             }
         }
@@ -116,6 +120,11 @@ impl Bundle {
         Ok(Self { name: path.display().to_string(), members, compression, cut, archive })
     }
 
+    /// What its members take, before they are packed.
+    pub(crate) fn member_bytes(&self) -> u64 {
+        self.members.iter().map(|member| member.bytes).sum()
+    }
+
     /// What it is, for messages.
     pub(crate) fn kind(&self) -> &'static str {
         if self.archive.is_some() { "tar archive" } else { "directory" }
@@ -129,7 +138,7 @@ impl Bundle {
     /// Opens a member.
     pub(crate) fn open(&self, member: &Member) -> Result<MemberReader, TraceError> {
         let opened = match (&member.place, &self.archive) {
-            (Place::File(path), _) => File::open(path).map(MemberReader::File),
+            (Place::File(path), _) => File::open(path).map(|file| MemberReader::Part(file.take(member.bytes))),
             (Place::Archive(entry), Some(archive)) => archive.open(entry).map(MemberReader::Archive),
             (Place::Archive(_), None) => Err(io::ErrorKind::NotFound.into()),
         };

@@ -76,10 +76,20 @@ impl<R: Read> Position<R> {
     }
 
     fn take(&mut self, bytes: u64) -> io::Result<Vec<u8>> {
+        match self.take_some(bytes) {
+            (taken, None) => Ok(taken),
+            (_, Some(error)) => Err(error),
+        }
+    }
+
+    /// As many bytes as there are, and why there are not more.
+    fn take_some(&mut self, bytes: u64) -> (Vec<u8>, Option<io::Error>) {
         let mut taken = Vec::new();
-        self.input.by_ref().take(bytes).read_to_end(&mut taken)?;
+        let ended = self.input.by_ref().take(bytes).read_to_end(&mut taken);
         self.at += taken.len() as u64;
-        if (taken.len() as u64) < bytes { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(taken) }
+        let is_short = (taken.len() as u64) < bytes;
+        let missing = ended.err().or_else(|| is_short.then(|| io::ErrorKind::UnexpectedEof.into()));
+        (taken, missing)
     }
 
     fn skip(&mut self, bytes: u64) -> io::Result<()> {
@@ -133,11 +143,8 @@ fn scan_all(
                 if entries.len() == MAX_MEMBERS {
                     return Err(bad("the tar archive has more than 65536 members"));
                 }
-                let first = position.take(bytes.min(head));
-                let (first, cut) = match first {
-                    Ok(first) => (first, None),
-                    Err(error) => (Vec::new(), Some(error)),
-                };
+                // What is there of a member that breaks off may tell what it was.
+                let (first, cut) = position.take_some(bytes.min(head));
                 look(&entry, &first);
                 entries.push(entry);
                 if let Some(error) = cut {

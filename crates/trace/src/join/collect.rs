@@ -73,11 +73,20 @@ impl Spaces {
     }
 }
 
-/// The operations of a stream, with the address space that each concerns.
-pub(crate) fn calls(source: &mut impl Source<Error = TraceError>) -> Result<Calls, TraceError> {
+/// The operations of a stream, with the address space that each concerns; and why it breaks off, where it does after the first.
+pub(crate) fn calls(source: &mut impl Source<Error = TraceError>) -> Result<(Calls, Option<TraceError>), TraceError> {
     let (mut spaces, mut all) = (Spaces::default(), Calls::default());
-    let mut batch = Batch::default();
-    while source.next_batch(&mut batch)? {
+    let (mut batch, mut damage) = (Batch::default(), None);
+    loop {
+        match source.next_batch(&mut batch) {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) if all.events.is_empty() => return Err(error),
+            Err(error) => {
+                damage = Some(error);
+                break;
+            }
+        }
         if let Some(op) = batch.then {
             spaces.apply(op);
             // An exec belongs to the space that it makes, a fork to the one that it copies.
@@ -86,14 +95,15 @@ pub(crate) fn calls(source: &mut impl Source<Error = TraceError>) -> Result<Call
         }
     }
     all.copied = spaces.copied;
-    Ok(all)
+    Ok((all, damage))
 }
 
-/// The faults of each address space that has any, in the order in which they had their first.
-pub(crate) fn faults(mut source: impl Source<Error = TraceError>) -> Result<Vec<Vec<Fault>>, TraceError> {
+/// The faults of each address space that has any, in the order in which they had their first. A stream that breaks off ends there:
+/// what is wrong was found when it was read first.
+pub(crate) fn faults(mut source: impl Source<Error = TraceError>) -> Vec<Vec<Fault>> {
     let (mut spaces, mut all) = (Spaces::default(), BTreeMap::<usize, Vec<Fault>>::new());
     let (mut batch, mut order) = (Batch::default(), 0);
-    while source.next_batch(&mut batch)? {
+    while source.next_batch(&mut batch).unwrap_or(false) {
         for access in &batch.run {
             let fault = Fault { address: access.gva().as_u64(), kind: access.kind(), order };
             all.entry(spaces.here()).or_default().push(fault);
@@ -105,5 +115,5 @@ pub(crate) fn faults(mut source: impl Source<Error = TraceError>) -> Result<Vec<
     }
     let mut all: Vec<_> = all.into_values().collect();
     all.sort_by_key(|faults| faults.first().map(|fault| fault.order));
-    Ok(all)
+    all
 }

@@ -21,19 +21,20 @@ mod place;
 mod turns;
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::path::Path;
 
 use memvirt_addr::{Acc, AccessKind, Gva};
 use memvirt_ops::process::{Batch, Op, ProcessId, Source};
 
 use crate::Malformed;
-use crate::bundle::{Bundle, Member};
+use crate::bundle::{Bundle, Member, MemberReader, head_of, tar};
 use crate::error::TraceError;
 use crate::format::{Format, sniff};
 use crate::input::Progress;
 use crate::lackey::Tally;
 use crate::text::TextReader;
-use crate::text::perf::Perf;
+use crate::text::perf::{Execs, Perf};
 use crate::text::strace::Strace;
 
 use collect::{Calls, Event, Fault};
@@ -63,6 +64,7 @@ pub struct Pair {
     fault_texts: Vec<(Member, FaultText)>,
     /// The text that tells who ran where, and what it says.
     schedule: Option<(String, Recorded)>,
+    damage: Option<String>,
 }
 
 /// Areas and addresses joined, in the order in which a kernel ran the processes where that is known.
@@ -123,39 +125,55 @@ impl Pair {
     /// [`TraceError::Open`] where it cannot be opened, [`TraceError::NotAPair`] where it lacks one of the texts.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, TraceError> {
         let path = path.as_ref();
-        let failed = |source| TraceError::Open { path: path.to_owned(), source };
-        let bundle = if path.metadata().map_err(failed)?.is_dir() {
-            Bundle::directory(path)?
-        } else {
-            let (_, compression) = crate::bundle::head_of(std::fs::File::open(path).map_err(failed)?);
-            Bundle::archive(path, compression)?
-        };
-        let not_a_pair = |found: &str| TraceError::NotAPair { name: bundle.name.clone(), found: found.to_owned() };
+        let bundle = open_bundle(path)?;
+        let cut = bundle.cut.as_ref().map(|cut| format!("{} breaks off: {cut}", bundle.name));
+        let why = cut.as_ref().map(|cut| format!(" ({cut})")).unwrap_or_default();
+        let not_a_pair =
+            |found: &str| TraceError::NotAPair { name: bundle.name.clone(), found: format!("it has {found}{why}") };
+        let mut damage = cut.clone();
+        let mut note = |error: Option<TraceError>| damage = damage.take().or(error.map(|error| error.to_string()));
         let of = |format| bundle.members.iter().filter(move |member| sniff(&member.head) == format);
         let strace =
             of(Format::Strace).max_by_key(|member| member.bytes).ok_or_else(|| not_a_pair("no strace text"))?;
         let (text, name) = (bundle.open(strace)?, bundle.member_name(strace));
         let mut reader = TextReader::new(text, name, Progress::default(), Strace::default());
-        let calls = collect::calls(&mut reader)?;
+        let (calls, broken) = collect::calls(&mut reader)?;
         let calls_tally = reader.tally();
+        note(broken);
         let (mut fault_texts, mut schedule) = (Vec::new(), None);
         for member in of(Format::Perf) {
-            let mut reader = perf(&bundle, member)?;
-            let mut batch = Batch::default();
-            while reader.next_batch(&mut batch)? {}
+            let reader = match read_through(&bundle, member) {
+                Ok((reader, broken)) => {
+                    note(broken);
+                    reader
+                }
+                // Where the bundle breaks off, what stands before may do.
+                Err(error) if bundle.cut.is_some() => {
+                    note(Some(error));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let has_kinds = member.head.windows(KINDS.len()).any(|window| window == KINDS);
             let switches = reader.grammar().schedule();
             let loads = switches.loads().to_vec();
             let text = FaultText { name: member.name.clone(), has_kinds, tally: reader.tally(), loads };
             if schedule.is_none() && !switches.switches().is_empty() {
-                schedule = Some((text.name.clone(), Recorded::place(perf(&bundle, member)?, switches)?));
+                let again = perf(&bundle, member, Execs::Recorded)?;
+                schedule = Some((text.name.clone(), Recorded::place(again, switches)));
             }
             fault_texts.push((member.clone(), text));
         }
         if fault_texts.is_empty() {
             return Err(not_a_pair("no perf text"));
         }
-        Ok(Self { bundle, calls, calls_tally, fault_texts, schedule })
+        Ok(Self { calls, calls_tally, fault_texts, schedule, damage, bundle })
+    }
+
+    /// What is wrong with the bundle, where it breaks off somewhere: what stands before is used.
+    #[must_use]
+    pub fn damage(&self) -> Option<&str> {
+        self.damage.as_deref()
     }
 
     /// How many lines of all texts were not understood and skipped, and the first of them.
@@ -179,15 +197,57 @@ impl Pair {
         let not_a_pair = |found: String| TraceError::NotAPair { name: self.bundle.name.clone(), found };
         let text = self.fault_texts.iter().find(|(_, text)| text.name == name);
         let (member, text) = text.ok_or_else(|| not_a_pair(format!("no perf text named {name}")))?;
-        let faults = collect::faults(perf(&self.bundle, member)?)?;
         let spaces = self.calls.copied.len();
-        if faults.len() != spaces {
-            return Err(not_a_pair(format!(
-                "{spaces} address spaces in its strace text and {} in {name}",
-                faults.len()
-            )));
-        }
+        let read = |execs| Ok::<_, TraceError>(collect::faults(perf(&self.bundle, member, execs)?));
+        let faults = read(Execs::Recorded)?;
+        // Without privilege perf tells of no exec; the new program has a name of its own.
+        let renamed = if faults.len() < spaces { read(Execs::Renamed)? } else { Vec::new() };
+        let found = faults.len();
+        let Some(faults) = [faults, renamed].into_iter().find(|faults| faults.len() == spaces) else {
+            let why = self.damage.as_ref().map(|damage| format!(" ({damage})")).unwrap_or_default();
+            return Err(not_a_pair(format!("{spaces} address spaces in its strace text and {found} in {name}{why}")));
+        };
         Ok(joined(&self.calls, &faults, text.has_kinds))
+    }
+}
+
+/// A directory or an archive; one text alone is told what it lacks.
+fn open_bundle(path: &Path) -> Result<Bundle, TraceError> {
+    let failed = |source| TraceError::Open { path: path.to_owned(), source };
+    let metadata = path.metadata().map_err(failed)?;
+    if metadata.is_dir() {
+        return Bundle::directory(path);
+    }
+    let single = |found: String| TraceError::NotAPair { name: path.display().to_string(), found };
+    if !metadata.is_file() {
+        return Err(single("it is neither a directory nor an archive".into()));
+    }
+    let (head, compression) = head_of(File::open(path).map_err(failed)?);
+    if tar::is_header(&head) {
+        return Bundle::archive(path, compression);
+    }
+    let what = match sniff(&head) {
+        Format::Strace => "the text of strace alone",
+        Format::Perf => "the text of perf alone",
+        _ if head.is_empty() && metadata.len() > 0 => "damaged from its beginning",
+        _ => "no archive",
+    };
+    Err(single(format!("it is {what}; give a directory or a tar archive that holds both texts")))
+}
+
+type PerfReader = TextReader<MemberReader, Perf>;
+
+/// A text of perf read to its end, for what it counts; and why it breaks off, where it does after the first events.
+fn read_through(bundle: &Bundle, member: &Member) -> Result<(PerfReader, Option<TraceError>), TraceError> {
+    let mut reader = perf(bundle, member, Execs::Recorded)?;
+    let mut batch = Batch::default();
+    loop {
+        match reader.next_batch(&mut batch) {
+            Ok(true) => {}
+            Ok(false) => return Ok((reader, None)),
+            Err(error) if reader.tally().access_lines() == 0 => return Err(error),
+            Err(error) => return Ok((reader, Some(error))),
+        }
     }
 }
 
@@ -215,8 +275,8 @@ impl Pair {
 /// What stands in perf's text of the kernel's own tracepoint.
 const KINDS: &[u8] = b"exceptions:page_fault_user";
 
-fn perf(bundle: &Bundle, member: &Member) -> Result<TextReader<crate::bundle::MemberReader, Perf>, TraceError> {
-    Ok(TextReader::new(bundle.open(member)?, bundle.member_name(member), Progress::default(), Perf::default()))
+fn perf(bundle: &Bundle, member: &Member, execs: Execs) -> Result<PerfReader, TraceError> {
+    Ok(TextReader::new(bundle.open(member)?, bundle.member_name(member), Progress::default(), Perf::with(execs)))
 }
 
 fn joined(calls: &Calls, faults: &[Vec<Fault>], has_kinds: bool) -> Joined {

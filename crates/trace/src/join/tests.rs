@@ -155,3 +155,20 @@ fn a_schedule_of_other_lives_is_not_followed() {
     assert!(replay.schedule.is_none());
     assert!(replay.steps.iter().all(|step| matches!(step, Step::Run { cpu: 0, .. })));
 }
+
+#[test]
+fn an_exec_in_a_process_is_told_by_its_new_name_where_nothing_else_tells_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let calls = "7 execve(\"/bin/sh\", [], 0x7 /* 1 var */) = 0\n7 brk(NULL) = 0x2000000\n\
+                 7 execve(\"/bin/ls\", [], 0x7 /* 1 var */) = 0\n7 brk(NULL) = 0x3000000\n7 exit_group(0) = ?\n";
+    let faults = "sh 9/9 1.1: page-faults:u: 7f0000001000 7f0000001000\nsh 9/9 1.2: page-faults:u: 401000 401000\n\
+                  ls 9/9 1.3: page-faults:u: 7f1000001000 7f1000001000\nls 9/9 1.4: page-faults:u: 402000 402000\n";
+    let joined = pair(folder.path(), calls, faults).join("faults.txt").unwrap();
+    assert_eq!((joined.found.spaces, joined.found.faults), (2, 4));
+    let execs = joined.batches.iter().filter(|batch| matches!(batch.then, Some(Op::Load { .. }))).count();
+    assert_eq!(execs, 2);
+    // Names that change without an exec do not make up for one.
+    let renamed = faults.replace("ls 9/9 1.4", "worker 9/9 1.4");
+    let error = pair(folder.path(), calls, &renamed).join("faults.txt").unwrap_err().to_string();
+    assert!(error.contains("2 address spaces in its strace text and 1 in faults.txt"), "{error}");
+}

@@ -114,14 +114,14 @@ pub(crate) struct Recorded {
 }
 
 impl Recorded {
-    /// Places the switches of a recording, whose stream `source` is.
-    pub(crate) fn place(mut source: impl Source<Error = TraceError>, schedule: &Schedule) -> Result<Self, TraceError> {
+    /// Places the switches of a recording, whose stream `source` is, as far as that can be read.
+    pub(crate) fn place(mut source: impl Source<Error = TraceError>, schedule: &Schedule) -> Self {
         let mut recorded = Self::default();
         let (mut current, mut position) = (ProcessId::FIRST, 0);
         let mut waiting = schedule.switches().iter().peekable();
         let mut cpus: Vec<u32> = schedule.first_cpu().into_iter().collect();
         let mut batch = Batch::default();
-        while source.next_batch(&mut batch)? {
+        while source.next_batch(&mut batch).unwrap_or(false) {
             let accesses = batch.run.len() as u64;
             for step in 0..accesses + u64::from(batch.then.is_some()) {
                 while let Some(switched) = waiting.next_if(|next| next.position <= position) {
@@ -142,7 +142,7 @@ impl Recorded {
         }
         waiting.for_each(|switched| recorded.add(switched, schedule, &mut cpus));
         recorded.cpus = cpus.len().max(1);
-        Ok(recorded)
+        recorded
     }
 
     fn add(&mut self, switched: &Switched, schedule: &Schedule, cpus: &mut Vec<u32>) {

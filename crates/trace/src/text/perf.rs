@@ -36,6 +36,7 @@ const MAX_PAUSE: u64 = 1_000_000_000;
 /// A line, taken apart.
 #[derive(Debug, PartialEq, Eq)]
 struct Line<'a> {
+    comm: &'a [u8],
     task: u32,
     cpu: Option<u32>,
     nanoseconds: u64,
@@ -43,9 +44,22 @@ struct Line<'a> {
     fields: &'a [u8],
 }
 
+/// How it is found out that a process has executed a program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Execs {
+    /// By the scheduler's events, which take privilege to record.
+    #[default]
+    Recorded,
+    /// Also by the name of the process, which exec changes. A program may change it too (`prctl`).
+    Renamed,
+}
+
 /// What has to be remembered between lines.
 #[derive(Debug, Default)]
 pub(crate) struct Perf {
+    execs: Execs,
+    /// The name that each task had last.
+    names: BTreeMap<u32, Vec<u8>>,
     open: BTreeMap<u32, (u32, [u64; 6])>,
     files: Files,
     /// A fork that may turn out to be a vfork: the parent and the child.
@@ -106,11 +120,14 @@ fn parse(line: &[u8]) -> Option<Line<'_>> {
     let cpu_word = before.and_then(|word| word.strip_prefix(b"["));
     let who = if cpu_word.is_some() { task_word? } else { before? };
     let cpu = cpu_word.and_then(|word| std::str::from_utf8(word.strip_suffix(b"]")?).ok()?.parse().ok());
+    // A pointer's distance is where the word lies in the line.
+    let offset = |word: &[u8]| word.as_ptr().addr() - line.as_ptr().addr();
+    let comm = line[..offset(who)].trim_ascii();
     let who = who.split(|b| *b == b'/').next_back()?;
     let event = all.by_ref().find(|word| !word.iter().all(u8::is_ascii_digit))?;
-    // A pointer's distance is where the word lies in the line.
-    let end = event.as_ptr().addr() - line.as_ptr().addr() + event.len();
+    let end = offset(event) + event.len();
     Some(Line {
+        comm,
         task: task(who)?,
         cpu,
         nanoseconds,
@@ -134,6 +151,23 @@ fn hex(word: &[u8]) -> Option<u64> {
 }
 
 impl Perf {
+    pub(crate) fn with(execs: Execs) -> Self {
+        Self { execs, ..Self::default() }
+    }
+
+    /// Takes a new name for an exec.
+    fn look_at_name(&mut self, line: &Line<'_>, timeline: &mut Timeline) {
+        const MAX_TASKS: usize = 1 << 16;
+        if self.execs == Execs::Recorded || (self.names.len() >= MAX_TASKS && !self.names.contains_key(&line.task)) {
+            return;
+        }
+        let before = self.names.insert(line.task, line.comm.to_vec());
+        if before.is_some_and(|before| before != line.comm) {
+            timeline.op(Op::Exec);
+            self.touched.retain(|(task, _)| *task != line.task);
+        }
+    }
+
     /// Who ran, and where.
     pub(crate) const fn schedule(&self) -> &Schedule {
         &self.schedule
@@ -184,6 +218,7 @@ impl Perf {
         let address = numbers.next().and_then(hex).ok_or(FIELDS)?;
         let pointer = numbers.next().and_then(hex).ok_or(FIELDS)?;
         self.act(line, timeline);
+        self.look_at_name(line, timeline);
         let page = (line.task, address >> 12);
         let again = self.touched.contains(&page);
         if self.touched.len() < MAX_PAGES {
@@ -377,9 +412,10 @@ mod tests {
 
     #[test]
     fn lines_are_taken_apart() {
-        for (text, task, cpu, nanoseconds, event, fields) in [
+        for (text, comm, task, cpu, nanoseconds, event, fields) in [
             (
                 &b"             gcc 27052/27053  3221.326537: page-faults:u:     7fe2143c6b70     7fe2143c6b70"[..],
+                &b"gcc"[..],
                 27053,
                 None,
                 3_221_326_537_000,
@@ -388,6 +424,7 @@ mod tests {
             ),
             (
                 b"cc1 plus 12 [003] 1.5:   1 exceptions:page_fault_user: address=0x10 ip=0x20 error_code=0x6",
+                b"cc1 plus",
                 12,
                 Some(3),
                 1_500_000_000,
@@ -395,7 +432,7 @@ mod tests {
                 b"address=0x10 ip=0x20 error_code=0x6",
             ),
         ] {
-            assert_eq!(parse(text), Some(Line { task, cpu, nanoseconds, event, fields }));
+            assert_eq!(parse(text), Some(Line { comm, task, cpu, nanoseconds, event, fields }));
         }
         for text in
             [&b""[..], b"gcc 1: x:", b"gcc x 1.5: page-faults: 1 2", b"1.5:", b"12 1.5:", b"brk(NULL) = 0x3fa0a000"]

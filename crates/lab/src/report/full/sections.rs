@@ -5,7 +5,7 @@ use memvirt_nestedvirt::Arrangement;
 use super::Section;
 use crate::claims::Evidence;
 use crate::nested_virt::Published;
-use crate::published::Use;
+use crate::published::PublishedRow;
 use crate::text::count;
 
 pub(super) fn references(evidence: &Evidence) -> Section {
@@ -125,31 +125,12 @@ pub(super) fn nested_virt(evidence: &Evidence) -> Section {
 }
 
 pub(super) fn published(evidence: &Evidence) -> Section {
-    let rows: Vec<Vec<String>> = evidence
-        .published
-        .iter()
-        .map(|row| {
-            let (band, verdict) = match row.check {
-                Use::Exact => ("exact".to_owned(), if row.holds() { "equal" } else { "not equal" }),
-                Use::Band(percent) => (format!("{percent} %"), if row.holds() { "in band" } else { "out of band" }),
-                _ => ("order".to_owned(), if row.holds() { "same order" } else { "another order" }),
-            };
-            vec![
-                row.id.to_owned(),
-                row.what.to_owned(),
-                format!("{:.2}", row.ratio()),
-                format!("{:.2}", row.predicted_ratio()),
-                format!("{:+.1} %", row.difference_percent()),
-                band,
-                verdict.to_owned(),
-                row.note.to_owned(),
-            ]
-        })
-        .collect();
+    let rows: Vec<Vec<String>> = evidence.published_rows().iter().map(|row| row.cells().to_vec()).collect();
     Section::new("published", "Measured elsewhere")
         .words(
-            "Shadow to EPT in LMbench on one machine (PVM, SOSP 2023). The EPT column is input; the shadow column is predicted from the events \
-         that make it, nothing is fitted. Command: memvirt published.",
+            "Figures of the literature beside what memvirt measures. Counts must be equal, some figures must lie in a band, of some only the \
+             direction can be checked; inputs, and figures that were remembered and not read again, are shown and judge nothing. Command: \
+             memvirt published.",
         )
-        .table(&["row", "what", "published ratio", "predicted ratio", "difference", "band", "verdict", "why"], &rows)
+        .table(&PublishedRow::HEADER, &rows)
 }

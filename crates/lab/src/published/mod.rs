@@ -1,0 +1,232 @@
+//! Published figures beside what memvirt measures: each with its use, whether it is met, why or why not, and a command.
+//!
+//! A [`PublishedRow`] stands for one figure (or one small table) of the literature. What a figure may serve for is its [`Use`]:
+//! counts must be equal, some quantities must lie in a band, of some only the direction can be checked, and inputs are shown where
+//! they are used and never called a confirmation. Figures that are remembered and were not read again are shown and judge nothing.
+
+mod compared;
+mod inputs;
+mod own;
+mod pvm;
+mod walks;
+
+use std::num::NonZeroUsize;
+
+use memvirt_machine::MachineSpec;
+use rayon::prelude::*;
+use serde::Serialize;
+
+pub use own::Own;
+pub use pvm::{Events, Row, pvm};
+
+use crate::claims::{Effort, plain_tasks};
+use crate::comparison::Comparison;
+use crate::error::LabError;
+use crate::nested_virt::NestedVirtTable;
+use crate::threads::on_threads;
+
+/// What a published figure may serve for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Use {
+    /// It must match.
+    Exact,
+    /// What is predicted must lie so many percent around it.
+    Band(u32),
+    /// What is predicted must lie so many percentage points around it.
+    Points(u32),
+    /// Only the direction can be checked.
+    Order,
+    /// It calibrates: it stands in a machine file, a workload file or a switch.
+    Input,
+    /// It is remembered and was not read again: shown, and judges nothing.
+    NotReread,
+}
+
+impl Use {
+    /// In words.
+    #[must_use]
+    pub fn words(self) -> String {
+        match self {
+            Self::Exact => "exact".to_owned(),
+            Self::Band(percent) => format!("{percent} %"),
+            Self::Points(points) => format!("{points} points"),
+            Self::Order => "order".to_owned(),
+            Self::Input => "input".to_owned(),
+            Self::NotReread => "not re-read".to_owned(),
+        }
+    }
+}
+
+/// Whether a figure is met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Agreement {
+    /// As its use demands.
+    Met,
+    /// Not as its use demands.
+    Missed,
+    /// Shown only: an input, or a figure that was not read again.
+    Shown,
+    /// memvirt has no such thing.
+    NotModelled,
+    /// Not measured with this effort.
+    NotRun,
+}
+
+impl Agreement {
+    const fn of(met: bool) -> Self {
+        if met { Self::Met } else { Self::Missed }
+    }
+
+    /// In words, for a figure of that use.
+    #[must_use]
+    pub const fn words(self, usage: Use) -> &'static str {
+        match (self, usage) {
+            (Self::Met, Use::Exact) => "equal",
+            (Self::Missed, Use::Exact) => "not equal",
+            (Self::Met, Use::Order) => "same order",
+            (Self::Missed, Use::Order) => "another order",
+            (Self::Met, _) => "in band",
+            (Self::Missed, _) => "out of band",
+            (Self::Shown, _) => "shown",
+            (Self::NotModelled, _) => "not modelled",
+            (Self::NotRun, _) => "not run",
+        }
+    }
+}
+
+/// A published figure beside what was measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PublishedRow {
+    /// Its number in the list of published results; figures without one are numbered by their section.
+    pub id: String,
+    /// What it is a figure of.
+    pub what: String,
+    /// Who published it.
+    pub source: &'static str,
+    /// The figure.
+    pub published: String,
+    /// What memvirt measures, or where it is used.
+    pub measured: String,
+    /// What it may serve for.
+    #[serde(rename = "use")]
+    pub usage: Use,
+    /// Whether it is met.
+    pub agreement: Agreement,
+    /// Why, or why not.
+    pub why: String,
+    /// The command that measures it.
+    pub command: String,
+}
+
+impl PublishedRow {
+    /// The header of tables and of CSV.
+    pub const HEADER: [&'static str; 9] =
+        ["row", "what", "source", "published", "measured", "use", "agreement", "why", "command"];
+
+    /// The cells under [`HEADER`](Self::HEADER).
+    #[must_use]
+    pub fn cells(&self) -> [String; 9] {
+        [
+            self.id.clone(),
+            self.what.clone(),
+            self.source.to_owned(),
+            self.published.clone(),
+            self.measured.clone(),
+            self.usage.words(),
+            self.agreement.words(self.usage).to_owned(),
+            self.why.clone(),
+            self.command.clone(),
+        ]
+    }
+}
+
+/// The rows as CSV.
+#[must_use]
+pub fn to_csv(rows: &[PublishedRow]) -> String {
+    let mut text = String::new();
+    crate::table::csv_line(&mut text, PublishedRow::HEADER.into_iter());
+    for row in rows {
+        crate::table::csv_line(&mut text, row.cells().into_iter());
+    }
+    text
+}
+
+/// What the rows are made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Sources<'a> {
+    /// How much was run.
+    pub effort: Effort,
+    /// Workloads without isolation, each measured as its file says.
+    pub fair: &'a [Comparison],
+    /// PVM's rows.
+    pub pvm: &'a [Row],
+    /// Nested virtualization.
+    pub nested_virt: &'a NestedVirtTable,
+    /// What is measured for these rows alone.
+    pub own: &'a Own,
+}
+
+impl Sources<'_> {
+    fn of(&self, workload: &str) -> Option<&Comparison> {
+        self.fair.iter().find(|one| one.workload.name() == workload)
+    }
+}
+
+/// Measures all that the rows need, spread over rayon's threads; the result does not depend on how many there are.
+///
+/// # Errors
+///
+/// [`LabError`] where a run cannot be made.
+pub fn measure(
+    effort: Effort,
+    machine: &MachineSpec,
+    threads: Option<NonZeroUsize>,
+) -> Result<Vec<PublishedRow>, LabError> {
+    let tasks = plain_tasks();
+    on_threads(threads, tasks.len(), || {
+        let fair: Result<Vec<_>, LabError> =
+            tasks.par_iter().with_max_len(1).map(|task| task.run(effort, machine)).collect();
+        let nested_virt = NestedVirtTable::levels()?;
+        let (fair, pvm, own) = (fair?, pvm()?, Own::measure(effort, machine)?);
+        Ok(rows(&Sources { effort, fair: &fair, pvm: &pvm, nested_virt: &nested_virt, own: &own }))
+    })?
+}
+
+/// Every published figure, by section.
+#[must_use]
+pub fn rows(sources: &Sources<'_>) -> Vec<PublishedRow> {
+    let mut all = walks::references(sources.own);
+    all.extend(inputs::pvm_inputs());
+    all.extend(sources.pvm.iter().map(of_pvm));
+    all.extend(walks::nested_virt(sources.nested_virt));
+    all.extend(compared::rows(sources));
+    all.extend(walks::served(sources));
+    all.extend(inputs::exit_costs());
+    all.extend(inputs::geometry());
+    all.extend(inputs::workloads(sources));
+    all
+}
+
+fn of_pvm(row: &Row) -> PublishedRow {
+    PublishedRow {
+        id: row.id.to_owned(),
+        what: format!("LMbench {}, shadow to EPT", row.what),
+        source: PVM,
+        published: format!("{} / {} us = {:.2}", row.shadow_us, row.nested_us, row.ratio()),
+        measured: format!(
+            "{:.2} / {} us = {:.2} ({:+.1} %)",
+            row.predicted_us,
+            row.nested_us,
+            row.predicted_ratio(),
+            row.difference_percent()
+        ),
+        usage: if row.id == "P1 on" { Use::Input } else { row.check },
+        agreement: if row.id == "P1 on" { Agreement::Shown } else { Agreement::of(row.holds()) },
+        why: row.note.to_owned(),
+        command: "memvirt published pvm".to_owned(),
+    }
+}
+
+const PVM: &str = "Huang et al., PVM, SOSP 2023";
