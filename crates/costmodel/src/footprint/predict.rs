@@ -6,6 +6,7 @@
 //!
 //! Source: the structure of x86-64 paging; Linux 6.1 `arch/x86/kvm/mmu` with the sizes of specification A17.
 
+mod limit;
 mod splinters;
 
 use super::{ENTRIES, dense, pages_of_table, sparse};
@@ -198,11 +199,11 @@ impl Machine {
             // The oldest pages go, down to a reserve that is used up and filled again.
             let pages = float(limit) - f64::midpoint(SPARE, REFILL);
             let kept = pages / wanted;
-            if program.again {
+            match limit::after_one_round(self, program, &tables, limit) {
+                Some(kept) => (kept.pages, kept.indirect, kept.described),
                 // What only the first touch needed, the pieces of the direct map, is older than all that came after.
-                (pages, pages, 0.0)
-            } else {
-                (pages, kept * indirect, kept * described)
+                None if program.again => (pages, pages, 0.0),
+                None => (pages, kept * indirect, kept * described),
             }
         };
         let descriptors = described + float(shared.iter().sum());

@@ -111,6 +111,30 @@ fn a_limit_brings_refaults_and_holds() {
     }
 }
 
+/// Whole processes go while their tables are out of sync, pages one by one when they come round again.
+#[test]
+fn what_a_limit_leaves_is_predicted_within_two_percent() {
+    let uses = [(Use::Sparse(0.02), 1), (Use::Sparse(0.02), 2), (Use::Dense, 1)];
+    for ((usage, rounds), limit) in uses.into_iter().flat_map(|usage| [80, 120, 200, 300].map(|limit| (usage, limit))) {
+        let plan = FootprintPlan {
+            rounds: Some(rounds),
+            shadow_page_limit: Some(limit),
+            ..plan(&[KVM[0]], &[12], 64 * MIB, usage)
+        };
+        let row = plan.run().unwrap().rows.remove(0);
+        let (end, said) = (row.measured.end, row.predicted.unwrap());
+        for (measured, predicted) in [(end.total(), said.total()), (end.virtualization(), said.virtualization())] {
+            let error = relative(predicted, measured);
+            assert!(error.abs() <= 0.02, "{usage:?} {rounds} {limit}: {error} {end:?} {said:?}");
+        }
+        if rounds == 1 {
+            // To the page, but for a few.
+            let pages = |bytes: Bytes| bytes.shadow / 4096;
+            assert!(pages(end).abs_diff(pages(said)) <= 2, "{usage:?} {limit}: {end:?} {said:?}");
+        }
+    }
+}
+
 #[test]
 fn a_series_ends_at_the_end_and_the_peak_is_its_largest() {
     let mut plan = plan(&[KVM[0], RegimeKind::NestedEpt], &[2], 16 * MIB, Use::Dense);
