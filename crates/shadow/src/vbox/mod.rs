@@ -21,6 +21,7 @@
 //!
 //! Not modelled: raw mode, the ring-3 access handler with its own limits, PAE and 32-bit guests.
 
+mod count;
 pub mod dirty;
 mod trap;
 
@@ -37,6 +38,7 @@ use crate::fault::{self, Policy};
 use crate::graph::{Graph, Search, UNSYNC, Use, flush_if};
 use crate::guest::GuestPage;
 use crate::store::{Change, Footprint, Kind, PageId, ShadowStore, Slot};
+use count::{Run, bytes_of};
 use dirty::{DirtyTable, SLOTS, Slots};
 
 /// Modifications that a leaf table may have.
@@ -59,19 +61,6 @@ pub struct VboxStats {
     pub flushed: u64,
     /// Entries filled that nobody had asked for.
     pub prefetched: u64,
-}
-
-/// The last store of a run up a table, as far as it may be one.
-#[derive(Clone, Copy, Debug, Default)]
-struct Run {
-    /// The table's frame; 0 for none.
-    gfn: u64,
-    /// Where it was stored to.
-    fault: u64,
-    /// The instruction.
-    ip: u64,
-    /// How many stores had been trapped by then.
-    stores: u64,
 }
 
 /// Shadow paging as VirtualBox does it.
@@ -221,63 +210,6 @@ impl Vbox {
         Some(change)
     }
 
-    /// The count of modifications of the table in `gfn`, and its limit.
-    fn modifications(&self, gfn: Gfn) -> (u32, u32) {
-        let tables = self.graph.store.pages_of(gfn).map(|id| self.graph.store.page(id));
-        let mut tables = tables.filter(|page| page.kind == Kind::Table);
-        let head = tables.next();
-        let limit = head.map_or(UPPER_LIMIT, |page| if page.level == Level::L1 { LEAF_LIMIT } else { UPPER_LIMIT });
-        (head.map_or(0, |page| page.writes), limit)
-    }
-
-    fn set_modifications(&mut self, gfn: Gfn, count: u32) {
-        let modified = &mut self.modified;
-        self.graph.each_shadow(gfn, |graph, id| {
-            if graph.store.page(id).writes == 0 {
-                modified.push(id);
-            }
-            graph.store.page_mut(id).writes = count;
-        });
-    }
-
-    /// A CR3 load starts all counts anew.
-    fn forget_modifications(&mut self) {
-        for id in core::mem::take(&mut self.modified) {
-            self.graph.store.page_mut(id).writes = 0;
-        }
-    }
-
-    /// Whether the store goes on up the table where the last one was. Doubles the count.
-    fn runs_up(&mut self, request: &Request<'_>, gfn: Gfn) -> bool {
-        self.stores += 1;
-        let (at, ip) = (request.acc.gva().as_u64(), request.ip.as_u64());
-        let goes_on = self.run.gfn == gfn.number()
-            && ip.abs_diff(self.run.ip) < 0x40
-            && at == self.run.fault + bytes_of(request)
-            && self.stores == self.run.stores + 1;
-        if goes_on {
-            let (count, _) = self.modifications(gfn);
-            self.set_modifications(gfn, 2 * count);
-            (self.run.fault, self.run.stores) = (at, self.stores);
-        }
-        goes_on
-    }
-
-    /// Remembers a store of the first entry, from which a run may start.
-    fn note_run(&mut self, request: &Request<'_>, gfn: Gfn) {
-        let (at, ip) = (request.acc.gva().as_u64(), request.ip.as_u64());
-        if matches!(request.store, Some(StoreOp::Mov { .. })) && at & 0xfff == 0 && !self.graph.is_root(gfn) {
-            self.run = Run { gfn: gfn.number(), fault: at, ip, stores: self.stores };
-            if self.modifications(gfn).0 > 8 {
-                self.set_modifications(gfn, 2);
-            }
-        } else if self.run.fault == at {
-            self.run.stores = self.stores;
-        } else {
-            self.run = Run::default();
-        }
-    }
-
     fn make_room(&mut self, cx: &mut Cx<'_>, work: &mut Work) -> Change {
         let change = self.graph.store.make_room(cx.host, 8, work).1;
         self.forget_freed();
@@ -361,14 +293,6 @@ fn same_page(now: Entry<memvirt_addr::GuestPhys>, copy: Entry<memvirt_addr::Gues
                 && (held | Attrs::WRITE).contains(perms)
         }
         _ => false,
-    }
-}
-
-const fn bytes_of(request: &Request<'_>) -> u64 {
-    match request.store {
-        Some(StoreOp::Mov { width, .. }) => width.bytes(),
-        Some(StoreOp::Vector) => 16,
-        _ => 8,
     }
 }
 
