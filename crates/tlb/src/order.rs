@@ -181,7 +181,6 @@ pub(crate) const fn to_front(list: u64, way: u64) -> u64 {
 
 /// The last of `ways`.
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "four bits")]
 pub(crate) const fn last_of(list: u64, ways: usize) -> usize {
     (list >> (4 * (ways - 1)) & 15) as usize
 }
