@@ -1,19 +1,16 @@
-//! Evidence that takes many runs each: many vCPUs, many processes, time to the cycle, and the plane of who wins.
+//! Evidence that takes many runs each: many vCPUs, many processes, and the plane of who wins.
 //!
 //! Each grid has a full and a quick form, and stands with the command that makes it alone.
 
 use memvirt_addr::PageSize;
-use memvirt_machine::{MachineSpec, Measure, Mode, RegimeKind};
+use memvirt_machine::{MachineSpec, Measure, RegimeKind};
 use memvirt_workload::Workload;
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::evidence::{Done, Effort};
-use crate::comparison::Comparison;
 use crate::error::LabError;
-use crate::experiment::Experiment;
 use crate::footprint::{FootprintPlan, FootprintTable, Use};
-use crate::input::Input;
 use crate::phase::{Phase, VcpuPhase};
 use crate::plan::{Plan, Size};
 use crate::scale::{Interrupts, QUANTUM, SLICE, STAGGER, ScalePlan, ScaleTable, Sharing};
@@ -48,8 +45,6 @@ pub struct Many {
     pub scaling: Vec<Scaled>,
     /// Processes.
     pub footprints: Vec<Residents>,
-    /// Workloads in mode `cycles`: native, KVM's shadow MMU, nested.
-    pub timed: Vec<Comparison>,
     /// Who wins, on one vCPU.
     pub phase: Phase,
     /// The same on several.
@@ -64,7 +59,6 @@ const THREE: [RegimeKind; 3] = [RegimeKind::Native, KVM, RegimeKind::NestedEpt];
 enum Job {
     Scale(usize),
     Footprint(usize),
-    Timed(usize),
     Phase,
     VcpuPhase,
 }
@@ -72,7 +66,6 @@ enum Job {
 enum Made {
     Scale(Scaled),
     Footprint(Residents),
-    Timed(Box<Comparison>),
     Phase(Phase),
     VcpuPhase(VcpuPhase),
 }
@@ -81,7 +74,6 @@ enum Made {
 fn jobs() -> Vec<Job> {
     let mut jobs: Vec<_> = (0..SCALES.len()).map(Job::Scale).collect();
     jobs.extend([Job::Phase, Job::VcpuPhase]);
-    jobs.extend((0..TIMED.len()).map(Job::Timed));
     jobs.extend((0..FOOTPRINTS.len()).map(Job::Footprint));
     jobs
 }
@@ -105,9 +97,6 @@ impl Many {
                 Job::Footprint(i) => {
                     (Made::Footprint(FOOTPRINTS[i].run(effort, machine)?), format!("{} by processes", FOOTPRINTS[i].id))
                 }
-                Job::Timed(i) => {
-                    (Made::Timed(Box::new(timed(TIMED[i], effort, machine)?)), format!("{} in cycles", TIMED[i]))
-                }
                 Job::Phase => (Made::Phase(phase(effort, machine)?), "phase diagram".to_owned()),
                 Job::VcpuPhase => {
                     let vcpus = VcpuPhase::VCPUS[usize::from(effort == Effort::Quick)];
@@ -119,25 +108,18 @@ impl Many {
             Ok(made)
         };
         let made = jobs().par_iter().with_max_len(1).map(one).collect::<Result<Vec<_>, LabError>>()?;
-        let (mut scaling, mut footprints, mut timed) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut scaling, mut footprints) = (Vec::new(), Vec::new());
         let (mut phase, mut vcpu_phase) = (None, None);
         for one in made {
             match one {
                 Made::Scale(one) => scaling.push(one),
                 Made::Footprint(one) => footprints.push(one),
-                Made::Timed(one) => timed.push(*one),
                 Made::Phase(one) => phase = Some(one),
                 Made::VcpuPhase(one) => vcpu_phase = Some(one),
             }
         }
         let missing = || LabError::Model("the plane was not measured".to_owned());
-        Ok(Self {
-            scaling,
-            footprints,
-            timed,
-            phase: phase.ok_or_else(missing)?,
-            vcpu_phase: vcpu_phase.ok_or_else(missing)?,
-        })
+        Ok(Self { scaling, footprints, phase: phase.ok_or_else(missing)?, vcpu_phase: vcpu_phase.ok_or_else(missing)? })
     }
 }
 
@@ -354,32 +336,4 @@ impl Footprint {
         };
         Ok(Residents { id: self.id, title: self.title, table: plan.run()? })
     }
-}
-
-/// Workloads whose time is followed to the caches.
-const TIMED: [&str; 6] = ["churn", "compute", "database", "gups", "kernel-build", "zipf"];
-
-fn timed(name: &str, effort: Effort, machine: &MachineSpec) -> Result<Comparison, LabError> {
-    let workload = Workload::find(name)?;
-    let factor = match effort {
-        Effort::Quick => effort.scale(&workload),
-        Effort::Full => 0.25,
-    };
-    let regimes = THREE.map(RegimeKind::name).join(",");
-    let command = format!(
-        "memvirt compare --regimes {regimes} --workload {name} --scale {factor} --mode cycles --machine {}",
-        machine.name
-    );
-    let experiment = Experiment {
-        input: Input::Workload(Box::new(workload.scaled(factor)?)),
-        regimes: THREE.to_vec(),
-        overrides: Overrides::default(),
-        machine: machine.clone(),
-        seed: 0,
-        measure: Measure { mode: Mode::Cycles, ..Measure::default() },
-        check: false,
-        threads: None,
-        command,
-    };
-    Ok(experiment.run(&|_| {})?.comparison)
 }
