@@ -38,6 +38,61 @@ pub trait Nesting {
     fn prefault_heap(&mut self, cx: &mut Cx<'_>, frames: u64) -> bool;
 }
 
+/// What has two hypervisors and a CPU: all that [`Nesting`] asks is found there.
+pub(crate) trait Stacked {
+    fn stack(&self) -> &Stack;
+
+    fn stack_mut(&mut self) -> &mut Stack;
+
+    /// L0 was asked for this frame of L1: what it keeps beside its own tables lets go of it.
+    fn taken(&mut self, cx: &mut Cx<'_>, frame: L1fn, work: &mut Work) {
+        let _ = (cx, frame, work);
+    }
+}
+
+impl<T: Stacked> Nesting for T {
+    fn l0(&self) -> &L0 {
+        &self.stack().l0
+    }
+
+    fn l1(&self) -> &L1 {
+        &self.stack().l1
+    }
+
+    fn world(&self) -> &World {
+        &self.stack().world
+    }
+
+    fn world_mut(&mut self) -> &mut World {
+        &mut self.stack_mut().world
+    }
+
+    fn take_from_l1(&mut self, cx: &mut Cx<'_>, frames: &[L1fn]) {
+        let mut work = Work::default();
+        self.stack_mut().world.switch(Who::L0, Cause::Interrupt, "an interrupt exits");
+        let mut taken = false;
+        for frame in frames {
+            taken |= self.stack_mut().take_from_l1(cx, *frame, &mut work);
+            self.taken(cx, *frame, &mut work);
+        }
+        if taken {
+            cx.flush_vm(&mut work);
+        }
+        let world = &mut self.stack_mut().world;
+        world.switch(Who::L2, Cause::Interrupt, "entry");
+        cx.out.counters.work += work;
+        world.publish(&mut cx.out.counters);
+    }
+
+    fn prefault_guest(&mut self, cx: &mut Cx<'_>, range: GfnRange) -> bool {
+        self.stack_mut().prefault_guest(cx, range)
+    }
+
+    fn prefault_heap(&mut self, cx: &mut Cx<'_>, frames: u64) -> bool {
+        self.stack_mut().prefault_heap(cx, frames)
+    }
+}
+
 /// How often a privileged operation of L2 leaves it for L1, and how that is entered in the ledger. `shadow`: L1 must see whatever
 /// changes the address space. Source: KVM's intercepts under VMX, with and without EPT.
 pub(crate) fn exits_of(control: &Control, shadow: bool) -> (ExitReason, u32) {

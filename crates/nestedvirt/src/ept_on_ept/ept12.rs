@@ -1,7 +1,7 @@
 //! L1 at work on EPT12: ordinary stores to its own memory, which exit where L0 follows the table.
 
 use memvirt_addr::{Gfn, Gpa, L1fn, L1pa, Level, PageSize};
-use memvirt_ops::arch::GfnRange;
+use memvirt_ops::arch::{GfnRange, VcpuSet};
 use memvirt_pagetable::{Attrs, Entry, Format};
 use memvirt_platform::{Cx, Work};
 
@@ -14,11 +14,17 @@ use crate::merge::Change;
 use crate::walk::Path;
 use crate::world::{Cause, Who};
 
+/// Who is interrupted where two flushes ask for it: all that run, and that does not change in between.
+const fn either(one: VcpuSet, other: VcpuSet) -> VcpuSet {
+    if one.is_empty() { other } else { one }
+}
+
 const LEAF: Attrs = Attrs::RWX.union(Attrs::WRITE_BACK);
 
 impl<const N: u8> EptOnEpt<N> {
-    /// L1 maps a page of L2 in EPT12, with ordinary stores from the root down.
-    pub(super) fn map12(&mut self, cx: &mut Cx<'_>, at: Gpa, work: &mut Work) -> Result<(), Exhausted> {
+    /// L1 maps a page of L2 in EPT12, with ordinary stores from the root down. Returns the vCPUs that had to be interrupted for them.
+    pub(super) fn map12(&mut self, cx: &mut Cx<'_>, at: Gpa, work: &mut Work) -> Result<VcpuSet, Exhausted> {
+        let mut kick = VcpuSet::EMPTY;
         let frame = self.stack.guest_frame(cx, at.frame(), work).ok_or(Exhausted)?;
         let (mut table, mut level) = (self.root12, Ept12::<N>::ROOT);
         while let Some(below) = level.below() {
@@ -29,15 +35,15 @@ impl<const N: u8> EptOnEpt<N> {
             } else {
                 table = self.new_table(cx, work)?;
                 let entry = Entry::Table { next: table, attrs: Attrs::RWX };
-                self.store12(cx, entry_at, (level, Ept12::<N>::encode(entry, level)), work)?;
+                kick = either(kick, self.store12(cx, entry_at, (level, Ept12::<N>::encode(entry, level)), work)?);
             }
             level = below;
         }
         let leaf = Entry::Leaf { frame, size: PageSize::Size4K, attrs: LEAF };
         let entry_at = table.entry(Ept12::<N>::index(at, level));
-        self.store12(cx, entry_at, (level, Ept12::<N>::encode(leaf, level)), work)?;
+        kick = either(kick, self.store12(cx, entry_at, (level, Ept12::<N>::encode(leaf, level)), work)?);
         work.entries_set += 1;
-        Ok(())
+        Ok(kick)
     }
 
     /// A cleared frame of L1's heap.
@@ -51,20 +57,21 @@ impl<const N: u8> EptOnEpt<N> {
         Ok(frame)
     }
 
-    /// L1 stores an entry of EPT12. Where L0 follows the table, the store exits and L0 carries it out.
+    /// L1 stores an entry of EPT12. Where L0 follows the table, the store exits and L0 carries it out. Returns the vCPUs that had to be
+    /// interrupted because translations were lost.
     fn store12(
         &mut self,
         cx: &mut Cx<'_>,
         at: L1pa,
         (level, raw): (Level, u64),
         work: &mut Work,
-    ) -> Result<(), Exhausted> {
+    ) -> Result<VcpuSet, Exhausted> {
         if let Found::At(hpa) = self.stack.reach(cx, at, true, work).ok_or(Exhausted)? {
             self.stack
                 .world
                 .act(|| format!("stores to its EPT12 table of level {}: nobody follows it", level.number()));
             cx.host.mem.write(hpa, raw);
-            return Ok(());
+            return Ok(VcpuSet::EMPTY);
         }
         let what = format!("store to EPT12, level {}: EPT01 forbids it", level.number());
         self.stack.world.switch(Who::L0, Cause::ProtectedStore, &what);
@@ -74,11 +81,10 @@ impl<const N: u8> EptOnEpt<N> {
         self.stack.world.act(|| "emulates the store".to_owned());
         let index = u16::try_from((at.as_u64() & 0xfff) >> 3).unwrap_or(0);
         let mut keeper = AtWork { stack: &mut self.stack, cx, work };
-        if self.ept02.stored(&mut keeper, at.frame(), index, raw).ok_or(Exhausted)? == Change::Lost {
-            cx.flush_vm(work);
-        }
+        let lost = self.ept02.stored(&mut keeper, at.frame(), index, raw).ok_or(Exhausted)? == Change::Lost;
+        let kick = if lost { cx.flush_vm(work) } else { VcpuSet::EMPTY };
         self.stack.world.switch(Who::L1, Cause::ProtectedStore, "entry: L1 goes on behind the store");
-        Ok(())
+        Ok(kick)
     }
 
     /// L1 takes L2's frames away: their leaves of EPT12 go, and one INVEPT ends it.

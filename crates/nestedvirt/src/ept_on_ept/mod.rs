@@ -11,7 +11,7 @@ mod ept12;
 mod keeper;
 
 use memvirt_addr::{Gpa, GuestPhys, Hfn, L1fn, PageSize, PfCode};
-use memvirt_ops::arch::{Control, GfnRange, GuestFault, HostEvent, VcpuSet};
+use memvirt_ops::arch::{Control, GuestFault, HostEvent, VcpuSet};
 use memvirt_pagetable::Attrs;
 use memvirt_platform::{
     Cx, Dimension, ExitReason, Horizon, Host, LockMode, MemoryMap, Outcome, Refusal, Regime, Request, TableBytes,
@@ -20,13 +20,11 @@ use memvirt_platform::{
 
 use crate::config::{Arrangement, Config};
 use crate::format::{Ept12, Guest, Merged02};
-use crate::hypervisor::{Nesting, exits_of};
-use crate::l0::L0;
-use crate::l1::L1;
+use crate::hypervisor::{Stacked, exits_of};
 use crate::merge::{Change, Fill, Merge, PageId};
 use crate::stack::Stack;
 use crate::walk::{End, Hardware, Path, Violation};
-use crate::world::{Cause, Who, World};
+use crate::world::{Cause, Who};
 use keeper::AtWork;
 
 /// L1's nested paging merged by L0, for an L2 with tables of `N` levels and an EPT12 of as many.
@@ -107,9 +105,9 @@ impl<const N: u8> EptOnEpt<N> {
         if !cx.map.contains(found.at.frame()) {
             return Ok(self.device(cx, request, found, work));
         }
-        self.map12(cx, found.at, &mut work)?;
+        let kick = self.map12(cx, found.at, &mut work)?;
         self.stack.resume(cx, "the access starts again");
-        cx.exit(ExitReason::EptViolation, work, Some(LockMode::Exclusive), VcpuSet::EMPTY);
+        cx.exit(ExitReason::EptViolation, work, Some(LockMode::Exclusive), kick);
         Ok(Outcome::Retry)
     }
 
@@ -228,45 +226,17 @@ impl<const N: u8> Regime for EptOnEpt<N> {
     }
 }
 
-impl<const N: u8> Nesting for EptOnEpt<N> {
-    fn l0(&self) -> &L0 {
-        &self.stack.l0
+impl<const N: u8> Stacked for EptOnEpt<N> {
+    fn stack(&self) -> &Stack {
+        &self.stack
     }
 
-    fn l1(&self) -> &L1 {
-        &self.stack.l1
+    fn stack_mut(&mut self) -> &mut Stack {
+        &mut self.stack
     }
 
-    fn world(&self) -> &World {
-        &self.stack.world
-    }
-
-    fn world_mut(&mut self) -> &mut World {
-        &mut self.stack.world
-    }
-
-    fn take_from_l1(&mut self, cx: &mut Cx<'_>, frames: &[L1fn]) {
-        let mut work = Work::default();
-        self.stack.world.switch(Who::L0, Cause::Interrupt, "an interrupt exits");
-        let mut taken = false;
-        for frame in frames {
-            taken |= self.stack.take_from_l1(cx, *frame, &mut work);
-            let mut keeper = AtWork { stack: &mut self.stack, cx, work: &mut work };
-            let _ = self.ept02.forget(&mut keeper, *frame);
-        }
-        if taken {
-            cx.flush_vm(&mut work);
-        }
-        self.stack.world.switch(Who::L2, Cause::Interrupt, "entry");
-        cx.out.counters.work += work;
-        self.stack.world.publish(&mut cx.out.counters);
-    }
-
-    fn prefault_guest(&mut self, cx: &mut Cx<'_>, range: GfnRange) -> bool {
-        self.stack.prefault_guest(cx, range)
-    }
-
-    fn prefault_heap(&mut self, cx: &mut Cx<'_>, frames: u64) -> bool {
-        self.stack.prefault_heap(cx, frames)
+    fn taken(&mut self, cx: &mut Cx<'_>, frame: L1fn, work: &mut Work) {
+        let mut keeper = AtWork { stack: &mut self.stack, cx, work };
+        let _ = self.ept02.forget(&mut keeper, frame);
     }
 }

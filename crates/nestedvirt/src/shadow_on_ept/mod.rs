@@ -23,13 +23,11 @@ use memvirt_platform::{
 
 use crate::config::{Arrangement, Config};
 use crate::format::{Guest, Nested01, Shadow12};
-use crate::hypervisor::{Nesting, clip, exits_of};
-use crate::l0::L0;
-use crate::l1::L1;
+use crate::hypervisor::{Stacked, clip, exits_of};
 use crate::merge::{Change, Merge, PageId};
 use crate::stack::Stack;
 use crate::walk::{End, Hardware};
-use crate::world::{Cause, Who, World};
+use crate::world::{Cause, Who};
 use keeper::AtWork;
 
 type Spt<const N: u8> = Merge<Guest<N>, Shadow12<N>>;
@@ -230,41 +228,13 @@ impl<const N: u8> Regime for ShadowOnEpt<N> {
     }
 }
 
-impl<const N: u8> Nesting for ShadowOnEpt<N> {
-    fn l0(&self) -> &L0 {
-        &self.stack.l0
+impl<const N: u8> Stacked for ShadowOnEpt<N> {
+    fn stack(&self) -> &Stack {
+        &self.stack
     }
 
-    fn l1(&self) -> &L1 {
-        &self.stack.l1
-    }
-
-    fn world(&self) -> &World {
-        &self.stack.world
-    }
-
-    fn world_mut(&mut self) -> &mut World {
-        &mut self.stack.world
-    }
-
-    fn take_from_l1(&mut self, cx: &mut Cx<'_>, frames: &[L1fn]) {
-        let mut work = Work::default();
-        self.stack.world.switch(Who::L0, Cause::Interrupt, "an interrupt exits");
-        let taken = frames.iter().filter(|frame| self.stack.take_from_l1(cx, **frame, &mut work)).count();
-        if taken > 0 {
-            cx.flush_vm(&mut work);
-        }
-        self.stack.world.switch(Who::L2, Cause::Interrupt, "entry");
-        cx.out.counters.work += work;
-        self.stack.world.publish(&mut cx.out.counters);
-    }
-
-    fn prefault_guest(&mut self, cx: &mut Cx<'_>, range: GfnRange) -> bool {
-        self.stack.prefault_guest(cx, range)
-    }
-
-    fn prefault_heap(&mut self, cx: &mut Cx<'_>, frames: u64) -> bool {
-        self.stack.prefault_heap(cx, frames)
+    fn stack_mut(&mut self) -> &mut Stack {
+        &mut self.stack
     }
 }
 
