@@ -210,6 +210,9 @@ fn people(measured: &FootprintTable) -> String {
     text.push_str(&kinds(measured));
     text.push_str(&owners(measured));
     text.push_str(&beside(measured));
+    for row in measured.published() {
+        let _ = writeln!(text, "published, {row}");
+    }
     let _ = writeln!(text, "command: {}", measured.command);
     text
 }

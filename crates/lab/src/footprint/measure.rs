@@ -41,6 +41,12 @@ impl Bytes {
         self.shadow + self.nested + self.reverse_map + self.records
     }
 
+    /// Guest tables, shadow tables, nested tables, reverse map, records.
+    #[must_use]
+    pub const fn kinds(&self) -> [u64; 5] {
+        [self.guest, self.shadow, self.nested, self.reverse_map, self.records]
+    }
+
     fn now(guest: &Guest, platform: &dyn Platform) -> Self {
         let below = platform.table_bytes();
         Self {

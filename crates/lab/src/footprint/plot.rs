@@ -6,10 +6,20 @@ use std::path::Path;
 use super::{FootprintTable, Row};
 use crate::error::LabError;
 use crate::report::Figure;
+use crate::report::chart::{Bar, Chart, Panel, Scale};
 use crate::report::paint::Ink;
 use crate::report::xy::{Axis, Mark, Plot, Series, Spacing};
 use crate::report::{write, write_figures};
 use crate::text::{bytes, short};
+
+/// Kinds of bytes, as [`Bytes::kinds`](super::Bytes::kinds) gives them.
+const KINDS: [(Ink, &str); 5] = [
+    (Ink::Blue, "guest tables"),
+    (Ink::Purple, "shadow tables"),
+    (Ink::Vermillion, "nested tables"),
+    (Ink::Orange, "reverse map"),
+    (Ink::Grey, "records"),
+];
 
 const INKS: [Ink; 6] = [Ink::Blue, Ink::Vermillion, Ink::Green, Ink::Purple, Ink::Orange, Ink::Grey];
 
@@ -26,7 +36,7 @@ impl FootprintTable {
         write(&dir.join("footprint.csv"), &self.to_csv())?;
         write(&dir.join("processes.csv"), &self.processes_csv())?;
         write(&dir.join("series.csv"), &self.series_csv())?;
-        write_figures(dir, &[self.against_processes()?, self.over_time()?])
+        write_figures(dir, &[self.against_processes()?, self.by_kind()?, self.over_time()?])
     }
 
     /// Rows by regime, in the order of the regimes.
@@ -68,6 +78,42 @@ impl FootprintTable {
         Figure::new("footprint-processes", "Page tables against processes", caption, (header, rows), plot)
     }
 
+    /// What there is at the peak, by kind: a panel for each number of processes.
+    pub(crate) fn by_kind(&self) -> Result<Figure, LabError> {
+        let mut numbers: Vec<u32> = self.rows.iter().map(|row| row.processes).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let bar = |row: &Row| Bar {
+            label: row.regime.to_string(),
+            parts: KINDS.iter().map(|(ink, _)| *ink).zip(row.measured.peak.bytes.kinds().map(float)).collect(),
+            value: bytes(row.measured.peak.bytes.total()),
+        };
+        let panel = |number: &u32| Panel {
+            heading: Some(format!("{number} {}", if *number == 1 { "process" } else { "processes" })),
+            bars: self.rows.iter().filter(|row| row.processes == *number).map(bar).collect(),
+        };
+        let chart = Chart {
+            axis: "bytes",
+            scale: Scale::Binary,
+            tick: |x| bytes(whole(x)),
+            legend: KINDS.to_vec(),
+            panels: numbers.iter().map(panel).collect(),
+            marks: Vec::new(),
+        };
+        let header =
+            ["regime", "processes"].into_iter().chain(KINDS.map(|(_, name)| name)).map(str::to_owned).collect();
+        let cells = |row: &Row| {
+            let head = [row.regime.to_string(), row.processes.to_string()];
+            head.into_iter().chain(row.measured.peak.bytes.kinds().map(|n| n.to_string())).collect()
+        };
+        let caption = format!(
+            "Bytes by kind where their sum was largest, {} mapped by each process: the guest's own tables, and what the hypervisor adds.",
+            bytes(self.footprint_bytes)
+        );
+        let rows = self.rows.iter().map(cells).collect();
+        Figure::new("footprint-kinds", "Page tables by kind", caption, (header, rows), chart)
+    }
+
     /// The rows with the most processes over time.
     pub(crate) fn over_time(&self) -> Result<Figure, LabError> {
         let most = self.rows.iter().map(|row| row.processes).max().unwrap_or(0);
@@ -78,12 +124,13 @@ impl FootprintTable {
         });
         let time = axis("accesses of processes", Spacing::Linear, |n| short(whole(n)));
         let plot = Plot { x: time, y: of_bytes(Spacing::Linear), series: series.collect() };
-        let header = ["regime", "accesses", "bytes"].map(str::to_owned).to_vec();
+        let names = ["regime", "accesses", "bytes"].into_iter().chain(KINDS.map(|(_, name)| name));
+        let header = names.map(str::to_owned).collect();
         let rows = shown.flat_map(|row| {
-            row.measured
-                .series
-                .iter()
-                .map(|at| vec![row.regime.to_string(), at.accesses.to_string(), at.bytes.total().to_string()])
+            row.measured.series.iter().map(|at| {
+                let numbers = [at.accesses, at.bytes.total()].into_iter().chain(at.bytes.kinds());
+                std::iter::once(row.regime.to_string()).chain(numbers.map(|n| n.to_string())).collect()
+            })
         });
         let caption = format!("Bytes of all page tables and records along the run, workload {}.", self.workload);
         Figure::new("footprint-time", "Page tables over time", caption, (header, rows.collect()), plot)

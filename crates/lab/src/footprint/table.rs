@@ -1,10 +1,12 @@
 //! The rows as CSV, and what they say of shadow paging beside nested paging.
 
+use memvirt_addr::PageSize;
 use serde::Serialize;
 
 use super::{FootprintTable, ProcessBytes, Row};
 use crate::error::LabError;
 use crate::table::csv_line;
+use crate::text;
 
 /// Shadow paging beside nested paging, with the same processes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -46,6 +48,32 @@ impl FootprintTable {
         })
     }
 
+    /// Rows F2 and F4 of the published results, each with what this run has of it.
+    #[must_use]
+    pub fn published(&self) -> Vec<String> {
+        let frames = self.guest.memory_bytes / 4096;
+        let percent = |part: u64, of: u64| format!("{:.2} %", 100.0 * ratio(part, of));
+        let limit = self.rows.iter().find_map(|row| row.shadow_page_limit).map(|limit| {
+            format!(
+                "F2: KVM's cap on shadow pages is 2 % of the guest's, at least 64; here {}, {}",
+                text::count(limit),
+                percent(limit, frames)
+            )
+        });
+        let most = self.rows.iter().max_by_key(|row| row.processes);
+        let touched = self.touched_pages.filter(|_| self.guest.guest_page == PageSize::Size4K);
+        let each = most.zip(touched).map(|(row, touched)| {
+            let tables = row.extremes()[0].1;
+            format!(
+                "F4: a leaf table for each 2 MiB touched in an address space (0.2 %), and upper levels; here at most {} of guest tables in \
+                 each, {} of what it touches",
+                text::bytes(tables),
+                percent(tables, touched * 4096)
+            )
+        });
+        limit.into_iter().chain(each).collect()
+    }
+
     /// The results as JSON, with a newline at the end.
     ///
     /// # Errors
@@ -64,7 +92,7 @@ impl FootprintTable {
             "regime,processes,footprint_bytes,guest,shadow,nested,reverse_map,records,total,peak_total,predicted_guest,\
              predicted_shadow,predicted_nested,predicted_reverse_map,predicted_records,predicted_total,error,guest_faults,\
              hidden_faults,refaults,shadow_page_limit,process_guest_least,process_guest_most,process_shadow_least,\
-             process_shadow_most,kernel,shadow_shared,shadow_unowned"
+             process_shadow_most,kernel,shadow_shared,shadow_unowned,peak_guest,peak_shadow,peak_nested,peak_reverse_map,peak_records"
                 .split(','),
         );
         for row in &self.rows {
@@ -87,6 +115,7 @@ impl FootprintTable {
             cells.extend(
                 ends.into_iter()
                     .chain([owners.kernel, owners.shadow_shared, owners.shadow_unowned])
+                    .chain(m.peak.bytes.kinds())
                     .map(|n| n.to_string()),
             );
             csv_line(&mut text, cells.into_iter());
