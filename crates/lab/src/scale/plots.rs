@@ -4,6 +4,7 @@ use std::path::Path;
 
 use memvirt_machine::RegimeKind;
 
+use super::model::Assumptions;
 use super::point::{Point, ScaleTable};
 use crate::error::LabError;
 use crate::report::Figure;
@@ -27,7 +28,7 @@ impl ScaleTable {
     }
 
     pub(super) fn figures(&self) -> Result<Vec<Figure>, LabError> {
-        let mut figures = vec![self.throughput()?, self.waiting()?];
+        let mut figures = vec![self.throughput()?, self.errors()?, self.waiting()?];
         if !self.benefits.is_empty() {
             figures.push(self.benefit()?);
         }
@@ -43,22 +44,58 @@ impl ScaleTable {
     }
 
     fn throughput(&self) -> Result<Figure, LabError> {
-        let mut series = self.lines("", Mark::DottedLine, |point| point.efficiency);
-        series.extend(self.lines(", predicted", Mark::Dashed, |point| point.mva.efficiency));
+        let mut series = self.lines("", Mark::Dots, |point| point.efficiency);
+        // One entry of the legend for each regime: the caption says what lines are.
+        series.extend(unnamed(self.lines("", Mark::Dashed, |point| point.mva.efficiency)));
+        if !self.usl.is_empty() {
+            series.extend(unnamed(self.lines("", Mark::Line, fitted)));
+        }
         let plot = Plot { x: vcpus(), y: axis("throughput of a vCPU, relative to one alone", percent), series };
         let rows = self.points.iter().map(|point| {
             let fixed = |x: f64| format!("{x:.6}");
-            let shown = [point.throughput, point.efficiency, point.mva.efficiency, point.mva_error].map(fixed);
+            let shown = [point.throughput, point.efficiency, point.mva.efficiency, fitted(point)].map(fixed);
             [point.regime.to_string(), point.vcpus.to_string()].into_iter().chain(shown).collect()
         });
-        let header = ["regime", "vcpus", "accesses_per_million_cycles", "efficiency", "predicted", "error"];
+        let header = ["regime", "vcpus", "accesses_per_million_cycles", "efficiency", "predicted", "fitted"];
         let caption = format!(
-            "{}: accesses by processes in a vCPU's time, relative to a run with one vCPU. Dashed: mean-value analysis of vCPUs and one \
-             lock, fed from the run with one vCPU alone.",
+            "{}: accesses by processes in a vCPU's time, relative to a run with one vCPU. Dots: measured. Dashed: mean-value analysis of \
+             vCPUs and one lock, fed from the run with one vCPU alone. Lines: the law of scalability, fitted to the dots.",
             self.workload
         );
         let table = (header.map(str::to_owned).to_vec(), rows.collect());
         Figure::new("throughput", "Throughput of a vCPU", caption, table, plot)
+    }
+
+    fn errors(&self) -> Result<Figure, LabError> {
+        let mut series = self.lines("", Mark::DottedLine, |point| point.mva_error);
+        if !self.usl.is_empty() {
+            series.extend(unnamed(self.lines("", Mark::Line, |point| point.usl_error.unwrap_or(0.0))));
+        }
+        let plot = Plot { x: vcpus(), y: axis("error of the throughput", percent), series };
+        let rows = self.points.iter().map(|point| {
+            let fit = point.usl_error.map(|error| format!("{error:.6}")).unwrap_or_default();
+            let what = [point.regime.to_string(), point.vcpus.to_string()];
+            let shown = [format!("{:.6}", point.mva_error), point.assumptions.name().to_owned(), fit];
+            what.into_iter().chain(shown).collect()
+        });
+        let header = ["regime", "vcpus", "predicted", "assumptions", "fitted"].map(str::to_owned).to_vec();
+        let fails: Vec<_> = self.points.iter().filter(|point| point.assumptions != Assumptions::Hold).collect();
+        let worst = |hold: bool| {
+            let mine = self.points.iter().filter(|point| (point.assumptions == Assumptions::Hold) == hold);
+            percent(mine.map(|point| point.mva_error.abs()).fold(0.0, f64::max))
+        };
+        let beyond = if fails.is_empty() {
+            String::new()
+        } else {
+            format!(", at most {} at the {} points where one fails", worst(false), fails.len())
+        };
+        let caption = format!(
+            "{}: predicted less measured throughput as a share of it (dots), and fitted less measured (lines). Where the analysis' \
+             assumptions hold, by the run with one vCPU, it is off by at most {}{beyond}.",
+            self.workload,
+            worst(true)
+        );
+        Figure::new("errors", "Errors of prediction and fit", caption, (header, rows.collect()), plot)
     }
 
     pub(crate) fn waiting(&self) -> Result<Figure, LabError> {
@@ -100,6 +137,16 @@ impl ScaleTable {
             format!("{}: how much faster nested paging is. Published trend: {}", self.workload, published.join(" "));
         Figure::new("benefit", "Benefit of nested paging", caption, (header, rows.collect()), plot)
     }
+}
+
+/// What the fitted law says, as the efficiency is said; the measured one where nothing was fitted.
+fn fitted(point: &Point) -> f64 {
+    point.efficiency * (1.0 + point.usl_error.unwrap_or(0.0))
+}
+
+/// Without entries in the legend.
+fn unnamed(series: Vec<Series>) -> Vec<Series> {
+    series.into_iter().map(|series| Series { name: String::new(), ..series }).collect()
 }
 
 fn vcpus() -> Axis {
