@@ -22,9 +22,6 @@ pub const AHEAD: usize = 16;
 pub const SHOWN: usize = 2 * AHEAD;
 const _: () = assert!(AHEAD <= THROUGH);
 
-/// How many misses of a regular stream are looked at together.
-const ROW: usize = 8;
-
 /// The answers for the next accesses: walks that would only read, what they give and what they cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Foresight {
@@ -58,24 +55,12 @@ impl Foresight {
 #[derive(Default)]
 pub(crate) struct Lookout {
     last_miss: usize,
-    /// From the miss before to the last.
-    gap: usize,
     /// The index of the first access looked at, and of the first that was not.
     first: usize,
     seen: usize,
     found: Foresight,
-    row: Row,
     /// How many misses to let pass: what was looked at last had to be walked carefully all the same.
     pause: u32,
-}
-
-/// Accesses looked at that are equally far apart, where misses have been so.
-#[derive(Default)]
-struct Row {
-    /// Which answer is next, for which access, and how many there are.
-    number: usize,
-    next: usize,
-    len: usize,
 }
 
 /// Misses that pass after a look in vain, as where a program touches its memory for the first time.
@@ -86,32 +71,19 @@ const MANY: u32 = 2;
 
 impl Lookout {
     /// What is known of the walk for the access at `at`, which missed. Where nobody has looked at it yet, `look` is asked about
-    /// it, and where misses are frequent about those after it too; where they come regularly, about those at the same distance.
+    /// it, and where misses are frequent about those after it too.
     #[inline]
     pub(crate) fn at_miss(&mut self, run: &[Acc], at: usize, look: impl FnOnce(&[Acc], &mut Foresight)) -> Ready {
-        let gap = at - self.last_miss;
-        let regular = core::mem::replace(&mut self.gap, gap) == gap;
+        let frequent = at - self.last_miss < AHEAD;
         self.last_miss = at;
         if at < self.seen {
             return self.from(at).first().copied().unwrap_or_default();
-        }
-        if at == self.row.next && self.row.number < self.row.len {
-            let number = self.row.number;
-            (self.row.number, self.row.next) = (number + 1, at + gap);
-            (self.first, self.seen) = (at - number, at + 1);
-            return self.found.ready[number];
         }
         if self.pause > 0 {
             self.pause -= 1;
             return Ready::NONE;
         }
-        if gap < AHEAD {
-            self.look(&run[..run.len().min(at + SHOWN)], at, look);
-        } else if regular {
-            self.look_at_row(run, at, look);
-        } else {
-            self.look(&run[..=at], at, look);
-        }
+        self.look(&run[..run.len().min(at + if frequent { SHOWN } else { 1 })], at, look);
         if !self.found.ready[0].is_some() {
             self.pause = PAUSE;
         }
@@ -125,22 +97,7 @@ impl Lookout {
         self.found.known = if at == self.seen { core::mem::take(&mut self.found.left) } else { 0 };
         (self.first, self.seen) = (at, at + shown.len().min(AHEAD));
         self.found.ready = [Ready::NONE; AHEAD];
-        self.row.len = 0;
         look(shown, &mut self.found);
-    }
-
-    /// Asks about the access of `run` at `at` and those that follow as the misses did.
-    fn look_at_row(&mut self, run: &[Acc], at: usize, look: impl FnOnce(&[Acc], &mut Foresight)) {
-        let (mut row, mut len) = ([run[at]; ROW], 0);
-        for (slot, acc) in row.iter_mut().zip(run[at..].iter().step_by(self.gap)) {
-            *slot = *acc;
-            len += 1;
-        }
-        (self.found.known, self.found.left) = (0, 0);
-        (self.first, self.seen) = (at, at + 1);
-        self.found.ready = [Ready::NONE; AHEAD];
-        self.row = Row { number: 1, next: at + self.gap, len };
-        look(&row[..len], &mut self.found);
     }
 
     /// Where what was seen ends.
@@ -177,7 +134,6 @@ impl Lookout {
     pub(crate) fn forget(&mut self) {
         self.seen = self.first;
         self.found.left = 0;
-        self.row.len = 0;
     }
 }
 
