@@ -55,7 +55,7 @@ pub(super) fn tick(text: &str) -> Result<u64, &'static str> {
 
 /// A size in bytes with a binary unit.
 pub(crate) fn size(text: &str) -> Result<u64, &'static str> {
-    parse_bytes(text).ok_or("expected a size, as in 512MiB or 128GiB")
+    parse_bytes(text).ok_or("expected a size in KiB, MiB, GiB or TiB, as in 512MiB or 128GiB")
 }
 
 /// A field and its value.

@@ -14,7 +14,7 @@ mod tests;
 
 use std::num::NonZeroUsize;
 
-use memvirt_machine::{GuestConfig, HostConfig, MachineSpec, Measure, Mode, RegimeKind, Setup};
+use memvirt_machine::{GuestConfig, HostConfig, MachineSpec, Measure, Mode, Outcome, RegimeKind, Setup};
 use memvirt_workload::spec::Residents;
 use memvirt_workload::units::{Areas, Count, Footprint, Share};
 use memvirt_workload::{Generator, Spec, Workload};
@@ -253,7 +253,9 @@ impl FootprintPlan {
                 Some(measured.hidden_faults.saturating_sub(free.hidden_faults))
             }
         };
-        let predicted = asked.residents.and_then(|residents| model::predict(regime, &residents, &guest, &host));
+        // What is said is of a run that comes to its end.
+        let whole = asked.residents.filter(|_| measured.outcome == Outcome::Completed);
+        let predicted = whole.and_then(|residents| model::predict(regime, &residents, &guest, &host));
         let error = predicted.map(|predicted| relative(predicted.total(), measured.end.total()));
         Ok(Row { regime, processes: asked.processes, measured, predicted, error, shadow_page_limit: limit, refaults })
     }

@@ -1,7 +1,6 @@
 //! Rows against the model, and against what can be known of them.
 
 use memvirt_addr::PageSize;
-use memvirt_machine::Outcome;
 use memvirt_workload::{Spec, Workload};
 
 use super::*;
