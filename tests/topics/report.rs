@@ -168,7 +168,7 @@ document.getElementById("frame").addEventListener("load", function () {
   page.querySelectorAll("figure").forEach(function (figure) {
     var drawn = Array.from(figure.querySelectorAll("svg")).filter(function (svg) {
       var box = svg.getBoundingClientRect();
-      return box.width > 100 && box.height > 60 && svg.querySelectorAll("rect,circle,path,line").length > 3;
+      return box.width > 100 && box.height > 60 && svg.querySelectorAll("rect,circle,path,line,polyline").length > 3;
     });
     if (drawn.length !== 1) { found("figure " + figure.id + " is drawn " + drawn.length + " times"); }
   });
@@ -204,7 +204,7 @@ document.getElementById("frame").addEventListener("load", function () {
       });
     });
   });
-  choose("guest", "0");
+  choose("guest", "0"); choose("host_page", "4K");
   if (cells("") !== Number(page.querySelector("#walker select[name=host]").value)) { found("unpaged: " + cells("")); }
   var form = page.getElementById("exercise");
   function output(name) { return form.elements[name].textContent; }

@@ -3,7 +3,7 @@
 use memvirt_machine::RegimeKind;
 
 use super::Section;
-use crate::claims::{Evidence, Residents, Scaled};
+use crate::claims::{Effort, Evidence, Residents, Scaled};
 use crate::error::LabError;
 use crate::report::Figure;
 use crate::report::paint::Ink;
@@ -194,17 +194,17 @@ pub(super) fn phase(evidence: &Evidence) -> Result<Section, LabError> {
     });
     let (right, of) = planes.right();
     let more = format!(
-        "With more vCPUs the handlers of shadow paging queue for the MMU lock, and the border moves. Misses for one update at the border: \
-         {}. Mean-value analysis, fed from one vCPU, names the winner of {right} of {of} points with several.",
+        "With more vCPUs the handlers of shadow paging queue for the MMU lock. Misses for one update at the border between the winners: {}. Mean-value analysis, fed from one vCPU, names the winner of {right} of {of} points with several.",
         ratios.collect::<Vec<_>>().join("; ")
     );
+    let quick = if evidence.effort == Effort::Quick { " --quick" } else { "" };
     let vcpus: Vec<String> = planes.vcpus.iter().map(u16::to_string).collect();
     Ok(Section::new("phase", "Who wins: the phase diagram")
         .words(&words)
-        .figure(phase.figure()?.made_by(&format!("memvirt phase --machine {}", phase.machine)))
+        .figure(phase.figure()?.made_by(&format!("memvirt phase{quick} --machine {}", phase.machine)))
         .words(&more)
         .figure(planes.figure()?.made_by(&format!(
-            "memvirt phase --vcpus {} --machine {}",
+            "memvirt phase{quick} --vcpus {} --machine {}",
             vcpus.join(","),
             phase.machine
         ))))

@@ -94,6 +94,8 @@
     svg.querySelectorAll("line").forEach(function (line) { svg.prepend(line); });
     grid.textContent = "";
     grid.append(svg);
+    // On a narrow page the reference made last is brought into sight.
+    if (step > 0) { grid.scrollLeft = place(chosen.steps[step - 1])[0] - grid.clientWidth / 2; }
     var s = chosen.steps[step - 1];
     out.textContent = step === 0 ? chosen.steps.length + " references" :
       step + " of " + chosen.steps.length + ": " + s[0] + " level " + s[2] + ", entry " + s[3] + " at " + s[4] + " = " + s[5] + ", " + s[6];
