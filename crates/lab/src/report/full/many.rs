@@ -72,11 +72,7 @@ fn benefits(all: &[Scaled]) -> Result<Figure, LabError> {
     let most = all.iter().flat_map(|one| &one.table.points).map(|point| point.vcpus).max().unwrap_or(2);
     series.push(Series::new(Ink::Muted, "", Mark::Dashed, vec![(1.0, 1.0), (f64::from(most), 1.0)]));
     let tick = |x: f64| if x < 1.0 { format!("{x}x") } else { format!("{x:.0}x") };
-    let y = Axis {
-        name: "time under KVM's shadow MMU, in times of nested paging".to_owned(),
-        spacing: Spacing::Powers2,
-        tick,
-    };
+    let y = Axis { name: "time under shadow:kvm / time under nested".to_owned(), spacing: Spacing::Powers2, tick };
     let rows = all.iter().flat_map(|one| {
         rows_of(one).into_iter().map(|(n, times)| vec![one.id.to_owned(), n.to_string(), format!("{:.6}", times - 1.0)])
     });
