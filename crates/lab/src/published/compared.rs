@@ -349,9 +349,8 @@ fn agile(sources: &Sources<'_>) -> Option<PublishedRow> {
         ),
         usage: Use::Order,
         agreement: Agreement::of(gain >= 1.0),
-        why: "here a program is steady or changing as a whole, so agile can match the better of both and hardly beat it; it loses where \
-              processes fork and end, whose tables become shadow, trap twice and are nested, and where a table that was filled at the start \
-              stays nested until 2^20 TLB misses have gone by"
+        why: "agile matches the better of both for each program, to a percent or two, which neither of them does for all; it beats both only \
+              where one program has steady and changing parts, and most of these are one or the other as a whole"
             .to_owned(),
         command: sources.own.alternatives.first()?.command.clone(),
     })
