@@ -24,12 +24,16 @@ const MOST_ALIASES: usize = 1000;
 /// A table in use.
 #[derive(Clone, Debug)]
 struct Table {
-    level: u8,
+    /// The levels at which the frame is used, a bit for each: what was a leaf table may have become an upper one.
+    levels: u8,
     /// Whether it was stored to since it was last brought in step.
     drifting: bool,
     /// Stores since it was last used, above level 1.
     stores: u32,
 }
+
+/// The bit of a leaf table.
+const LEAF: u8 = 1 << 1;
 
 /// What the view may look at.
 pub(crate) struct Around<'a> {
@@ -64,7 +68,7 @@ impl Drift {
     /// What a store to a frame is.
     pub(crate) fn store_to(&self, frame: Gfn) -> StoreTo {
         match self.tables.get(&frame) {
-            Some(table) if table.level > 1 => StoreTo::Upper,
+            Some(table) if table.levels & !LEAF != 0 => StoreTo::Upper,
             Some(table) if !table.drifting => StoreTo::Leaf,
             _ => StoreTo::Anything,
         }
@@ -124,11 +128,18 @@ impl Drift {
     }
 
     fn becomes_table(&mut self, frame: Gfn, level: u8) {
-        if let Some(table) = self.tables.get_mut(&frame) {
+        let bit = 1 << level;
+        let table = self.tables.entry(frame).or_insert(Table { levels: 0, drifting: false, stores: 0 });
+        if table.levels & bit != 0 {
             table.stores = 0;
             return;
         }
-        self.tables.insert(frame, Table { level, drifting: false, stores: 0 });
+        table.levels |= bit;
+        if level > 1 && std::mem::take(&mut table.drifting) {
+            // A leaf table that drifts is given up where the frame turns out to hold an upper one.
+            table.levels &= !LEAF;
+            (0..512).for_each(|index| self.drop_entry(frame.entry(index)));
+        }
         self.protect(frame);
     }
 
@@ -213,7 +224,7 @@ impl Drift {
             table.stores >= FLOODED
         });
         if flooded {
-            self.no_table(frame);
+            self.no_upper_table(frame);
         }
     }
 
@@ -225,6 +236,17 @@ impl Drift {
                 entries.remove(&entry);
             }
         }
+    }
+
+    /// The upper table is given up; a leaf table in the same frame stays.
+    fn no_upper_table(&mut self, frame: Gfn) {
+        let Some(table) = self.tables.get_mut(&frame) else { return };
+        table.levels &= LEAF;
+        table.stores = 0;
+        if table.levels == 0 {
+            return self.no_table(frame);
+        }
+        (0..512).for_each(|index| _ = self.used.remove(&frame.entry(index)));
     }
 
     /// The table is given up.
@@ -251,8 +273,9 @@ impl Drift {
         while let Some(frame) = open.pop() {
             match self.tables.get(&frame) {
                 Some(table) if table.drifting => _ = drifting.insert(frame),
-                Some(table) if table.level > 1 => {
-                    let level = Level::from_number(table.level).unwrap_or(Level::L2);
+                Some(table) if table.levels & !LEAF != 0 => {
+                    let level = Level::from_number(if table.levels & 0b1_0000 != 0 { 4 } else { 2 });
+                    let level = level.unwrap_or(Level::L2);
                     let links = self.used.range(frame.entry(0)..=frame.entry(511));
                     let next = links.filter_map(|entry| match Guest4::decode((around.peek)(*entry), level) {
                         Entry::Table { next, .. } => Some(next),

@@ -7,6 +7,7 @@ use memvirt_costmodel::Model;
 use memvirt_costmodel::lang::{Range, ValueKind};
 
 use crate::failure::Status;
+use crate::model_fit::{FitArgs, fit};
 use crate::output::{print, render, table};
 
 #[derive(Debug, Subcommand)]
@@ -19,6 +20,8 @@ pub(crate) enum ModelCommand {
     List(ListArgs),
     /// Evaluate a model at a point
     Eval(EvalArgs),
+    /// Fit the models to memvirt's own runs, and say how wrong they are
+    Fit(FitArgs),
 }
 
 #[derive(Debug, Args)]
@@ -99,6 +102,7 @@ pub(crate) fn model(command: &ModelCommand) -> anyhow::Result<Status> {
         ModelCommand::Show(args) => show(args),
         ModelCommand::List(args) => list(args.format),
         ModelCommand::Eval(args) => eval(args),
+        ModelCommand::Fit(args) => fit(args),
     }
 }
 

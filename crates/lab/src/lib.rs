@@ -7,6 +7,7 @@ mod error;
 pub mod exits;
 pub mod experiment;
 pub mod faults;
+pub mod fits;
 pub mod footprint;
 pub mod input;
 pub mod nested_virt;

@@ -5,6 +5,7 @@
 
 mod benefit;
 mod breakdown;
+mod fits;
 mod many;
 mod sections;
 mod steps;
@@ -16,6 +17,7 @@ use super::html::escape;
 use super::section::{Page, Section};
 use crate::claims::{Claim, Effort, Evidence, claims};
 use crate::error::LabError;
+pub use fits::write_fits;
 
 /// Writes the report into the folder `dir`: `index.html`, `claims.json`, and each figure as SVG and PNG with its data as CSV.
 ///

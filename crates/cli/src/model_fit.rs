@@ -1,0 +1,93 @@
+//! `memvirt model fit`: the cost models against memvirt's own runs.
+
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use memvirt_lab::claims::Effort;
+use memvirt_lab::fits::Fits;
+use memvirt_lab::report::write_fits;
+use memvirt_machine::MachineSpec;
+
+use crate::failure::Status;
+use crate::output::{print, render, table};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Runs workloads natively and under each regime, predicts the latter from the former, fits the models, and says how wrong they are on
+runs that they have not seen. With --out it writes a page with the figures and their data.
+
+Examples:
+  memvirt model fit --quick
+  memvirt model fit --format csv > errors.csv")]
+pub(crate) struct FitArgs {
+    /// The machine that prices: a built-in one, or a machine file
+    #[arg(long, value_name = "NAME|FILE", default_value = MachineSpec::DEFAULT)]
+    machine: OsString,
+    /// Shorter runs and fewer resamples
+    #[arg(long)]
+    quick: bool,
+    /// Threads; the results do not depend on them [default: one per processor]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Write a page with the figures and their data into this folder
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = FitFormat::Table)]
+    format: FitFormat,
+}
+
+/// How the errors are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FitFormat {
+    /// For people
+    Table,
+    /// Everything: coefficients, intervals, residuals
+    Json,
+    /// A line per model
+    Csv,
+}
+
+pub(crate) fn fit(args: &FitArgs) -> anyhow::Result<Status> {
+    let machine = MachineSpec::load(&args.machine)?;
+    let effort = if args.quick { Effort::Quick } else { Effort::Full };
+    let fits = Fits::gather(effort, &machine, args.threads, &|_| {})?;
+    if let Some(out) = &args.out {
+        write_fits(out, &fits)?;
+    }
+    print(&match args.format {
+        FitFormat::Json => serde_json::to_string_pretty(&fits)? + "\n",
+        FitFormat::Csv => csv(&fits),
+        FitFormat::Table => people(&fits),
+    })?;
+    Ok(Status::Fine)
+}
+
+fn csv(fits: &Fits) -> String {
+    let mut text = "quantity,model,basis,runs,max_relative_error,geometric_mean_relative_error\n".to_owned();
+    for row in fits.errors() {
+        text += &format!(
+            "{},\"{}\",\"{}\",{},{:.6},{:.6}\n",
+            row.quantity, row.model, row.basis, row.runs, row.max, row.geometric_mean
+        );
+    }
+    text
+}
+
+fn people(fits: &Fits) -> String {
+    let mut grid = table(["what", "model", "rests on", ">runs", ">largest error", ">geometric mean"]);
+    for row in fits.errors() {
+        let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+        grid.add_row([
+            row.quantity.to_owned(),
+            row.model,
+            row.basis.to_owned(),
+            row.runs.to_string(),
+            percent(row.max),
+            percent(row.geometric_mean),
+        ]);
+    }
+    render(&grid)
+}

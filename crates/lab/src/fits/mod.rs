@@ -1,0 +1,133 @@
+//! Cost models fitted to memvirt's own runs, and how wrong they are on runs that they have not seen.
+//!
+//! - [`traps`]: exits from events of the native run alone (`memvirt-census`), by mechanism and fitted freely;
+//! - [`walks`]: walks and their references, warm, from the stream by stack distances;
+//! - [`times`]: run time as base, walks and exits, from the native run;
+//! - [`mosaics`]: run time over mixes of page sizes, with the literature's models (Agbarya et al., MICRO 2020) beside ours.
+//!
+//! The same bytes come of the same effort and machine on any number of threads.
+
+pub mod errors;
+pub mod guests;
+pub mod mosaics;
+mod stream;
+#[cfg(test)]
+mod tests;
+pub mod times;
+pub mod traps;
+pub mod walks;
+
+use std::num::NonZeroUsize;
+
+use memvirt_machine::{MachineSpec, RegimeKind};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::claims::Effort;
+use crate::error::LabError;
+use crate::threads::on_threads;
+pub use errors::ErrorRow;
+use guests::{Accesses, GuestSpec, Observed};
+use mosaics::{Mosaics, Task};
+pub use stream::{Crude, Expected, Hardware};
+use times::Times;
+use traps::Traps;
+use walks::{WalkPoint, Warm};
+
+/// How much is run.
+struct Extent {
+    accesses: Accesses,
+    resamples: usize,
+    warm: u64,
+    mosaic: u64,
+    footprint: u64,
+    workloads: usize,
+}
+
+impl Extent {
+    const fn of(effort: Effort) -> Self {
+        match effort {
+            Effort::Quick => Self {
+                accesses: Accesses(1_000),
+                resamples: 20,
+                warm: 20_000,
+                mosaic: 20_000,
+                footprint: 16 << 20,
+                workloads: 2,
+            },
+            Effort::Full => Self {
+                accesses: Accesses(6_000),
+                resamples: 200,
+                warm: 200_000,
+                mosaic: 200_000,
+                footprint: 64 << 20,
+                workloads: mosaics::WORKLOADS.len(),
+            },
+        }
+    }
+}
+
+/// The models against the runs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Fits {
+    /// The machine.
+    pub machine: String,
+    /// How much was run.
+    pub effort: Effort,
+    /// Exits.
+    pub traps: Vec<Traps>,
+    /// Run time under each regime, from the native run.
+    pub times: Vec<Times>,
+    /// Run time over mixes of page sizes, with the literature's models.
+    pub mosaics: Vec<Mosaics>,
+    /// Walks and their references, warm.
+    pub walks: Vec<WalkPoint>,
+}
+
+impl Fits {
+    /// Runs everything and fits. `observer` hears what was finished, from several threads.
+    ///
+    /// # Errors
+    ///
+    /// Where a run cannot be made or a model cannot be fitted.
+    pub fn gather(
+        effort: Effort,
+        machine: &MachineSpec,
+        threads: Option<NonZeroUsize>,
+        observer: &(dyn Fn(&str) + Sync),
+    ) -> Result<Self, LabError> {
+        let most = GuestSpec::all().len();
+        on_threads(threads, most, || Self::measure(effort, machine, observer))?
+    }
+
+    fn measure(effort: Effort, machine: &MachineSpec, observer: &(dyn Fn(&str) + Sync)) -> Result<Self, LabError> {
+        let extent = Extent::of(effort);
+        let regimes: Vec<RegimeKind> = traps::MODELS.iter().map(|(regime, _)| *regime).collect();
+        let observed = each(&GuestSpec::all(), |spec| {
+            observer(spec.workload);
+            Observed::of(*spec, extent.accesses, machine, &regimes)
+        })?;
+        let models: Vec<usize> = (0..regimes.len()).collect();
+        let traps = each(&models, |index| Traps::of(*index, &observed, extent.resamples))?;
+        let times = each(&models, |index| Times::of(*index, &observed, machine))?;
+        let tasks = Task::all(extent.mosaic, extent.footprint, &mosaics::WORKLOADS[..extent.workloads]);
+        let mosaics = each(&tasks, |task| {
+            observer(task.workload);
+            task.measure(machine)
+        })?;
+        let walks = each(&Warm::all(extent.warm), |warm| {
+            observer(warm.workload);
+            warm.measure()
+        })?;
+        let walks = walks.into_iter().flatten().collect();
+        Ok(Self { machine: machine.name.clone(), effort, traps, times, mosaics, walks })
+    }
+}
+
+/// Does each side by side; the results are in the order of the tasks.
+fn each<T: Sync, R: Send>(
+    tasks: &[T],
+    act: impl Fn(&T) -> Result<R, LabError> + Sync + Send,
+) -> Result<Vec<R>, LabError> {
+    tasks.par_iter().with_max_len(1).map(act).collect()
+}

@@ -1,0 +1,333 @@
+//! The run-time models of the literature, fitted to memvirt's own runs as their authors prescribe, and ours beside them.
+//!
+//! A *mosaic* is a run whose memory is mapped partly by 2 MiB and partly by 4 KiB pages (Mosalloc; Agbarya et al., MICRO 2020). The
+//! linear models are calibrated by the two runs at the ends, all of the one and all of the other; Mosmodel by all runs but the one
+//! that it is asked about. All of them take counters of the run that they predict. Ours takes one run, that with 4 KiB pages, for
+//! the time that is no translation and for what an entry of each level costs, and has walks, second-level hits and references
+//! predicted from the stream ([`stream`](super::stream)): no counter of the run that is asked about.
+
+use std::collections::BTreeMap;
+
+use memvirt_addr::PageSize;
+use memvirt_costmodel::fit::{Quality, relative_error};
+use memvirt_costmodel::literature::{LinearModel, Mosmodel, Run};
+use memvirt_machine::{GuestConfig, HostConfig, MachineSpec, Measure, Mode, RegimeKind, RunResult, Setup, run};
+use memvirt_ops::process::{Backing, Batch, Op, Range, Source};
+use serde::Serialize;
+
+use super::guests::{SEED, bare, cut, drive, real};
+use super::stream::{Expected, Hardware, Stream};
+use crate::error::LabError;
+use crate::input::Input;
+use crate::switches::Overrides;
+
+/// Workloads of one large area.
+pub const WORKLOADS: [&str; 5] = ["uniform", "zipf", "pointer-chase", "hash-join", "xsbench"];
+
+const LARGE: u64 = 2 << 20;
+const SMALL: u64 = 4 << 10;
+
+/// Which blocks of 2 MiB of an area are mapped by one page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layout {
+    /// The first so many eighths of the area: Mosalloc's growing window.
+    First(u64),
+    /// The last so many eighths.
+    Last(u64),
+    /// Every so manieth block.
+    Every(u64),
+}
+
+impl Layout {
+    /// All layouts; the first has no large page, the last nothing else.
+    pub const ALL: [Self; 13] = [
+        Self::First(0),
+        Self::First(1),
+        Self::First(2),
+        Self::First(3),
+        Self::First(4),
+        Self::First(5),
+        Self::First(6),
+        Self::First(7),
+        Self::Last(2),
+        Self::Last(4),
+        Self::Every(2),
+        Self::Every(4),
+        Self::First(8),
+    ];
+
+    fn is_large(self, block: u64, blocks: u64) -> bool {
+        match self {
+            Self::First(eighths) => block * 8 < blocks * eighths,
+            Self::Last(eighths) => (blocks - 1 - block) * 8 < blocks * eighths,
+            Self::Every(n) => block.is_multiple_of(n),
+        }
+    }
+
+    /// The areas that an area is made as. A block that is to have small pages is cut, so that no large one fits.
+    fn pieces(self, range: Range) -> Vec<Range> {
+        let (start, end) = (range.start.as_u64(), range.start.as_u64() + range.bytes);
+        let first = start.next_multiple_of(LARGE);
+        let blocks = end.saturating_sub(first) / LARGE;
+        let mut cuts = vec![start, first.min(end)];
+        for block in 0..blocks {
+            let at = first + block * LARGE;
+            if self.is_large(block, blocks) {
+                cuts.extend([at, at + LARGE]);
+            } else {
+                cuts.extend([at, at + LARGE - SMALL, at + LARGE]);
+            }
+        }
+        cuts.push(end);
+        cuts.dedup();
+        let piece = |pair: &[u64]| Range { start: memvirt_addr::Gva::new_truncate(pair[0]), bytes: pair[1] - pair[0] };
+        cuts.windows(2).filter(|pair| pair[1] > pair[0]).map(piece).collect()
+    }
+}
+
+/// A source whose areas are made in pieces.
+struct Mosaic<S> {
+    inner: S,
+    layout: Layout,
+    queue: Vec<Op>,
+}
+
+impl<S: Source> Source for Mosaic<S> {
+    type Error = S::Error;
+
+    fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, S::Error> {
+        if let Some(op) = self.queue.pop() {
+            batch.clear();
+            batch.then = Some(op);
+            return Ok(true);
+        }
+        let more = self.inner.next_batch(batch)?;
+        if let Some(Op::Mmap { range, prot, backing: Backing::AnonymousPrivate }) = batch.then {
+            let piece = |range| Op::Mmap { range, prot, backing: Backing::AnonymousPrivate };
+            self.queue.extend(self.layout.pieces(range).into_iter().rev().map(piece));
+            batch.then = self.queue.pop();
+        }
+        Ok(more)
+    }
+}
+
+/// One mosaic.
+#[derive(Clone, Debug, Serialize)]
+pub struct MosaicPoint {
+    /// The layout.
+    pub layout: Layout,
+    /// Cycles of the run.
+    pub cycles: f64,
+    /// Cycles of its walks.
+    pub walk_cycles: f64,
+    /// Its second-level hits.
+    pub l2_hits: f64,
+    /// Its walks.
+    pub walks: f64,
+    /// What each model says of its cycles, in the order of [`Mosaics::models`].
+    pub predicted: Vec<f64>,
+}
+
+/// The models on the mosaics of one workload.
+#[derive(Clone, Debug, Serialize)]
+pub struct Mosaics {
+    /// The workload.
+    pub workload: &'static str,
+    /// Native or nested.
+    pub regime: RegimeKind,
+    /// The mosaics.
+    pub points: Vec<MosaicPoint>,
+    /// The errors of each model on the mosaics that it was not calibrated by.
+    pub errors: Vec<ModelError>,
+}
+
+/// How wrong a model is.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelError {
+    /// The model.
+    pub model: &'static str,
+    /// The largest relative error.
+    pub max: f64,
+    /// The geometric mean of the relative errors.
+    pub geometric_mean: f64,
+}
+
+/// One workload to be measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Task {
+    /// The workload.
+    pub workload: &'static str,
+    /// Native or nested.
+    pub regime: RegimeKind,
+    /// Accesses, half of them to warm up.
+    pub accesses: u64,
+    /// The area's size.
+    pub footprint: u64,
+}
+
+impl Mosaics {
+    /// The models: ours, then those of the literature.
+    #[must_use]
+    pub fn models() -> Vec<&'static str> {
+        let lines = LinearModel::ALL.iter().map(|model| model.name());
+        ["memvirt"].into_iter().chain(lines).chain(["Mosmodel"]).collect()
+    }
+}
+
+impl Task {
+    /// All of them; `regimes` under which they run.
+    #[must_use]
+    pub fn all(accesses: u64, footprint: u64, workloads: &[&'static str]) -> Vec<Self> {
+        let regimes = [RegimeKind::Native, RegimeKind::NestedEpt];
+        let of = |workload: &&'static str| {
+            let workload = *workload;
+            regimes.map(move |regime| Self { workload, regime, accesses, footprint })
+        };
+        workloads.iter().flat_map(of).collect()
+    }
+
+    /// Measures the mosaics and fits the models.
+    ///
+    /// # Errors
+    ///
+    /// Where a run cannot be made, or a model cannot be fitted.
+    pub fn measure(self, machine: &MachineSpec) -> Result<Mosaics, LabError> {
+        let failed = |error: &dyn std::fmt::Display| LabError::Model(format!("{}: {error}", self.workload));
+        let results = Layout::ALL.iter().map(|layout| self.run(*layout, machine)).collect::<Result<Vec<_>, _>>()?;
+        let runs: Vec<Run> = results.iter().map(|result| counters(result, machine)).collect();
+        let (small, large) = (runs[0], runs[runs.len() - 1]);
+        let mut predicted = vec![self.ours(&results[0], machine)?];
+        for model in LinearModel::ALL {
+            let fitted = model.calibrate(&small, &large).map_err(|error| failed(&error))?;
+            predicted.push(runs.iter().map(|run| fitted.cycles(run)).collect());
+        }
+        predicted.push(Mosmodel::leave_one_out(&runs, SEED).map_err(|error| failed(&error))?);
+        let errors = Mosaics::models().into_iter().zip(&predicted).map(|(model, predicted)| {
+            // Neither end: the linear models are made of them.
+            let within = 1..runs.len() - 1;
+            let observed: Vec<f64> = runs[within.clone()].iter().map(|run| run.cycles).collect();
+            let quality = Quality::of(&observed, &predicted[within]);
+            ModelError { model, max: quality.max_relative, geometric_mean: quality.geometric_mean_relative }
+        });
+        let errors = errors.collect();
+        let point = |(i, run): (usize, &Run)| MosaicPoint {
+            layout: Layout::ALL[i],
+            cycles: run.cycles,
+            walk_cycles: run.walk_cycles,
+            l2_hits: run.l2_hits,
+            walks: run.misses,
+            predicted: predicted.iter().map(|all| all[i]).collect(),
+        };
+        let points = runs.iter().enumerate().map(point).collect();
+        Ok(Mosaics { workload: self.workload, regime: self.regime, points, errors })
+    }
+
+    fn guest(self) -> Result<(memvirt_workload::Workload, GuestConfig), LabError> {
+        let workload = cut(self.workload, self.accesses)?;
+        let workload = workload.clone().with_footprint(self.footprint).unwrap_or(workload);
+        let overrides = Overrides { guest_page: Some(PageSize::Size2M), ..Overrides::default() };
+        let guest = overrides.guest(&Input::Workload(Box::new(workload.clone())));
+        Ok((workload, guest))
+    }
+
+    fn run(self, layout: Layout, machine: &MachineSpec) -> Result<RunResult, LabError> {
+        let (workload, guest) = self.guest()?;
+        let warm_up_accesses = self.accesses / 2;
+        let measure = Measure { mode: Mode::Cycles, prefault: true, warm_up_accesses, ..Measure::default() };
+        let host = HostConfig { walk_caches: true, host_page: PageSize::Size2M, ..HostConfig::default() };
+        let setup = Setup { regime: self.regime, guest, host, machine: machine.clone(), measure, check: false };
+        let mut source = Mosaic { inner: workload.generator(SEED), layout, queue: Vec::new() };
+        Ok(run(&setup, &mut source, &mut |_| {})?.result)
+    }
+
+    /// Run time of every layout by our model, from the run with small pages.
+    fn ours(self, small: &RunResult, machine: &MachineSpec) -> Result<Vec<f64>, LabError> {
+        let prices = Prices::of(small, machine);
+        let each = Layout::ALL.iter().map(|layout| {
+            let (workload, guest) = self.guest()?;
+            let nested = self.regime != RegimeKind::Native;
+            let largest = if nested { PageSize::Size2M } else { PageSize::Size1G };
+            let hardware = Hardware { walk_caches: true, nested, largest };
+            let mut stream = Stream::new(bare(guest, machine)?, machine, &[hardware])?;
+            let (mut warming, warm_up) = (true, self.accesses / 2);
+            let mut source = Mosaic { inner: workload.generator(SEED), layout: *layout, queue: Vec::new() };
+            drive(&mut source, guest, true, &mut stream, |guest, stream| {
+                if warming && guest.stats().user_accesses >= warm_up {
+                    warming = false;
+                    stream.restart();
+                }
+            })?;
+            Ok(prices.cycles(&stream.expected().next().unwrap_or_default()))
+        });
+        each.collect()
+    }
+}
+
+fn counters(result: &RunResult, machine: &MachineSpec) -> Run {
+    let hits = machine.translation.l2_tlb_hit.times(result.tlb.l2_hits);
+    Run {
+        cycles: real(result.cycles.total),
+        walk_cycles: real(result.cycles.translation - hits),
+        l2_hits: real(result.tlb.l2_hits),
+        misses: real(result.tlb.misses),
+    }
+}
+
+/// What our model takes of the run with small pages.
+struct Prices {
+    base: f64,
+    l2_hit: f64,
+    cached: f64,
+    /// Of an entry read, by dimension and level.
+    entries: BTreeMap<(&'static str, usize), f64>,
+}
+
+impl Prices {
+    fn of(small: &RunResult, machine: &MachineSpec) -> Self {
+        let mut sums: BTreeMap<(&'static str, usize), (f64, f64)> = BTreeMap::new();
+        let read = small
+            .cycles
+            .references
+            .iter()
+            .filter(|row| !row.served_by.ends_with("cache") && row.served_by != "nested_tlb");
+        for row in read {
+            if let Some(level) = row.level {
+                let sum = sums.entry((row.dimension, usize::from(level))).or_default();
+                (sum.0, sum.1) = (sum.0 + real(row.cycles), sum.1 + real(row.count));
+            }
+        }
+        let cached = machine.walk_caches.as_ref().map_or(0.0, |caches| f64::from(caches.latency.value));
+        Self {
+            base: real(small.cycles.total - small.cycles.translation),
+            l2_hit: real(machine.translation.l2_tlb_hit.times(1)),
+            cached,
+            entries: sums.into_iter().map(|(key, (cycles, count))| (key, cycles / count)).collect(),
+        }
+    }
+
+    /// An entry of a level that the run with small pages never read costs what one of the next level does.
+    fn entry(&self, dimension: &'static str, level: usize) -> f64 {
+        let mut known = (0..=level).rev().chain(level..6).filter_map(|level| self.entries.get(&(dimension, level)));
+        known.next().copied().unwrap_or(0.0)
+    }
+
+    fn cycles(&self, expected: &Expected) -> f64 {
+        let refs = |dimension, refs: &[u64; 6]| -> f64 {
+            refs.iter().enumerate().map(|(level, count)| real(*count) * self.entry(dimension, level)).sum()
+        };
+        self.base
+            + real(expected.l2_hits) * self.l2_hit
+            + real(expected.cached) * self.cached
+            + refs("guest", &expected.guest_refs)
+            + refs("nested", &expected.host_refs)
+    }
+}
+
+impl MosaicPoint {
+    /// The relative error of each model.
+    #[must_use]
+    pub fn errors(&self) -> Vec<f64> {
+        self.predicted.iter().map(|predicted| relative_error(self.cycles, *predicted)).collect()
+    }
+}

@@ -1,0 +1,233 @@
+//! Run time predicted from the native run: base, walks, exits.
+//!
+//! The parts of `models/cost/time-parts.model`. Base is that of the native run, less what exits instead (CR3 loads, INVLPG).
+//! Walks and second-level hits are those of the native run; a walk reads what it reads natively, under nested paging each entry and
+//! the data behind four nested ones (`walk-cold`). Exits are those of the traps model, by kind, each at the machine's price, and
+//! the work in their handlers: what the mechanism says of it, or a linear fit to other workloads' runs.
+
+use memvirt_costmodel::Model;
+use memvirt_costmodel::fit::{Data, Linear, Quality, Weighting, group_folds, relative_error};
+use memvirt_machine::{MachineSpec, RegimeKind};
+use serde::Serialize;
+
+use super::guests::{GuestSpec, Length, Observed, SEED, WORKLOADS, real};
+use super::traps::{self, MODELS};
+use crate::error::LabError;
+
+/// The parts of a run's time, in cycles.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Parts {
+    /// Instructions and the guest kernel's work.
+    pub base: f64,
+    /// TLB misses and walks.
+    pub walks: f64,
+    /// Exits and what their handlers do.
+    pub exits: f64,
+}
+
+impl Parts {
+    /// All of it; nobody waits where there is one vCPU.
+    #[must_use]
+    pub fn total(&self) -> f64 {
+        self.base + self.walks + self.exits
+    }
+}
+
+/// One guest under one regime.
+#[derive(Clone, Debug, Serialize)]
+pub struct TimePoint {
+    /// The guest.
+    #[serde(flatten)]
+    pub guest: GuestSpec,
+    /// The regime.
+    pub regime: RegimeKind,
+    /// What the run took.
+    pub counted: Parts,
+    /// What the model says, with the work of handlers by the mechanism.
+    pub mechanism: Parts,
+    /// The same with the work of handlers as fitted to other workloads.
+    pub unseen: Parts,
+}
+
+impl TimePoint {
+    /// The relative error of the prediction by a fit to other workloads.
+    #[must_use]
+    pub fn error(&self) -> f64 {
+        relative_error(self.counted.total(), self.unseen.total())
+    }
+
+    /// The errors of base, walks and exits as shares of the whole run: where the error comes from.
+    #[must_use]
+    pub fn split(&self) -> [f64; 3] {
+        let (is, said, all) = (self.counted, self.unseen, self.counted.total());
+        [said.base - is.base, said.walks - is.walks, said.exits - is.exits].map(|miss| miss / all)
+    }
+}
+
+/// The model of run time under one regime.
+#[derive(Clone, Debug, Serialize)]
+pub struct Times {
+    /// The regime.
+    pub regime: RegimeKind,
+    /// With the work of handlers by the mechanism.
+    pub mechanism: Quality,
+    /// With the work of handlers as fitted to other workloads.
+    pub unseen: Quality,
+    /// Fitted to short runs, of long ones.
+    pub held_out: Quality,
+    /// The runs.
+    pub points: Vec<TimePoint>,
+}
+
+/// What happens in exits: hidden faults, reflected ones, emulated stores, first touches, entries compared; what the work of handlers
+/// is linear in.
+type Kinds = [f64; 5];
+
+struct Said {
+    base: f64,
+    walks: f64,
+    /// Exits at their prices, without the work in them.
+    fixed: f64,
+    kinds: Kinds,
+    work: f64,
+}
+
+impl Times {
+    /// The model under regime `index` of [`MODELS`] against runs.
+    ///
+    /// # Errors
+    ///
+    /// Where a traps model cannot be evaluated or nothing can be fitted.
+    pub fn of(index: usize, observed: &[Observed], machine: &MachineSpec) -> Result<Self, LabError> {
+        let (regime, name) = MODELS[index];
+        let failed = |error: &dyn std::fmt::Display| LabError::Model(format!("{name}: {error}"));
+        let model = Model::find(name).map_err(|error| failed(&error))?;
+        let said = observed.iter().map(|one| said(&model, regime, one, machine)).collect::<Result<Vec<_>, _>>()?;
+        let counted: Vec<Parts> = observed.iter().map(|one| counted(&one.runs[index])).collect();
+        let work: Vec<f64> = counted.iter().zip(&said).map(|(is, said)| is.exits - said.fixed).collect();
+        let rows: Vec<Kinds> = said.iter().map(|said| said.kinds).collect();
+        let totals: Vec<f64> = counted.iter().map(Parts::total).collect();
+        let all = Rows { rows: &rows, work: &work, totals: &totals };
+        let group = |one: &Observed| WORKLOADS.iter().position(|name| *name == one.spec.workload).unwrap_or(0);
+        let groups: Vec<usize> = observed.iter().map(group).collect();
+        let mut unseen = vec![0.0; observed.len()];
+        for fold in group_folds(&groups, WORKLOADS.len(), SEED) {
+            let fitted = all.fit(&fold.train).map_err(|error| failed(&error))?;
+            fold.test.iter().for_each(|run| unseen[*run] = apply(&fitted, &rows[*run]));
+        }
+        let (short, long): (Vec<usize>, Vec<usize>) =
+            (0..observed.len()).partition(|run| observed[*run].spec.length == Length::Short);
+        let small = all.fit(&short).map_err(|error| failed(&error))?;
+        let parts = |i: usize, work: f64| {
+            let said = &said[i];
+            Parts { base: said.base, walks: said.walks, exits: said.fixed + work }
+        };
+        let point = |(i, one): (usize, &Observed)| TimePoint {
+            guest: one.spec,
+            regime,
+            counted: counted[i],
+            mechanism: parts(i, said[i].work),
+            unseen: parts(i, unseen[i]),
+        };
+        let points: Vec<TimePoint> = observed.iter().enumerate().map(point).collect();
+        let quality = |said: Vec<f64>| Quality::of(&totals, &said);
+        let pick = |of: &[f64], which: &[usize]| which.iter().map(|i| of[*i]).collect::<Vec<f64>>();
+        let large: Vec<f64> = long.iter().map(|i| parts(*i, apply(&small, &rows[*i])).total()).collect();
+        Ok(Self {
+            regime,
+            mechanism: quality(points.iter().map(|point| point.mechanism.total()).collect()),
+            unseen: quality(points.iter().map(|point| point.unseen.total()).collect()),
+            held_out: Quality::of(&pick(&totals, &long), &large),
+            points,
+        })
+    }
+}
+
+/// The work of handlers to be fitted.
+struct Rows<'a> {
+    rows: &'a [Kinds],
+    work: &'a [f64],
+    totals: &'a [f64],
+}
+
+impl Rows<'_> {
+    /// Cycles of each kind, as shares of whole runs weigh; kinds that do not occur cost nothing.
+    fn fit(&self, which: &[usize]) -> Result<Kinds, memvirt_costmodel::fit::FitError> {
+        let used: Vec<usize> = (0..5).filter(|kind| which.iter().any(|run| self.rows[*run][*kind] > 0.0)).collect();
+        let mut fitted = [0.0; 5];
+        if used.is_empty() {
+            return Ok(fitted);
+        }
+        let mut data = Data::default();
+        for run in which {
+            let share = |value: f64| value / self.totals[*run];
+            data.push(used.iter().map(|kind| share(self.rows[*run][*kind])).collect(), share(self.work[*run]));
+        }
+        let found = Linear::fit(&data, Weighting::Absolute)?;
+        used.iter().zip(found.coefficients).for_each(|(kind, cycles)| fitted[*kind] = cycles);
+        Ok(fitted)
+    }
+}
+
+fn apply(fitted: &Kinds, kinds: &Kinds) -> f64 {
+    fitted.iter().zip(kinds).map(|(cycles, count)| cycles * count).sum()
+}
+
+fn counted(run: &memvirt_machine::RunResult) -> Parts {
+    let cycles = &run.cycles;
+    Parts { base: real(cycles.base), walks: real(cycles.translation), exits: real(cycles.exits) }
+}
+
+/// What the native run and its events say of a guest under a regime.
+fn said(model: &Model, regime: RegimeKind, one: &Observed, machine: &MachineSpec) -> Result<Said, LabError> {
+    let failed = |error: &dyn std::fmt::Display| LabError::Model(error.to_string());
+    let inputs = traps::inputs(model, &one.events)?;
+    let outputs = model.evaluate(&inputs, &model.predicted()).map_err(|error| failed(&error))?;
+    let output = |name: &str| {
+        model.outputs().zip(&outputs).find(|(output, _)| output.name == name).map_or(0.0, |(_, value)| *value)
+    };
+    let (native, events) = (&one.native, &one.events);
+    let price = |figure: &memvirt_machine::spec::Figure| real(figure.times(1));
+    let (exits, work, base, walk) = (&machine.exits, &machine.work, &machine.base, &machine.translation);
+    let nested = regime == RegimeKind::NestedEpt;
+    let (hidden, stores, violations) = (output("hidden_faults"), output("table_writes"), output("ept_violations"));
+    let (faults, invlpgs, loads) =
+        if nested { (0.0, 0.0, 0.0) } else { (real(events.faults), real(events.invlpgs), real(events.cr3_loads)) };
+    let fixed = [
+        (hidden, &exits.hidden_fault),
+        (faults, &exits.reflected_fault),
+        (stores, &exits.table_write),
+        (invlpgs, &exits.invlpg),
+        (loads, &exits.cr3_load),
+        (violations, &exits.ept_violation),
+    ];
+    let fixed = fixed.iter().map(|(count, handler)| count * (price(&exits.round_trip) + price(handler))).sum();
+    let (l2_hits, guest_refs, walks) = (real(native.tlb.l2_hits), real(native.walk_refs.guest), real(native.walks));
+    let marked = real(native.ad_updates) * price(&walk.ad_update);
+    let references = if nested {
+        guest_refs * price(&walk.guest_reference) + 4.0 * (guest_refs + walks) * price(&walk.host_reference) + marked
+    } else {
+        // A walk that exits has looked for the entry in vain.
+        (guest_refs + 4.0 * (hidden + stores)) * price(&walk.shadow_reference)
+    };
+    let compared = match regime {
+        RegimeKind::ShadowLazyFill => real(events.root_compared),
+        RegimeKind::ShadowKvm61 | RegimeKind::ShadowXen | RegimeKind::ShadowVbox => real(events.drift_compared),
+        _ => 0.0,
+    };
+    let frames = real(events.frames);
+    let read = 4.0 * price(&work.guest_entries_read);
+    let by_mechanism = hidden * (read + price(&work.entries_set))
+        + faults * read
+        + stores * (read + price(&work.instructions_emulated))
+        + frames * price(&work.frames_backed)
+        + violations * price(&work.entries_set)
+        + compared * (price(&work.entries_synced) + price(&work.guest_entries_read));
+    Ok(Said {
+        base: real(native.cycles.base) - loads * price(&base.cr3_load) - invlpgs * price(&base.invlpg),
+        walks: l2_hits * price(&walk.l2_tlb_hit) + references,
+        fixed,
+        kinds: [hidden + violations, faults, stores, frames, compared],
+        work: by_mechanism,
+    })
+}

@@ -1,0 +1,181 @@
+//! The cost models and how wrong they are: errors, coefficients, predicted against measured, residuals.
+
+use std::path::Path;
+
+use super::Section;
+use crate::error::LabError;
+use crate::fits::Fits;
+use crate::report::Figure;
+use crate::report::html::escape;
+use crate::report::paint::Ink;
+use crate::report::section::Page;
+use crate::report::xy::{Axis, Mark, Plot, Series, Spacing};
+
+const INKS: [Ink; 7] = [Ink::Blue, Ink::Vermillion, Ink::Green, Ink::Purple, Ink::Orange, Ink::Grey, Ink::Text];
+
+/// The section of the models' errors.
+pub(super) fn section(fits: &Fits) -> Result<Section, LabError> {
+    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+    let rows: Vec<Vec<String>> = fits
+        .errors()
+        .into_iter()
+        .map(|row| {
+            let (max, mean) = (percent(row.max), percent(row.geometric_mean));
+            vec![row.quantity.to_owned(), row.model, row.basis.to_owned(), row.runs.to_string(), max, mean]
+        })
+        .collect();
+    let header = ["what", "model", "rests on", "runs", "largest error", "geometric mean"];
+    Ok(Section::new("fits", "Cost models and their errors")
+        .words(
+            "Exits and run time are predicted from the native run alone; walks from the stream of accesses. Errors are relative, of runs \
+             that the fit has not seen where something is fitted.",
+        )
+        .table(&header, &rows)
+        .figure(traps(fits)?)
+        .figure(residuals(fits)?)
+        .figure(times(fits)?)
+        .figure(mosaics(fits)?)
+        .details("Coefficients: mechanism and free fit", &COEFFICIENTS, &coefficients(fits)))
+}
+
+/// Writes a page of this section alone.
+///
+/// # Errors
+///
+/// [`LabError`] where a figure cannot be drawn or a file cannot be written.
+pub fn write_fits(dir: &Path, fits: &Fits) -> Result<(), LabError> {
+    let command = "memvirt model fit --out DIR";
+    let head = format!(
+        "<header>\n<h1>Cost models and their errors</h1>\n<p>{}</p>\n<pre><code>{command}</code></pre>\n</header>\n",
+        escape(&fits.machine)
+    );
+    let data = vec![("fits.json", serde_json::to_string_pretty(fits)? + "\n")];
+    let title = "memvirt: cost models and their errors".to_owned();
+    let foot = "<p>Data: <a href=\"fits.json\">fits.json</a>, and beside each figure.</p>\n".to_owned();
+    Page { title, head, command: command.to_owned(), sections: vec![section(fits)?], foot, data }.write(dir)
+}
+
+const COEFFICIENTS: [&str; 6] = ["model", "coefficient", "mechanism", "fitted", "from", "to"];
+
+fn coefficients(fits: &Fits) -> Vec<Vec<String>> {
+    let mut rows = Vec::new();
+    for one in &fits.traps {
+        for param in &one.assessment.params {
+            let (low, high) = param.interval.map_or_else(Default::default, |interval| {
+                (format!("{:.3}", interval.low), format!("{:.3}", interval.high))
+            });
+            let name = param.name.clone();
+            rows.push(vec![
+                one.model.to_owned(),
+                name,
+                param.predicted.to_string(),
+                format!("{:.3}", param.fitted),
+                low,
+                high,
+            ]);
+        }
+    }
+    rows
+}
+
+fn powers(name: &str) -> Axis {
+    Axis { name: name.to_owned(), spacing: Spacing::Powers10, tick: |x| format!("{x:.0}") }
+}
+
+/// Series of points by name, with the line on which both are equal.
+fn against(series: Vec<(String, Vec<(f64, f64)>)>, x: &str, y: &str) -> Plot {
+    let all = || series.iter().flat_map(|(_, points)| points).map(|point| point.0);
+    let (least, most) = (all().fold(f64::INFINITY, f64::min), all().fold(1.0, f64::max));
+    let line = Series::new(Ink::Muted, "", Mark::Dashed, vec![(least, least), (most, most)]);
+    let dots = series.into_iter().enumerate();
+    let dots = dots.map(|(i, (name, points))| Series::new(INKS[i % INKS.len()], name, Mark::Dots, points));
+    Plot { x: powers(x), y: powers(y), series: std::iter::once(line).chain(dots).collect() }
+}
+
+fn guest(spec: &crate::fits::guests::GuestSpec) -> String {
+    format!("{}{}, {:?}", spec.workload, if spec.kpti { ", isolated" } else { "" }, spec.length).to_lowercase()
+}
+
+fn traps(fits: &Fits) -> Result<Figure, LabError> {
+    let series = fits.traps.iter().map(|one| {
+        let points = one.points.iter().map(|point| (point.counted, point.mechanism)).collect();
+        (one.regime.name().to_owned(), points)
+    });
+    let plot = against(series.collect(), "exits counted", "exits predicted");
+    let rows = fits.traps.iter().flat_map(|one| {
+        one.points.iter().map(|point| {
+            let figures = [point.counted, point.mechanism, point.unseen].map(|figure| format!("{figure:.1}"));
+            [one.regime.name().to_owned(), guest(&point.guest)].into_iter().chain(figures).collect()
+        })
+    });
+    let header =
+        ["regime", "guest", "counted", "by mechanism", "by a fit to other workloads"].map(str::to_owned).to_vec();
+    let caption =
+        "Exits predicted from events of the native run with the coefficients of the mechanism, against those counted.";
+    Figure::new("fits-exits", "Exits: predicted against counted", caption.to_owned(), (header, rows.collect()), plot)
+}
+
+fn residuals(fits: &Fits) -> Result<Figure, LabError> {
+    let mut rows = Vec::new();
+    let mut series = Vec::new();
+    for (i, one) in fits.traps.iter().enumerate() {
+        let residual = |point: &crate::fits::traps::Point| (point.mechanism - point.counted) / point.counted.max(1.0);
+        let points = one.points.iter().map(|point| (point.counted, residual(point))).collect();
+        series.push(Series::new(INKS[i % INKS.len()], one.regime.name(), Mark::Dots, points));
+        rows.extend(
+            one.points.iter().map(|point| {
+                vec![one.regime.name().to_owned(), guest(&point.guest), format!("{:.6}", residual(point))]
+            }),
+        );
+    }
+    let y = Axis {
+        name: "prediction less count, as a share".to_owned(),
+        spacing: Spacing::Linear,
+        tick: |x| format!("{:.0} %", 100.0 * x),
+    };
+    let plot = Plot { x: powers("exits counted"), y, series };
+    let header = ["regime", "guest", "residual"].map(str::to_owned).to_vec();
+    let caption =
+        "What the mechanism's prediction of exits misses. KVM and Xen keep state that the native run does not show.";
+    Figure::new("fits-residuals", "Exits: residuals", caption.to_owned(), (header, rows), plot)
+}
+
+fn times(fits: &Fits) -> Result<Figure, LabError> {
+    let series = fits.times.iter().map(|one| {
+        let points = one.points.iter().map(|point| (point.counted.total(), point.unseen.total())).collect();
+        (one.regime.name().to_owned(), points)
+    });
+    let plot = against(series.collect(), "cycles of the run", "cycles predicted");
+    let rows = fits.times.iter().flat_map(|one| {
+        one.points.iter().map(|point| {
+            let figures = [point.counted.total(), point.unseen.total()].map(|cycles| format!("{cycles:.0}"));
+            let split = point.split().map(|share| format!("{share:.6}"));
+            [one.regime.name().to_owned(), guest(&point.guest)].into_iter().chain(figures).chain(split).collect()
+        })
+    });
+    let header = ["regime", "guest", "counted", "predicted", "error of base", "error of walks", "error of exits"];
+    let caption = "Run time predicted from the native run, the work of exit handlers fitted to other workloads; the data split each error by \
+                   where it comes from, as shares of the run.";
+    let data = (header.map(str::to_owned).to_vec(), rows.collect());
+    Figure::new("fits-time", "Run time: predicted against counted", caption.to_owned(), data, plot)
+}
+
+fn mosaics(fits: &Fits) -> Result<Figure, LabError> {
+    let models = crate::fits::mosaics::Mosaics::models();
+    let mut rows = Vec::new();
+    let mut points = vec![Vec::new(); models.len()];
+    for one in &fits.mosaics {
+        for point in &one.points {
+            let said = point.predicted.iter().map(|cycles| format!("{cycles:.0}"));
+            let names = [one.workload.to_owned(), one.regime.to_string(), format!("{:?}", point.layout)];
+            rows.push(names.into_iter().chain([format!("{:.0}", point.cycles)]).chain(said).collect());
+            points.iter_mut().zip(&point.predicted).for_each(|(points, said)| points.push((point.cycles, *said)));
+        }
+    }
+    let series = models.iter().map(|model| (*model).to_owned()).zip(points).collect();
+    let plot = against(series, "cycles of the run", "cycles predicted");
+    let header = ["workload", "regime", "layout", "counted"].into_iter().chain(models).map(str::to_owned).collect();
+    let caption = "Run time over mixes of 4 KiB and 2 MiB pages: ours takes one run and the stream, the literature's models take counters of the \
+                   very run.";
+    Figure::new("fits-mosaics", "Run time over mixes of page sizes", caption.to_owned(), (header, rows), plot)
+}
