@@ -103,6 +103,17 @@ impl Parts {
         }
     }
 
+    /// The run in `n` groups of parts, one after the other; none where there are fewer parts.
+    #[must_use]
+    pub fn groups(&self, n: usize) -> Vec<Part> {
+        let parts = self.done.len();
+        if n == 0 || parts < n {
+            return Vec::new();
+        }
+        let group = |i: usize| &self.done[i * parts / n..(i + 1) * parts / n];
+        (0..n).map(|i| group(i).iter().fold(Part::default(), |a, b| a.join(*b))).collect()
+    }
+
     /// The first half of the run and the second, as near as the parts come to that.
     #[must_use]
     pub fn halves(&self) -> (Part, Part) {
@@ -151,7 +162,10 @@ mod tests {
                 first.join(second),
                 Part { accesses: n, cycles: 30 * (n / 2) + 10 * (n - n / 2), locked: n, takings: 2 * n }
             );
+            let groups = parts.groups(8);
+            assert_eq!(groups.len(), if n < 9 { 0 } else { 8 }, "{n}");
             if n > 100 {
+                assert!(groups.iter().all(|group| group.cycles > first.cycles / 8), "{groups:?}");
                 let share = first.cycles as f64 / (first.cycles + second.cycles) as f64;
                 assert!((0.45..=0.55).contains(&share), "{n}: {share}");
             }

@@ -11,7 +11,7 @@ use memvirt_costmodel::mva::{Lock, Shootdown};
 use memvirt_costmodel::usl::Usl;
 use memvirt_machine::{MachineSpec, RegimeKind};
 use memvirt_platform::{ExitReason, Interrupts};
-use memvirt_smp::{Part, Run, Times};
+use memvirt_smp::{Part, Parts, Run, Times};
 use serde::Serialize;
 
 use super::{Bed, ScalePlan, Sharing};
@@ -81,6 +81,9 @@ pub struct Feed {
     pub kicked: f64,
     /// From giving the lock back until the next in its queue has it.
     pub handover: f64,
+    /// Twice the standard error of the time of an access, as a share of it, by batches of the run: how far other instances may be
+    /// from this one. None where the run is too short to tell.
+    pub uncertainty: Option<f64>,
     /// Cycles, those of them under the lock, and takings, in the first half of the run and in the second.
     pub halves: [Half; 2],
     /// Whether each vCPU has a physical CPU.
@@ -95,6 +98,8 @@ pub struct Feed {
 /// One half of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Half {
+    /// Accesses by processes.
+    pub accesses: f64,
     /// Cycles.
     pub cycles: f64,
     /// Those of them under the lock.
@@ -105,7 +110,12 @@ pub struct Half {
 
 impl From<Part> for Half {
     fn from(part: Part) -> Self {
-        Self { cycles: real(part.cycles), locked: real(part.locked), takings: real(part.takings) }
+        Self {
+            accesses: real(part.accesses),
+            cycles: real(part.cycles),
+            locked: real(part.locked),
+            takings: real(part.takings),
+        }
     }
 }
 
@@ -119,8 +129,10 @@ pub enum Assumptions {
     Interrupts,
     /// vCPUs share physical CPUs.
     Preemption,
-    /// The first half of the run asks for the lock as the second does not.
+    /// The second half of the run costs another time than all of it, or asks for the lock as the first does not.
     Trend,
+    /// Instances differ more from each other than one of them can tell.
+    Sample,
     /// Kicks follow each other so fast that the next one meets vCPUs which the last one has put out of guest mode.
     Kicks,
     /// Times in between and times held are so regular that vCPUs fall into step.
@@ -136,6 +148,7 @@ impl Assumptions {
             Self::Interrupts => "interrupts",
             Self::Preemption => "preemption",
             Self::Trend => "trend",
+            Self::Sample => "sample",
             Self::Kicks => "kicks",
             Self::Regular => "regular",
         }
@@ -194,6 +207,7 @@ impl Feed {
             interrupt: real(bed.latencies.interrupt),
             kicked: real(bed.latencies.kicked),
             handover: real(bed.latencies.handover),
+            uncertainty: uncertainty(&demand.parts),
             halves: [first.into(), second.into()],
             own_cpus: plan.physical_cpus.is_none_or(|cpus| cpus >= plan.vms * most),
             holds: [classes(&demand.holds, false), classes(&demand.flushing, true)].concat(),
@@ -227,7 +241,8 @@ impl Feed {
     }
 
     const fn whole(&self) -> Half {
-        Half { cycles: self.cycles, locked: self.locked, takings: self.takings }
+        let accesses = self.halves[0].accesses + self.halves[1].accesses;
+        Half { accesses, cycles: self.cycles, locked: self.locked, takings: self.takings }
     }
 
     /// What threads add: time of each, and takings of the lock.
@@ -314,6 +329,13 @@ impl Feed {
         if self.extra(vcpus).time > LITTLE * self.cycles {
             return Assumptions::Interrupts;
         }
+        // What is done once for all, memory that the host brings in first of all, each of several does a part of.
+        if self.drift() > DRIFT {
+            return Assumptions::Trend;
+        }
+        if self.uncertainty.is_none_or(|error| error > MARGIN) {
+            return Assumptions::Sample;
+        }
         if self.takings <= 0.0 || self.locked <= 0.0 || self.shared > 0.0 {
             return Assumptions::Hold;
         }
@@ -328,6 +350,16 @@ impl Feed {
             return Assumptions::Regular;
         }
         Assumptions::Hold
+    }
+
+    /// By how much an access costs less or more in the second half of the run than in all of it.
+    fn drift(&self) -> f64 {
+        let [_, second] = self.halves;
+        let whole = self.whole();
+        if second.accesses <= 0.0 || whole.accesses <= 0.0 || second.cycles <= 0.0 {
+            return 0.0;
+        }
+        (whole.cycles / whole.accesses / (second.cycles / second.accesses) - 1.0).abs()
     }
 
     /// The efficiency were each half of the run analysed by itself.
@@ -346,8 +378,25 @@ impl Feed {
     }
 }
 
+/// Twice the standard error of an access' time, by the means of batches (Law and Kelton, Simulation Modeling and Analysis, 9.5.3).
+fn uncertainty(parts: &Parts) -> Option<f64> {
+    const BATCHES: usize = 8;
+    let groups = parts.groups(BATCHES);
+    let times: Vec<f64> =
+        groups.iter().filter(|part| part.accesses > 0).map(|part| real(part.cycles) / real(part.accesses)).collect();
+    if times.len() < BATCHES {
+        return None;
+    }
+    let n = times.iter().map(|_| 1.0).sum::<f64>();
+    let mean = times.iter().sum::<f64>() / n;
+    let variance = times.iter().map(|time| (time - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    Some(2.0 * (variance / n).sqrt() / mean)
+}
+
 /// An effect on the efficiency that is little.
 const LITTLE: f64 = 0.02;
+/// What an access may cost less in the second half of the run than in all of it.
+const DRIFT: f64 = 0.05;
 /// How far regular vCPUs may be from independent ones.
 const MARGIN: f64 = 0.05;
 /// The squared coefficient of variation of times between takings below which they are regular.

@@ -58,15 +58,17 @@ fn the_benefit_grows_with_vcpus_where_page_tables_change_and_else_does_not() {
 #[test]
 fn where_its_assumptions_hold_the_analysis_is_within_five_percent() {
     let regimes = ["native", "shadow:kvm", "shadow:write-protect", "shadow:xen", "nested"];
-    let (mut hold, mut fail) = (0, 0);
+    let (mut hold, mut fail) = (0, Vec::new());
     for (name, accesses, sharing) in [
         ("touch-and-free", 8000.0, Sharing::Tenants),
-        ("forkwait", 2000.0, Sharing::Tenants),
-        ("churn", 8000.0, Sharing::Tenants),
+        ("forkwait", 3000.0, Sharing::Tenants),
+        ("churn", 16_000.0, Sharing::Tenants),
         ("churn", 4000.0, Sharing::Threads),
-        ("compute", 100_000.0, Sharing::Tenants),
+        ("compute", 60_000.0, Sharing::Tenants),
     ] {
-        let table = ScalePlan { sharing, ..plan(name, accesses, &regimes, &[2, 4, 16]) }.run().unwrap();
+        // Without what happens once: booting, and memory that the host brings in.
+        let measure = Measure { warm_up_accesses: accesses as u64 / 3, ..Measure::default() };
+        let table = ScalePlan { sharing, measure, ..plan(name, accesses, &regimes, &[2, 4, 16]) }.run().unwrap();
         for point in &table.points {
             let what = format!("{name}, {sharing:?}, {} with {}", point.regime, point.vcpus);
             match point.assumptions {
@@ -74,22 +76,27 @@ fn where_its_assumptions_hold_the_analysis_is_within_five_percent() {
                     hold += 1;
                     assert!(point.mva_error.abs() < 0.05, "{what}: {:+.3}", point.mva_error);
                 }
-                _ => fail += 1,
+                failing => fail.push(format!("{what}: {failing:?}")),
             }
         }
     }
-    assert!(hold > 40 && fail > 5, "{hold} {fail}");
+    assert!(hold > 35 && fail.len() > 5, "{hold} hold; {fail:#?}");
 }
 
 #[test]
 fn what_the_analysis_cannot_know_is_said() {
     let of = |plan: ScalePlan| plan.run().unwrap().points.last().unwrap().assumptions;
-    let few = plan("touch-and-free", 3000.0, &["shadow:kvm"], &[2]);
+    let few = plan("touch-and-free", 8000.0, &["shadow:kvm"], &[2]);
     assert_eq!(of(few.clone()), Assumptions::Hold);
     assert_eq!(of(ScalePlan { physical_cpus: Some(1), ..few.clone() }), Assumptions::Preemption);
-    assert_eq!(of(plan("touch-and-free", 3000.0, &["shadow:kvm"], &[64])), Assumptions::Regular);
+    assert_eq!(of(plan("touch-and-free", 8000.0, &["shadow:kvm"], &[32])), Assumptions::Regular);
+    assert_eq!(of(plan("touch-and-free", 8000.0, &["shadow:kvm"], &[64])), Assumptions::Kicks);
     let threads = ScalePlan { sharing: Sharing::Threads, ..plan("churn", 3000.0, &["shadow:kvm"], &[4]) };
     assert_eq!(of(threads), Assumptions::Interrupts);
+    // Every instance maps and unmaps as its own dice fall.
+    let churn = Measure { warm_up_accesses: 3000, ..Measure::default() };
+    let churn = ScalePlan { measure: churn, ..plan("churn", 9000.0, &["native"], &[2]) };
+    assert!(matches!(of(churn), Assumptions::Sample | Assumptions::Trend));
     // Touches an area once, then works in what it has: the lock is wanted at the beginning alone.
     let begins = plan("uniform", 40_000.0, &["shadow:kvm"], &[16]);
     let begins = ScalePlan { workload: begins.workload.clone().with_footprint(4 << 20).unwrap(), ..begins };
