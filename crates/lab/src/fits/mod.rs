@@ -42,6 +42,7 @@ struct Extent {
     mosaic: u64,
     footprint: u64,
     workloads: usize,
+    steady: usize,
 }
 
 impl Extent {
@@ -54,6 +55,7 @@ impl Extent {
                 mosaic: 20_000,
                 footprint: 16 << 20,
                 workloads: 2,
+                steady: 1,
             },
             Effort::Full => Self {
                 accesses: Accesses(6_000),
@@ -62,6 +64,7 @@ impl Extent {
                 mosaic: 200_000,
                 footprint: 64 << 20,
                 workloads: mosaics::WORKLOADS.len(),
+                steady: walks::WORKLOADS.len(),
             },
         }
     }
@@ -115,10 +118,11 @@ impl Fits {
             observer(task.workload);
             task.measure(machine)
         })?;
-        let walks = each(&Warm::all(extent.warm), |warm| {
-            observer(warm.workload);
-            warm.measure()
-        })?;
+        let walks =
+            each(&Warm::all(extent.warm, &walks::WORKLOADS[walks::WORKLOADS.len() - extent.steady..]), |warm| {
+                observer(warm.workload);
+                warm.measure()
+            })?;
         let walks = walks.into_iter().flatten().collect();
         Ok(Self { machine: machine.name.clone(), effort, traps, times, mosaics, walks })
     }

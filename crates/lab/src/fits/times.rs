@@ -6,7 +6,7 @@
 //! the work in their handlers: what the mechanism says of it, or a linear fit to other workloads' runs.
 
 use memvirt_costmodel::Model;
-use memvirt_costmodel::fit::{Data, Linear, Quality, Weighting, group_folds, relative_error};
+use memvirt_costmodel::fit::{Data, FitError, Linear, Quality, Weighting, group_folds, relative_error};
 use memvirt_machine::{MachineSpec, RegimeKind};
 use serde::Serialize;
 
@@ -152,19 +152,25 @@ struct Rows<'a> {
 
 impl Rows<'_> {
     /// Cycles of each kind, as shares of whole runs weigh; kinds that do not occur cost nothing.
-    fn fit(&self, which: &[usize]) -> Result<Kinds, memvirt_costmodel::fit::FitError> {
-        let used: Vec<usize> = (0..5).filter(|kind| which.iter().any(|run| self.rows[*run][*kind] > 0.0)).collect();
+    fn fit(&self, which: &[usize]) -> Result<Kinds, FitError> {
+        let mut used: Vec<usize> = (0..5).filter(|kind| which.iter().any(|run| self.rows[*run][*kind] > 0.0)).collect();
         let mut fitted = [0.0; 5];
-        if used.is_empty() {
-            return Ok(fitted);
+        while !used.is_empty() {
+            let mut data = Data::default();
+            for run in which {
+                let share = |value: f64| value / self.totals[*run];
+                data.push(used.iter().map(|kind| share(self.rows[*run][*kind])).collect(), share(self.work[*run]));
+            }
+            match Linear::fit(&data, Weighting::Absolute) {
+                Ok(found) => {
+                    used.iter().zip(found.coefficients).for_each(|(kind, cycles)| fitted[*kind] = cycles);
+                    break;
+                }
+                // One kind always comes with another: the runs cannot tell what each costs.
+                Err(FitError::Rank { .. }) => _ = used.pop(),
+                Err(error) => return Err(error),
+            }
         }
-        let mut data = Data::default();
-        for run in which {
-            let share = |value: f64| value / self.totals[*run];
-            data.push(used.iter().map(|kind| share(self.rows[*run][*kind])).collect(), share(self.work[*run]));
-        }
-        let found = Linear::fit(&data, Weighting::Absolute)?;
-        used.iter().zip(found.coefficients).for_each(|(kind, cycles)| fitted[*kind] = cycles);
         Ok(fitted)
     }
 }
@@ -227,7 +233,7 @@ fn said(model: &Model, regime: RegimeKind, one: &Observed, machine: &MachineSpec
         base: real(native.cycles.base) - loads * price(&base.cr3_load) - invlpgs * price(&base.invlpg),
         walks: l2_hits * price(&walk.l2_tlb_hit) + references,
         fixed,
-        kinds: [hidden + violations, faults, stores, frames, compared],
+        kinds: [hidden, faults, stores, frames, compared],
         work: by_mechanism,
     })
 }

@@ -92,15 +92,16 @@ pub struct Warm {
 }
 
 impl Warm {
-    /// All of them, of so many accesses each.
+    /// The guests of these workloads, of so many accesses each.
     #[must_use]
-    pub fn all(accesses: u64) -> Vec<Self> {
+    pub fn all(accesses: u64, workloads: &[&'static str]) -> Vec<Self> {
         let sizes = [PageSize::Size4K, PageSize::Size2M];
-        let of = |workload| {
+        let of = |workload: &&'static str| {
+            let workload = *workload;
             let one = move |(machine, guest_page)| Self { workload, machine, guest_page, accesses };
             MACHINES.into_iter().flat_map(move |machine| sizes.map(|size| (machine, size))).map(one)
         };
-        WORKLOADS.into_iter().flat_map(of).collect()
+        workloads.iter().flat_map(of).collect()
     }
 
     /// Predicts and counts, natively and nested.
