@@ -43,7 +43,7 @@ impl ScaleTable {
         self.regimes().into_iter().enumerate().map(line).collect()
     }
 
-    fn throughput(&self) -> Result<Figure, LabError> {
+    pub(crate) fn throughput(&self) -> Result<Figure, LabError> {
         let mut series = self.lines("", Mark::Dots, |point| point.efficiency);
         // One entry of the legend for each regime: the caption says what lines are.
         series.extend(unnamed(self.lines("", Mark::Dashed, |point| point.mva.efficiency)));
@@ -66,7 +66,7 @@ impl ScaleTable {
         Figure::new("throughput", "Throughput of a vCPU", caption, table, plot)
     }
 
-    fn errors(&self) -> Result<Figure, LabError> {
+    pub(crate) fn errors(&self) -> Result<Figure, LabError> {
         let mut series = self.lines("", Mark::DottedLine, |point| point.mva_error);
         if !self.usl.is_empty() {
             series.extend(unnamed(self.lines("", Mark::Line, |point| point.usl_error.unwrap_or(0.0))));

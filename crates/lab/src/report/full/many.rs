@@ -24,17 +24,23 @@ pub(super) fn scaling(evidence: &Evidence) -> Result<Section, LabError> {
         .figure(benefits(all)?);
     section = section.words(&format!("Published: {}", published.join(" ")));
     for one in all {
-        section = section.figure(throughput(one)?);
-        let id = format!("scaling-{}-waiting", one.id);
-        section = section.figure(one.table.waiting()?.titled(&id, one.title).made_by(&one.table.command));
+        let drawn = [
+            ("throughput", one.table.throughput()?),
+            ("errors", one.table.errors()?),
+            ("waiting", one.table.waiting()?),
+        ];
+        section = section.figures(drawn.into_iter().map(|(name, figure)| {
+            figure.titled(&format!("scaling-{}-{name}", one.id), one.title).made_by(&one.table.command)
+        }));
     }
     let rows: Vec<Vec<String>> =
         all.iter().flat_map(|one| one.table.points.iter().map(|point| errors(one, point))).collect();
-    let header = ["workload", "regime", "vCPUs", "measured", "MVA", "error", "USL error", "lock held", "waiting"];
+    let header =
+        ["workload", "regime", "vCPUs", "measured", "MVA", "error", "assumptions", "USL error", "lock held", "waiting"];
     Ok(section
         .words(
-            "Throughput of a vCPU relative to one alone: measured, by mean-value analysis fed from the run with one vCPU alone, and the \
-             error of the law of scalability fitted to all points.",
+            "Throughput of a vCPU relative to one alone: measured, by mean-value analysis fed from the run with one vCPU alone, which \
+             also says whether its assumptions hold, and the error of the law of scalability fitted to all points.",
         )
         .details("The figures and their errors", &header, &rows))
 }
@@ -48,6 +54,7 @@ fn errors(one: &Scaled, point: &Point) -> Vec<String> {
         format!("{:.3}", point.efficiency),
         format!("{:.3}", point.mva.efficiency),
         signed_percent(point.mva_error),
+        point.assumptions.name().to_owned(),
         point.usl_error.map_or_else(|| "-".to_owned(), signed_percent),
         percent(point.lock_utilization),
         percent(point.waits.total),
@@ -89,40 +96,6 @@ fn benefits(all: &[Scaled]) -> Result<Figure, LabError> {
         plot,
     )?;
     Ok(figure.made_by(command))
-}
-
-/// Measured, predicted from one vCPU, and fitted.
-fn throughput(one: &Scaled) -> Result<Figure, LabError> {
-    let table = &one.table;
-    let mut series = Vec::new();
-    for (i, regime) in table.regimes().into_iter().enumerate() {
-        let ink = INKS[i % INKS.len()];
-        let line = |value: fn(&Point) -> Option<f64>| -> Vec<(f64, f64)> {
-            table.of(regime).filter_map(|point| Some((f64::from(point.vcpus), value(point)?))).collect()
-        };
-        series.push(Series::new(ink, regime.name(), Mark::Dots, line(|point| Some(point.efficiency))));
-        series.push(Series::new(ink, "", Mark::Dashed, line(|point| Some(point.mva.efficiency))));
-        series.push(Series::new(ink, "", Mark::Line, line(|point| Some(point.efficiency * (1.0 + point.usl_error?)))));
-    }
-    let percent = |x: f64| format!("{:.0} %", 100.0 * x);
-    let name = "throughput of a vCPU, relative to one alone".to_owned();
-    let plot = Plot { x: vcpus(), y: Axis { name, spacing: Spacing::Linear, tick: percent }, series };
-    let rows = table.points.iter().map(|point| {
-        let fixed = |x: f64| format!("{x:.6}");
-        let usl = point.usl_error.map(|error| fixed(point.efficiency * (1.0 + error))).unwrap_or_default();
-        let shown = [point.throughput, point.efficiency, point.mva.efficiency].map(fixed);
-        [point.regime.to_string(), point.vcpus.to_string()].into_iter().chain(shown).chain([usl]).collect()
-    });
-    let header = ["regime", "vcpus", "accesses per million cycles", "efficiency", "by MVA", "by USL"];
-    let caption = format!(
-        "{}: dots measured; dashed: mean-value analysis of vCPUs and one lock, fed from the run with one vCPU alone; lines: the universal \
-         scalability law fitted to the dots.",
-        table.workload
-    );
-    let data = (header.map(str::to_owned).to_vec(), rows.collect());
-    let id = format!("scaling-{}-throughput", one.id);
-    let figure = Figure::new(&id, &format!("Throughput of a vCPU: {}", one.title), caption, data, plot)?;
-    Ok(figure.made_by(&table.command))
 }
 
 pub(super) fn footprint(evidence: &Evidence, section: Section) -> Result<Section, LabError> {
