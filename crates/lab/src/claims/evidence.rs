@@ -15,6 +15,7 @@ use super::task::Task;
 use crate::comparison::Comparison;
 use crate::error::LabError;
 use crate::exits::ExitTable;
+use crate::fits::Fits;
 use crate::nested_virt::NestedVirtTable;
 use crate::published::{Own, PublishedRow, Row, Sources, pvm, rows};
 use crate::switches::Overrides;
@@ -123,6 +124,8 @@ pub struct Evidence {
     pub isolation: [Isolation; 2],
     /// What takes many runs each: vCPUs, processes, the plane of who wins.
     pub many: Many,
+    /// Cost models fitted to memvirt's own runs.
+    pub fits: Fits,
 }
 
 impl Evidence {
@@ -138,20 +141,27 @@ impl Evidence {
         threads: Option<NonZeroUsize>,
         observer: &(dyn Fn(Done) + Sync),
     ) -> Result<Self, LabError> {
-        let tasks = tasks().len() + Many::steps();
+        let tasks = tasks().len() + Many::steps() + 1;
         on_threads(threads, tasks, || Self::measure(effort, machine, observer))?
     }
 
     fn measure(effort: Effort, machine: &MachineSpec, observer: &(dyn Fn(Done) + Sync)) -> Result<Self, LabError> {
         let tasks = tasks();
-        let of = tasks.len() + Many::steps();
+        let of = tasks.len() + Many::steps() + 1;
         let run = |task: &Task| {
             let done = task.run(effort, machine)?;
             observer(Done { what: task.workload.to_owned(), of });
             Ok(done)
         };
         let compare = || tasks.par_iter().with_max_len(1).map(run).collect::<Result<Vec<_>, LabError>>();
-        let (many, made) = rayon::join(|| Many::measure(effort, machine, of, observer), compare);
+        let fit = || {
+            let fits = Fits::gather(effort, machine, None, &|_| {})?;
+            observer(Done { what: "fits".to_owned(), of });
+            Ok::<_, LabError>(fits)
+        };
+        let many = || Many::measure(effort, machine, of, observer);
+        let ((many, fits), made) = rayon::join(|| rayon::join(many, fit), compare);
+        let fits = fits?;
         let (many, mut made) = (many?, made?);
         let fair = Fair::of(made.split_off(WORKLOADS.len() + 2));
         let large_guest_pages = made.pop().ok_or(LabError::NoRegime)?;
@@ -170,6 +180,7 @@ impl Evidence {
             world_switches: WorldSwitches::measure(),
             isolation: Isolation::measure(),
             many,
+            fits,
         })
     }
 

@@ -38,6 +38,7 @@ fn page(evidence: &Evidence, command: &str) -> Result<Page, LabError> {
     sections.push(many::scaling(evidence)?);
     sections.push(many::footprint(evidence, benefit::tables(evidence)?)?);
     sections.push(many::phase(evidence)?);
+    sections.push(fits::section(&evidence.fits)?);
     sections.extend([sections::isolation(evidence), sections::nested_virt(evidence), sections::published(evidence)]);
     sections.push(textbook::section(evidence)?);
     Ok(Page {
