@@ -69,7 +69,7 @@ impl ScaleTable {
     pub(crate) fn errors(&self) -> Result<Figure, LabError> {
         let mut series = self.lines("", Mark::DottedLine, |point| point.mva_error);
         if !self.usl.is_empty() {
-            series.extend(unnamed(self.lines("", Mark::Line, |point| point.usl_error.unwrap_or(0.0))));
+            series.extend(unnamed(self.lines("", Mark::Dashed, |point| point.usl_error.unwrap_or(0.0))));
         }
         let plot = Plot { x: vcpus(), y: axis("error of the throughput", percent), series };
         let rows = self.points.iter().map(|point| {
@@ -90,7 +90,7 @@ impl ScaleTable {
             format!(", at most {} at the {} points where one fails", worst(false), fails.len())
         };
         let caption = format!(
-            "{}: predicted less measured throughput as a share of it (dots), and fitted less measured (lines). Where the analysis' \
+            "{}: predicted less measured throughput as a share of it (dots), and fitted less measured (dashed). Where the analysis' \
              assumptions hold, by the run with one vCPU, it is off by at most {}{beyond}.",
             self.workload,
             worst(true)
