@@ -17,7 +17,7 @@ fn closed(think: f64, of: &[(f64, f64)]) -> Closed {
 /// Takings by time, of vCPUs that think for exponential times; who did not find the lock free adds the handover.
 fn simulated(queue: &Closed, vcpus: usize, takings: u32) -> f64 {
     let mut rng = ChaCha8Rng::seed_from_u64(5);
-    let mut think = |rng: &mut ChaCha8Rng| -queue.think * (1.0 - rng.random::<f64>()).ln();
+    let think = |rng: &mut ChaCha8Rng| -queue.think * (1.0 - rng.random::<f64>()).ln();
     let weight: f64 = queue.holds.iter().map(|hold| hold.weight).sum();
     let mut asks: Vec<f64> = (0..vcpus).map(|_| think(&mut rng)).collect();
     let mut free = 0.0_f64;

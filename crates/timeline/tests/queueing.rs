@@ -96,7 +96,7 @@ fn who_begins_later_is_idle_until_then() {
     let mut setup = Setup::alone(2);
     (setup.begin, setup.latencies.interrupt) = (vec![0, 500], 10);
     let shoot = |at: u64| vec![Work::Guest(at).into(), Step::Shootdown(vec![(1, vec![Work::Guest(30)])])];
-    let steps = vec![shoot(100), shoot(490)].concat();
+    let steps = [shoot(100), shoot(490)].concat();
     let done = run(&setup, &mut script(vec![steps, vec![Work::Guest(200).into()]]));
     // The first interrupt is not sent to an idle vCPU; the second one that works.
     assert_eq!((done.vcpus[0].end, done.vcpus[0].shootdown_wait), (100 + 490 + 40, 40));
