@@ -1,8 +1,8 @@
 //! The report: a folder with one page, its figures as SVG and PNG files, and the data behind them.
 //!
 //! The page needs no network and no other file: figures stand in it as inline SVG. There is one writer: a page is a list of
-//! sections ([`section`]), and whoever has something to show makes a section of it. The comparison's page ([`page`]) and the whole
-//! report ([`full`]) are two such lists.
+//! sections (`section`), and whoever has something to show makes a section of it. The comparison's page (`page`) and the whole
+//! report (`full`) are two such lists.
 
 mod canvas;
 pub(crate) mod chart;
