@@ -172,3 +172,32 @@ fn an_exec_in_a_process_is_told_by_its_new_name_where_nothing_else_tells_it() {
     let error = pair(folder.path(), calls, &renamed).join("faults.txt").unwrap_err().to_string();
     assert!(error.contains("2 address spaces in its strace text and 1 in faults.txt"), "{error}");
 }
+
+#[test]
+fn whatever_the_order_of_a_schedule_everything_is_played_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let lines: Vec<&str> = SCHEDULED.lines().collect();
+    let mut followed = 0;
+    for first in 0..lines.len() {
+        for moved in 0..lines.len() {
+            // One line taken out and put elsewhere: switches of processes that are not yet there, or not any more, or elsewhere.
+            let mut shuffled = lines.clone();
+            let line = shuffled.remove(first);
+            shuffled.insert(moved, line);
+            let pair = pair(folder.path(), CALLS_OF_TWO, &(shuffled.join("\n") + "\n"));
+            let Ok(joined) = pair.join("faults.txt") else { continue };
+            let replay = pair.replay("faults.txt").unwrap();
+            followed += u32::from(replay.schedule.is_some());
+            let run =
+                |batch: &Batch| (batch.run.len(), usize::from(matches!(batch.then, Some(Op::Exit | Op::Fork { .. }))));
+            let add = |sum: (usize, usize), one: (usize, usize)| (sum.0 + one.0, sum.1 + one.1);
+            let wanted = joined.batches.iter().map(run).fold((0, 0), add);
+            let played = replay
+                .steps
+                .iter()
+                .filter_map(|step| if let Step::Run { batch, .. } = step { Some(batch) } else { None });
+            assert_eq!(played.map(run).fold((0, 0), add), wanted, "{first} {moved}: {:#?}", words(&replay));
+        }
+    }
+    assert!(followed > 50, "{followed} of them are followed");
+}
