@@ -1,5 +1,6 @@
 //! The guests that models are fitted to and judged by, and what is observed of each natively.
 
+use memvirt_addr::PageSize;
 use memvirt_census::{Census, Events};
 use memvirt_machine::{
     Guest, GuestConfig, Halted, HostConfig, MachineSpec, Measure, RegimeKind, RunResult, Setup, run,
@@ -10,6 +11,7 @@ use memvirt_platform::{Engine, Host, Ledger, MemoryMap, Native, Platform, Tags, 
 use memvirt_workload::Workload;
 use serde::Serialize;
 
+use super::stream::{Expected, Hardware, Stream};
 use crate::error::LabError;
 use crate::input::Input;
 use crate::switches::Overrides;
@@ -112,6 +114,8 @@ pub struct Observed {
     pub events: Events,
     /// The native run.
     pub native: RunResult,
+    /// What its stream would do to TLBs whose entries cover no more than a host page of 4 KiB.
+    pub splintered: Expected,
     /// The runs that are to be predicted, in the order of the regimes asked for.
     pub runs: Vec<RunResult>,
 }
@@ -138,7 +142,11 @@ impl Observed {
         let native = make(RegimeKind::Native)?;
         let runs = regimes.iter().map(|regime| make(*regime)).collect::<Result<Vec<_>, _>>()?;
         let events = census(&workload, guest, machine)?;
-        Ok(Self { spec, events, native, runs })
+        let small = Hardware { walk_caches: false, nested: false, largest: PageSize::Size4K };
+        let mut stream = Stream::new(bare(guest, machine)?, machine, &[small])?;
+        drive(&mut workload.generator(SEED), guest, false, &mut stream, |_, _| {})?;
+        let splintered = stream.expected().next().unwrap_or_default();
+        Ok(Self { spec, events, native, splintered, runs })
     }
 }
 

@@ -1,8 +1,8 @@
 //! Run time predicted from the native run: base, walks, exits.
 //!
 //! The parts of `models/cost/time-parts.model`. Base is that of the native run, less what exits instead (CR3 loads, INVLPG).
-//! Walks and second-level hits are those of the native run; a walk reads what it reads natively, under nested paging each entry and
-//! the data behind four nested ones (`walk-cold`). Exits are those of the traps model, by kind, each at the machine's price, and
+//! Walks and second-level hits are predicted from the native stream by stack distances, for entries that cover no more than a host
+//! page; a walk reads what it reads natively, under nested paging each entry and the data behind four nested ones (`walk-cold`). Exits are those of the traps model, by kind, each at the machine's price, and
 //! the work in their handlers: what the mechanism says of it, or a linear fit to other workloads' runs.
 
 use memvirt_costmodel::Model;
@@ -208,10 +208,15 @@ fn said(model: &Model, regime: RegimeKind, one: &Observed, machine: &MachineSpec
         (violations, &exits.ept_violation),
     ];
     let fixed = fixed.iter().map(|(count, handler)| count * (price(&exits.round_trip) + price(handler))).sum();
-    let (l2_hits, guest_refs, walks) = (real(native.tlb.l2_hits), real(native.walk_refs.guest), real(native.walks));
+    let stream = &one.splintered;
+    let guest_refs = real(stream.guest_refs.iter().sum());
+    let (l2_hits, walks) = (real(stream.l2_hits), real(stream.walks));
     let marked = real(native.ad_updates) * price(&walk.ad_update);
     let references = if nested {
-        guest_refs * price(&walk.guest_reference) + 4.0 * (guest_refs + walks) * price(&walk.host_reference) + marked
+        // A walk that ends in a violation is made once more.
+        let again = 1.0 + violations / walks.max(1.0);
+        let read = guest_refs * price(&walk.guest_reference) + 4.0 * (guest_refs + walks) * price(&walk.host_reference);
+        again * read + marked
     } else {
         // A walk that exits has looked for the entry in vain.
         (guest_refs + 4.0 * (hidden + stores)) * price(&walk.shadow_reference)
