@@ -46,7 +46,6 @@ pub(crate) static ALL: &[Builtin] = embed![
     "scaling-lock",
     "scaling-usl",
     "textbook-5-14",
-    "textbook-5-14",
     "time-parts",
     "traps-invlpg-only",
     "traps-kvm",
