@@ -9,7 +9,7 @@ use memvirt_workload::Workload;
 
 use crate::args::{CommonArgs, CompareArgs, Format, OnOff, RunArgs};
 use crate::failure::{Status, line, warn};
-use crate::output::{print, render, table};
+use crate::output::{make_folder, print, render, table};
 use crate::progress::Bars;
 use crate::words::{portable, quoted};
 
@@ -50,6 +50,7 @@ fn execute(args: &CommonArgs, regimes: Vec<RegimeKind>, head: &[String]) -> anyh
         threads: args.threads,
         command: command(args, head),
     };
+    make_folder(args.out.as_deref())?;
     let bars = Bars::new(&experiment.regimes);
     let done = experiment.run(&|progress| bars.show(progress));
     bars.clear();

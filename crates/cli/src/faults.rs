@@ -14,7 +14,7 @@ use crate::output::{print, render, table};
 #[command(after_help = "\
 The bundle is a directory or a tar archive of any compression with two texts of one program, each of a run of its own:
   strace -f -e trace=memory,process -o calls.txt PROGRAM
-  perf record -e page-faults -c 1 -d PROGRAM; perf script -F comm,pid,tid,time,event,addr,ip > faults.txt
+  perf record -e page-faults:u -c 1 -d PROGRAM; perf script -F comm,pid,tid,time,event,addr,ip > faults.txt
 Calls give the areas, faults the addresses; calls are moved to the addresses of the other run by the rule that Linux places
 mappings with. A third text, of the kernel's tracepoints (exceptions:page_fault_user, tlb:tlb_flush, sched:sched_switch), is compared with. Of it
 only the schedule is used, who ran when on which CPU: the guest carries out its switches, to other programs too, and predicts

@@ -15,7 +15,7 @@ use memvirt_workload::Workload;
 
 use crate::args::{assignment, guest_page, memory, page, size};
 use crate::failure::{Status, warn};
-use crate::output::{print, render, table};
+use crate::output::{make_folder, print, render, table};
 use crate::words::{portable, quoted};
 
 #[derive(Debug, Args)]
@@ -147,6 +147,7 @@ pub(crate) fn footprint(args: &FootprintArgs) -> anyhow::Result<Status> {
         threads: args.threads,
         command: command(args),
     };
+    make_folder(args.out.as_deref())?;
     let measured = plan.run()?;
     print(&match args.format {
         FootprintFormat::Json => measured.to_json()?,

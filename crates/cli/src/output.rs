@@ -1,9 +1,17 @@
 //! Standard output, and tables on it.
 
+use std::fs;
 use std::io::{self, ErrorKind, Write};
+use std::path::Path;
 
 use anyhow::Context;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
+
+/// Makes the folder that results will be written to, so that one that cannot be made is found before the work.
+pub(crate) fn make_folder(out: Option<&Path>) -> anyhow::Result<()> {
+    let Some(dir) = out else { return Ok(()) };
+    fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))
+}
 
 /// Prints `text`. A reader that has gone away (as in `memvirt ... | head`) is no error.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {

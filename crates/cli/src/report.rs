@@ -11,7 +11,7 @@ use memvirt_lab::report::write_full_report;
 use memvirt_machine::MachineSpec;
 
 use crate::failure::{Status, warn};
-use crate::output::{print, render, table};
+use crate::output::{make_folder, print, render, table};
 use crate::progress::Rows;
 
 #[derive(Debug, Args)]
@@ -48,6 +48,7 @@ const QUICK_SECONDS: u64 = 81;
 
 pub(crate) fn report(args: &ReportArgs) -> anyhow::Result<Status> {
     let machine = MachineSpec::load(&args.machine)?;
+    make_folder(Some(&args.out))?;
     let effort = if args.quick { Effort::Quick } else { Effort::Full };
     let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let threads = args.threads.map_or(processors, NonZeroUsize::get).min(processors);

@@ -14,8 +14,11 @@ use memvirt_workload::Workload;
 
 use crate::args::SwitchArgs;
 use crate::failure::{Status, warn};
-use crate::output::{print, render, table};
+use crate::output::{make_folder, print, render, table};
 use crate::words::portable;
+
+/// Longer than any run: what is added up of such times cannot overflow.
+const MOST_CYCLES: u64 = 1_000_000_000_000;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -59,7 +62,7 @@ pub(crate) struct ScaleArgs {
     #[arg(long, value_name = "P")]
     physical_cpus: Option<u16>,
     /// Instances of the workload in each virtual machine, dealt out to its vCPUs [default: one for each vCPU]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=65536))]
     processes: Option<u32>,
     /// Instructions that an instance runs before the next one on its vCPU does
     #[arg(long, value_name = "INSTRUCTIONS", default_value_t = QUANTUM, value_parser = value_parser!(u64).range(1000..))]
@@ -90,16 +93,16 @@ pub(crate) struct ScaleArgs {
     #[arg(long, value_enum, help_heading = "Times")]
     interrupts: Option<InterruptsArg>,
     /// Cycles from sending an interrupt to its arrival [default: the machine's]
-    #[arg(long, value_name = "CYCLES", help_heading = "Times")]
+    #[arg(long, value_name = "CYCLES", help_heading = "Times", value_parser = value_parser!(u64).range(..=MOST_CYCLES))]
     interrupt_cycles: Option<u64>,
     /// Cycles that a kick costs the vCPU that is kicked [default: the machine's]
-    #[arg(long, value_name = "CYCLES", help_heading = "Times")]
+    #[arg(long, value_name = "CYCLES", help_heading = "Times", value_parser = value_parser!(u64).range(..=MOST_CYCLES))]
     kick_cycles: Option<u64>,
     /// Cycles from giving the MMU lock back until the next in its queue has it [default: the machine's]
-    #[arg(long, value_name = "CYCLES", help_heading = "Times")]
+    #[arg(long, value_name = "CYCLES", help_heading = "Times", value_parser = value_parser!(u64).range(..=MOST_CYCLES))]
     handover_cycles: Option<u64>,
     /// Cycles of a world switch, where vCPUs share physical CPUs [default: the machine's]
-    #[arg(long, value_name = "CYCLES", help_heading = "Times")]
+    #[arg(long, value_name = "CYCLES", help_heading = "Times", value_parser = value_parser!(u64).range(..=MOST_CYCLES))]
     world_switch_cycles: Option<u64>,
     /// Cycles that a vCPU has its physical CPU for
     #[arg(long, value_name = "CYCLES", default_value_t = SLICE, help_heading = "Times")]
@@ -143,6 +146,7 @@ enum ScaleFormat {
 
 pub(crate) fn scale(args: &ScaleArgs) -> anyhow::Result<Status> {
     let plan = plan(args)?;
+    make_folder(args.out.as_deref())?;
     let done = plan.run()?;
     print(&match args.format {
         ScaleFormat::Json => serde_json::to_string_pretty(&done)? + "\n",

@@ -69,7 +69,7 @@ pub enum TraceError {
     /// A directory or an archive lacks the texts of strace and perf of one program.
     #[error(
         "{name} cannot be joined: {found}; it needs the text of `strace -f -e trace=memory,process PROGRAM` and that of \
-         `perf script` after `perf record -e page-faults -c 1 -d PROGRAM`"
+         `perf script` after `perf record -e page-faults:u -c 1 -d PROGRAM`"
     )]
     NotAPair {
         /// The name of the bundle.

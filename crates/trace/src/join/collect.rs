@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use memvirt_addr::AccessKind;
 use memvirt_ops::process::{Batch, Op, ProcessId, Source};
 
+use super::matters;
 use crate::error::TraceError;
 
 /// A page fault of user mode.
@@ -31,6 +32,32 @@ pub(crate) struct Calls {
     pub(crate) events: Vec<Event>,
     /// The address space that a forked one is a copy of, for each; `None` for those that exec made.
     pub(crate) copied: Vec<Option<usize>>,
+}
+
+impl Calls {
+    /// The space that exec made of which `space` is a copy, and what of areas was called up to the copying, oldest first; `None`
+    /// where exec made it.
+    pub(crate) fn origin(&self, space: usize) -> Option<(usize, Vec<Op>)> {
+        let mut parts = Vec::new();
+        let (mut origin, mut copy) = (self.copied[space]?, space);
+        loop {
+            // The fork that made the copy is the one, among those of its parent, that as many copies came before.
+            let earlier = self.copied[..copy].iter().filter(|of| **of == Some(origin)).count();
+            let of_parent = || self.events.iter().filter(|event| event.space == origin);
+            let forks = |op: &Op| matches!(op, Op::Fork { .. });
+            let mut seen = 0;
+            let before = of_parent().take_while(|event| {
+                seen += usize::from(forks(&event.op));
+                seen <= earlier
+            });
+            parts.push(before.filter(|event| matters(&event.op)).map(|event| event.op).collect::<Vec<_>>());
+            match self.copied[origin] {
+                Some(next) if next < origin => (copy, origin) = (origin, next),
+                _ => break,
+            }
+        }
+        Some((origin, parts.into_iter().rev().flatten().collect()))
+    }
 }
 
 /// Which address space each process is in.

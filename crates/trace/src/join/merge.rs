@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use memvirt_addr::{AccessKind, Gva};
-use memvirt_ops::process::{Backing, Op, Prot, Range as Bytes, Sharing};
+use memvirt_ops::process::{Op, Prot, Range as Bytes};
 
 use super::collect::Fault;
 use super::image::{Places, heap_start, image, program_shift};
+use super::known::Known;
 use super::place::{Layout, Mapped, PAGE, whole_pages};
 
 /// An address space, its calls moved.
@@ -19,12 +20,34 @@ use super::place::{Layout, Mapped, PAGE, whole_pages};
 pub(crate) struct Space {
     /// What exec mapped.
     pub(crate) image: Option<memvirt_ops::process::Image>,
+    /// What the spaces did that it is a copy of, before it was copied.
+    pub(crate) inherited: Vec<Op>,
     /// The operations, in order, at the addresses of the run that the faults are from.
     pub(crate) calls: Vec<Op>,
     /// The faults, each with the number of calls that must come before it.
     pub(crate) faults: Vec<(usize, Fault)>,
     pub(crate) layout: Layout,
-    heap: Option<(u64, u64)>,
+    pub(crate) heap: Option<(u64, u64)>,
+    places: Places,
+}
+
+/// What the texts say of an address space.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told<'a> {
+    pub(crate) calls: &'a [Op],
+    pub(crate) faults: &'a [Fault],
+    /// The number of the first fault of each space that is a copy of it: forks stand before these.
+    pub(crate) forks: &'a [usize],
+    /// Whether a fault's kind is what the recording says.
+    pub(crate) has_kinds: bool,
+}
+
+/// The space that exec made of which a forked one is a copy, and what was called up to the fork.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin<'a> {
+    pub(crate) space: &'a Space,
+    pub(crate) faults: &'a [Fault],
+    pub(crate) calls: &'a [Op],
 }
 
 /// How much above what the first fault shows the top of mappings is looked for, in pages: the interpreter is a few dozen long.
@@ -35,7 +58,7 @@ const FAULTS_FOR_TOP: usize = 4096;
 /// How many calls ahead one is looked for that explains a fault.
 const CALLS_AHEAD: usize = 4096;
 
-fn mapped(op: &Op) -> Option<(Mapped, Prot)> {
+pub(super) fn mapped(op: &Op) -> Option<(Mapped, Prot)> {
     let (range, prot, file_offset) = match *op {
         Op::Mmap { range, prot, .. } => (range, prot, None),
         Op::MapFile { range, prot, first_page, .. } => (range, prot, Some(first_page.wrapping_mul(PAGE))),
@@ -68,7 +91,8 @@ pub(crate) fn fit(calls: &[Op], faults: &[Fault], top: u64) -> i64 {
 
 impl Space {
     /// Puts the calls of an address space where its faults are.
-    pub(crate) fn new(calls: &[Op], faults: &[Fault], top: Option<u64>, has_kinds: bool, number: u32) -> Self {
+    pub(crate) fn new(told: Told<'_>, top: Option<u64>, number: u32) -> Self {
+        let Told { calls, faults, .. } = told;
         let mut layout = Layout::below(top);
         let ends = || calls.iter().filter_map(|op| if let Op::Brk { end } = op { Some(end.as_u64()) } else { None });
         let recorded_heap = ends().next();
@@ -86,22 +110,36 @@ impl Space {
             program_relro: None,
             interpreter_relro: None,
         };
-        let moved: Vec<Op> = {
-            let mut mover = Mover { layout: &mut layout, heap, faults, places: &mut places };
-            calls.iter().map(|op| mover.moved(op)).collect()
-        };
+        let moved = Mover { layout: &mut layout, heap, faults, places: &mut places }.all(calls);
         let image = image(faults, &places, number.wrapping_mul(2));
-        let mut space = Self { image, calls: moved, faults: Vec::new(), layout, heap };
-        space.order(faults, has_kinds);
+        let inherited = Vec::new();
+        let mut space = Self { image, inherited, calls: moved, faults: Vec::new(), layout, heap, places };
+        space.order(told);
+        space
+    }
+
+    /// A copy that fork made: it lies where its origin lay.
+    pub(crate) fn copy(told: Told<'_>, origin: Origin<'_>) -> Self {
+        let Origin { space: &Self { image, heap, ref places, .. }, faults, calls } = origin;
+        let (mut layout, mut places) = (Layout::below(origin.space.layout.top()), places.clone());
+        let mut mover = Mover { layout: &mut layout, heap, faults, places: &mut places };
+        let (inherited, moved) = (mover.all(calls), mover.all(told.calls));
+        let mut space = Self { image, inherited, calls: moved, faults: Vec::new(), layout, heap, places };
+        space.order(told);
         space
     }
 
     /// Finds the calls that each fault needs, and what an access was where the recording does not say.
-    fn order(&mut self, faults: &[Fault], has_kinds: bool) {
+    fn order(&mut self, told: Told<'_>) {
+        let Told { faults, has_kinds, .. } = told;
+        let mut forks = told.forks.iter().peekable();
         let mut areas = Known::of(self);
         let (mut done, mut owner) = (0, Vec::with_capacity(faults.len()));
         areas.stores_are_known = has_kinds;
         for fault in faults {
+            while forks.next_if(|fork| **fork <= fault.order).is_some() {
+                areas.fork();
+            }
             if !areas.explain(fault)
                 && let Some(next) =
                     (done..self.calls.len()).take(CALLS_AHEAD).find(|at| areas.would_explain(&self.calls[*at], fault))
@@ -174,6 +212,10 @@ struct Mover<'a> {
 }
 
 impl Mover<'_> {
+    fn all(&mut self, calls: &[Op]) -> Vec<Op> {
+        calls.iter().map(|op| self.moved(op)).collect()
+    }
+
     fn moved(&mut self, op: &Op) -> Op {
         let at = |address: u64| Gva::new_truncate(address);
         match *op {
@@ -228,153 +270,5 @@ impl Mover<'_> {
             there
         };
         Bytes { start: Gva::new_truncate(there), ..range }
-    }
-}
-
-/// What is mapped while calls and faults are put in order.
-struct Known {
-    /// By first address: the end, what is permitted, whether stores stay in the process, and a number.
-    areas: BTreeMap<u64, (u64, Prot, bool, usize)>,
-    numbers: usize,
-    heap: Option<u64>,
-    /// Whether a fault's kind is what the recording says.
-    stores_are_known: bool,
-    /// Pages that have faulted, with the area that they were in.
-    touched: BTreeSet<(usize, u64)>,
-}
-
-impl Known {
-    fn of(space: &Space) -> Self {
-        let mut known = Self {
-            areas: BTreeMap::new(),
-            numbers: 0,
-            heap: space.heap(),
-            stores_are_known: false,
-            touched: BTreeSet::new(),
-        };
-        let Some(image) = space.image else { return known };
-        for segments in [Some(image.program), image.interpreter].into_iter().flatten() {
-            let mut at = segments.start.as_u64();
-            let parts = [
-                (segments.headers, Prot::R),
-                (segments.text, Prot::RX),
-                (segments.constants, Prot::R),
-                (segments.data, Prot::RW),
-                (segments.zeros, Prot::RW),
-            ];
-            for (pages, prot) in parts {
-                known.insert(at, u64::from(pages) * PAGE, prot, true);
-                at += u64::from(pages) * PAGE;
-            }
-        }
-        known.insert(image.vdso.as_u64(), 2 * PAGE, Prot::RX, true);
-        let stack = u64::from(image.stack_pages) * PAGE;
-        known.insert(image.stack_top.as_u64() - stack, stack, Prot::RW, true);
-        known
-    }
-
-    fn insert(&mut self, start: u64, bytes: u64, prot: Prot, private: bool) {
-        let end = start.saturating_add(whole_pages(bytes));
-        self.cut(start, end);
-        if end > start {
-            self.areas.insert(start, (end, prot, private, self.numbers));
-            self.numbers += 1;
-        }
-    }
-
-    /// Removes a range; what was in it.
-    fn cut(&mut self, start: u64, end: u64) -> Vec<(u64, (u64, Prot, bool, usize))> {
-        let mut hit: Vec<_> = Vec::new();
-        for (first, area) in self.areas.range(..end).rev() {
-            if area.0 > start {
-                hit.push((*first, *area));
-            } else {
-                break;
-            }
-        }
-        let mut gone = Vec::new();
-        for (first, (last, prot, private, number)) in hit {
-            self.areas.remove(&first);
-            if first < start {
-                self.areas.insert(first, (start, prot, private, number));
-            }
-            if end < last {
-                self.areas.insert(end, (last, prot, private, number));
-            }
-            gone.push((first.max(start), (last.min(end), prot, private, number)));
-        }
-        gone
-    }
-
-    fn at(&self, address: u64) -> Option<(u64, Prot, bool, usize)> {
-        self.areas.range(..=address).next_back().map(|(_, area)| *area).filter(|area| address < area.0)
-    }
-
-    /// Whether what is mapped now explains a fault: it permits the access, and the page has not faulted for good.
-    fn explain(&self, fault: &Fault) -> bool {
-        self.at(fault.address).is_some_and(|(_, prot, _, number)| {
-            let again = self.touched.contains(&(number, fault.address / PAGE));
-            self.permits(prot, fault.kind) && (prot.write || !again)
-        })
-    }
-
-    fn permits(&self, prot: Prot, kind: AccessKind) -> bool {
-        match kind {
-            AccessKind::Fetch => prot.execute,
-            AccessKind::Write => prot.write || !self.stores_are_known,
-            AccessKind::Read => true,
-        }
-    }
-
-    /// Whether a call maps what a fault is on.
-    fn would_explain(&self, op: &Op, fault: &Fault) -> bool {
-        if let Op::Brk { end } = op {
-            return self.heap.is_some_and(|heap| (heap..end.as_u64()).contains(&fault.address));
-        }
-        mapped(op).is_some_and(|(mapping, prot)| {
-            let inside = fault.address.wrapping_sub(mapping.start) < whole_pages(mapping.bytes);
-            inside && self.permits(prot, fault.kind)
-        })
-    }
-
-    fn apply(&mut self, op: &Op) {
-        match *op {
-            Op::Mmap { range, prot, backing } => {
-                self.insert(range.start.as_u64(), range.bytes, prot, backing == Backing::AnonymousPrivate);
-            }
-            Op::MapFile { range, prot, sharing, .. } => {
-                self.insert(range.start.as_u64(), range.bytes, prot, sharing == Sharing::Private);
-            }
-            Op::Munmap { range } => {
-                self.cut(range.start.as_u64(), range.start.as_u64().saturating_add(whole_pages(range.bytes)));
-            }
-            Op::Mprotect { range, prot } => {
-                let start = range.start.as_u64();
-                for (first, (last, _, private, number)) in
-                    self.cut(start, start.saturating_add(whole_pages(range.bytes)))
-                {
-                    self.areas.insert(first, (last, prot, private, number));
-                }
-            }
-            Op::Brk { end } => {
-                if let Some(heap) = self.heap.filter(|heap| *heap < end.as_u64()) {
-                    let number = self.areas.get(&heap).map(|area| area.3);
-                    self.insert(heap, end.as_u64() - heap, Prot::RW, true);
-                    // It is the same heap: what faulted in it has faulted.
-                    if let (Some(number), Some(area)) = (number, self.areas.get_mut(&heap)) {
-                        area.3 = number;
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// Notes a fault: the area's number, and whether a store to it is permitted.
-    fn touch(&mut self, fault: &Fault) -> (usize, bool) {
-        let (number, writable) =
-            self.at(fault.address).map_or((usize::MAX, false), |(_, prot, _, number)| (number, prot.write));
-        self.touched.insert((number, fault.address / PAGE));
-        (number, writable)
     }
 }

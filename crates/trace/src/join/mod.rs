@@ -16,16 +16,17 @@
 
 mod collect;
 mod image;
+mod known;
 mod merge;
 mod place;
+mod play;
 mod turns;
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::path::Path;
 
-use memvirt_addr::{Acc, AccessKind, Gva};
-use memvirt_ops::process::{Batch, Op, ProcessId, Source};
+use memvirt_ops::process::{Batch, Op, Source};
 
 use crate::Malformed;
 use crate::bundle::{Bundle, Member, MemberReader, head_of, tar};
@@ -37,8 +38,9 @@ use crate::text::TextReader;
 use crate::text::perf::{Execs, Perf};
 use crate::text::strace::Strace;
 
-use collect::{Calls, Event, Fault};
-use merge::{Space, TOPS, fit};
+use collect::{Calls, Fault};
+use merge::{Origin, Space, TOPS, Told, fit};
+use play::Player;
 use turns::Recorded;
 pub use turns::{Party, Step, Turn};
 
@@ -287,14 +289,22 @@ fn joined(calls: &Calls, faults: &[Vec<Fault>], has_kinds: bool) -> Joined {
             own[event.space].push(event.op);
         }
     }
-    let distance = distance_of_tops(&own, faults);
+    let made = || (0..spaces).filter(|space| calls.copied[*space].is_none());
+    let distance = distance_of_tops(made().map(|space| (&own[space][..], &faults[space][..])).collect());
     let top = |faults: &[Fault]| Some(first_page(faults)?.saturating_sub(distance? * place::PAGE));
-    let spaces: Vec<Space> = own
-        .iter()
-        .zip(faults)
-        .zip(0u32..)
-        .map(|((calls, faults), number)| Space::new(calls, faults, top(faults), has_kinds, number))
-        .collect();
+    let forks: Vec<Vec<usize>> = (0..spaces).map(|space| forks_of(calls, faults, space)).collect();
+    let mut all: Vec<Space> = Vec::with_capacity(spaces);
+    for (space, number) in (0..spaces).zip(0u32..) {
+        let told = Told { calls: &own[space], faults: &faults[space], forks: &forks[space], has_kinds };
+        // A copy comes after what it is a copy of.
+        all.push(match calls.origin(space) {
+            Some((origin, inherited)) if origin < space => {
+                Space::copy(told, Origin { space: &all[origin], faults: &faults[origin], calls: &inherited })
+            }
+            _ => Space::new(told, top(&faults[space]), number),
+        });
+    }
+    let spaces = all;
     let found = Found {
         spaces: spaces.len() as u64,
         faults: faults.iter().map(|faults| faults.len() as u64).sum(),
@@ -303,6 +313,14 @@ fn joined(calls: &Calls, faults: &[Vec<Fault>], has_kinds: bool) -> Joined {
         elsewhere: spaces.iter().map(|space| space.layout.elsewhere).sum(),
     };
     Joined { batches: Player::new(spaces).play(&calls.events), found }
+}
+
+/// The numbers of the first faults of the copies of a space, ascending.
+fn forks_of(calls: &Calls, faults: &[Vec<Fault>], space: usize) -> Vec<usize> {
+    let copies = calls.copied.iter().zip(faults).filter(|(of, _)| **of == Some(space));
+    let mut first: Vec<_> = copies.filter_map(|(_, faults)| Some(faults.first()?.order)).collect();
+    first.sort_unstable();
+    first
 }
 
 /// Whether an operation concerns memory areas.
@@ -323,154 +341,17 @@ fn first_page(faults: &[Fault]) -> Option<u64> {
     faults.first().map(|fault| fault.address / place::PAGE * place::PAGE)
 }
 
-/// How many pages the first one fetched lies above the top that mappings fill from, in all address spaces alike; `None` where
-/// the recorded addresses are those of the faults, as without randomization.
-fn distance_of_tops(calls: &[Vec<Op>], faults: &[Vec<Fault>]) -> Option<u64> {
+/// How many pages the first one fetched lies above the top that mappings fill from, in all address spaces that exec made, whose
+/// calls and faults are given, alike.
+fn distance_of_tops(each: Vec<(&[Op], &[Fault])>) -> Option<u64> {
     let total = |top: &dyn Fn(&[Fault]) -> Option<u64>| -> i64 {
-        let each = calls.iter().zip(faults);
-        each.map(|(calls, faults)| top(faults).map_or(0, |top| fit(calls, faults, top))).sum()
+        each.iter().map(|(calls, faults)| top(faults).map_or(0, |top| fit(calls, faults, top))).sum()
     };
     let best = (0..TOPS).max_by_key(|distance| {
         let top = |faults: &[Fault]| Some(first_page(faults)?.saturating_sub(distance * place::PAGE));
         (total(&top), std::cmp::Reverse(*distance))
     })?;
     Some(best)
-}
-
-/// Plays the operations in strace's order, the faults of each address space between them.
-struct Player {
-    spaces: Vec<Space>,
-    /// How many calls and faults of each have been played.
-    calls: Vec<usize>,
-    faults: Vec<usize>,
-    /// The last address space made.
-    made: usize,
-    batches: VecDeque<Batch>,
-}
-
-impl Player {
-    fn new(spaces: Vec<Space>) -> Self {
-        let zeros = vec![0; spaces.len()];
-        Self { calls: zeros.clone(), faults: zeros, made: 0, spaces, batches: VecDeque::new() }
-    }
-
-    fn play(mut self, events: &[Event]) -> VecDeque<Batch> {
-        let mut running = ProcessId::FIRST;
-        // A child that has its parent's address space, the parent, and what strace has it do before the child's exec.
-        let mut lent: Option<(ProcessId, ProcessId, Vec<Event>)> = None;
-        for (at, event) in events.iter().enumerate() {
-            if let Op::Switch { to } = event.op {
-                running = to;
-            }
-            if let Some((child, parent, held)) = &mut lent {
-                // The kernel lets the parent go on within the child's exec, before strace prints that this has returned.
-                if running == *parent {
-                    held.push(*event);
-                    continue;
-                }
-                if (event.op == Op::Switch { to: *child }) && !held.is_empty() {
-                    continue;
-                }
-            }
-            self.one(events, at);
-            let (child, parent) = match event.op {
-                Op::Vfork { child } => {
-                    lent = Some((child, running, Vec::new()));
-                    continue;
-                }
-                Op::Exec | Op::Exit => match lent.take_if(|(child, ..)| *child == running) {
-                    Some((child, parent, held)) if !held.is_empty() => {
-                        held.iter().for_each(|event| self.late(event));
-                        (child, parent)
-                    }
-                    _ => continue,
-                },
-                _ => continue,
-            };
-            if event.op == Op::Exec {
-                self.push(Op::Switch { to: child });
-            } else {
-                running = parent;
-            }
-        }
-        for space in 0..self.spaces.len() {
-            self.touch(space, usize::MAX, usize::MAX);
-        }
-        self.batches
-    }
-
-    /// An event that was held back.
-    fn late(&mut self, event: &Event) {
-        if matters(&event.op) { self.call(event) } else { self.push(event.op) }
-    }
-
-    fn one(&mut self, events: &[Event], at: usize) {
-        let event = &events[at];
-        match event.op {
-            Op::Exec => {
-                self.made = self.made.max(event.space);
-                let image = self.spaces[event.space].image;
-                self.push(image.map_or(Op::Exec, |image| Op::Load { image }));
-            }
-            Op::Exit => {
-                // After a vfork the space is the parent's, which goes on in it.
-                if is_last_of(events, at) {
-                    self.touch(event.space, usize::MAX, usize::MAX);
-                }
-                self.push(event.op);
-            }
-            Op::Fork { .. } | Op::Vfork { .. } => {
-                // What the parent did before the child began.
-                let child = self.spaces.get(self.made + 1).and_then(|space| space.faults.first());
-                let before = child.map_or(usize::MAX, |(_, fault)| fault.order);
-                self.touch(event.space, self.calls[event.space], before);
-                self.made += usize::from(matches!(event.op, Op::Fork { .. }));
-                self.push(event.op);
-            }
-            op if matters(&op) => self.call(event),
-            op => self.push(op),
-        }
-    }
-
-    /// A call that concerns areas, after the faults that do not need it.
-    fn call(&mut self, event: &Event) {
-        let number = self.calls[event.space];
-        self.touch(event.space, number, usize::MAX);
-        self.calls[event.space] = number + 1;
-        let moved = self.spaces[event.space].calls.get(number).copied();
-        self.push(moved.unwrap_or(event.op));
-    }
-
-    fn push(&mut self, op: Op) {
-        self.batches.push_back(Batch { then: Some(op), ..Batch::default() });
-    }
-
-    /// The faults of a space that need at most `calls` of its calls and come before fault number `before` of the recording.
-    fn touch(&mut self, space: usize, calls: usize, before: usize) {
-        let from = self.faults[space];
-        let rest = &self.spaces[space].faults[from..];
-        let ready = rest.iter().take_while(|(needed, fault)| *needed <= calls && fault.order < before);
-        let run: Vec<Acc> = ready.filter_map(|(_, fault)| access(fault)).collect();
-        let count = rest.iter().take_while(|(needed, fault)| *needed <= calls && fault.order < before).count();
-        self.faults[space] = from + count;
-        for part in run.chunks(Batch::CAPACITY) {
-            // An access is at least one instruction; more is not known.
-            self.batches.push_back(Batch { run: part.to_vec(), instructions: part.len() as u64, then: None });
-        }
-    }
-}
-
-/// Whether nothing happens in an address space after event number `at`.
-fn is_last_of(events: &[Event], at: usize) -> bool {
-    let space = events[at].space;
-    !events[at + 1..].iter().any(|event| event.space == space && !matches!(event.op, Op::Switch { .. }))
-}
-
-fn access(fault: &Fault) -> Option<Acc> {
-    let gva = Gva::try_new(fault.address).ok()?;
-    Some(match fault.kind {
-        AccessKind::Fetch | AccessKind::Read | AccessKind::Write => Acc::user(gva, fault.kind),
-    })
 }
 
 impl Source for Joined {

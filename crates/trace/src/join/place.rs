@@ -55,6 +55,11 @@ impl Layout {
         Self { recorded_top: None, top, taken: BTreeMap::new(), pieces: BTreeMap::new(), elsewhere: 0 }
     }
 
+    /// Below what mappings are placed, where that is another run's.
+    pub(crate) const fn top(&self) -> Option<u64> {
+        self.top
+    }
+
     /// The address of the recorded address `at` in the other run, where something is mapped there.
     pub(crate) fn translate(&self, at: u64) -> Option<u64> {
         let (start, piece) = self.pieces.range(..=at).next_back()?;

@@ -84,6 +84,10 @@ fn is_fault(event: &[u8]) -> bool {
     matches!(name, b"page-faults" | b"faults" | b"minor-faults" | b"major-faults")
 }
 
+/// The first address of the upper half. Who may see the kernel records its faults too, as when it copies arguments for a new
+/// program; those of the program are what `page-faults:u` and the kernel's `page_fault_user` count.
+const KERNEL: u64 = 1 << 63;
+
 /// Whether an instruction at `pointer` faults at `address` by being fetched: at its first byte, or at the page that its other
 /// bytes lie in. An instruction has 15 bytes at most (Intel SDM volume 2, section 2.3.11).
 const fn is_fetch(address: u64, pointer: u64) -> bool {
@@ -217,6 +221,10 @@ impl Perf {
         let mut numbers = words(line.fields);
         let address = numbers.next().and_then(hex).ok_or(FIELDS)?;
         let pointer = numbers.next().and_then(hex).ok_or(FIELDS)?;
+        if pointer >= KERNEL {
+            timeline.tally.remarks += 1;
+            return Ok(());
+        }
         self.act(line, timeline);
         self.look_at_name(line, timeline);
         let page = (line.task, address >> 12);
@@ -341,7 +349,7 @@ fn flush_reason(fields: &[u8]) -> Option<&[u8]> {
 impl Grammar for Perf {
     const NAME: &'static str = "perf script";
     const MADE_BY: &'static str =
-        "perf record -e page-faults -d PROGRAM; perf script -F comm,pid,time,event,addr,ip > FILE";
+        "perf record -e page-faults:u -c 1 -d PROGRAM; perf script -F comm,pid,time,event,addr,ip > FILE";
 
     fn line(&mut self, text: &[u8], timeline: &mut Timeline) -> Result<(), &'static str> {
         if text.starts_with(b"#") {

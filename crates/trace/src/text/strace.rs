@@ -288,6 +288,8 @@ impl Grammar for Strace {
                     _ => {}
                 }
             }
+            // The process ended where the call began; the line only says that nothing came back.
+            Line::Resumed { name, .. } if matches!(call(name), Some(EXIT | EXIT_GROUP)) => timeline.tally.remarks += 1,
             Line::Resumed { name, rest, result } => {
                 let Some(open) = self.open.remove(&who.unwrap_or(0)).filter(|open| open.name == name) else {
                     return Err("the call that is resumed, on an earlier line");
