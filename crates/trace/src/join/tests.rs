@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use memvirt_addr::AccessKind;
 use memvirt_ops::process::{Batch, Op, ProcessId, Source};
 
 use super::{Pair, Party, Replay, Step};
@@ -81,6 +82,49 @@ fn texts_without_sense_are_joined_without_panic() {
             }
         }
     }
+}
+
+/// A parent stores to a page, forks, and both store to it again; then the parent gives it back and stores once more.
+const CALLS_OF_A_COPY: &str = "7 execve(\"/bin/a\", [], 0x7 /* 1 var */) = 0
+7 mmap(NULL, 8192, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x7f00000fe000
+7 clone(child_stack=NULL, flags=SIGCHLD) = 8
+8 exit_group(0 <unfinished ...>
+8 <... exit_group resumed>) = ?
+7 wait4(8, NULL, 0, NULL) = 8
+7 madvise(0x7f00000fe000, 4096, MADV_DONTNEED) = 0
+7 exit_group(0) = ?
+";
+const FAULTS_OF_A_COPY: &str = "a 9 1.1: page-faults:u: 7f0010104b70 7f0010104b70
+a 9 1.2: page-faults:u: 401000 401000
+a 9 1.3: page-faults: 7ffc97800000 ffffffff81b75d98
+a 9 1.4: page-faults:u: 7f00100fe010 401010
+a 10 1.5: page-faults:u: 401020 401020
+a 10 1.6: page-faults:u: 7f00100fe010 401030
+a 9 1.7: page-faults:u: 7f00100fe010 401040
+a 9 1.8: page-faults:u: 7f00100fe010 401050
+";
+
+#[test]
+fn a_copy_lies_where_its_parent_does_and_what_faults_anew_was_stored_to_each_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let pair = pair(folder.path(), CALLS_OF_A_COPY, FAULTS_OF_A_COPY);
+    assert_eq!(pair.malformed().0, 0, "{:?}", pair.malformed());
+    let mut joined = pair.join("faults.txt").unwrap();
+    assert_eq!((joined.found.spaces, joined.found.faults), (2, 7), "the kernel's own fault is none of the program's");
+    assert_eq!(joined.found.unplaced, 0, "{:?}", joined.found);
+    let (mut batch, mut page, mut at_discard) = (Batch::default(), Vec::new(), 0);
+    while joined.next_batch(&mut batch).unwrap() {
+        page.extend(batch.run.iter().filter(|access| access.gva().as_u64() == 0x7f00_100f_e010).map(|a| a.kind()));
+        if let Some(Op::Discard { range }) = batch.then {
+            assert_eq!(range.start.as_u64(), 0x7f00_100f_e000);
+            at_discard = page.len();
+        }
+    }
+    assert_eq!(
+        (page, at_discard),
+        (vec![AccessKind::Write; 4], 3),
+        "the last store comes after the page was given back"
+    );
 }
 
 /// Two processes at once: the child goes to a second CPU while its parent runs on, and both leave to others.
