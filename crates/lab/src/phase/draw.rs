@@ -57,7 +57,8 @@ impl Phase {
         let mut series = Vec::new();
         for known in [false, true] {
             for (i, (ink, name, _)) in CLASSES.iter().enumerate() {
-                let mine: Vec<_> = self.samples.iter().filter(|s| s.known == known && class(s.advantage) == i).collect();
+                let mine: Vec<_> =
+                    self.samples.iter().filter(|s| s.known == known && class(s.advantage) == i).collect();
                 let points = mine.iter().map(|s| (s.misses, s.updates)).collect();
                 let (mark, name) = if known { (Mark::Dots, "") } else { (Mark::Squares, *name) };
                 let mut one = Series::new(*ink, name, mark, points);

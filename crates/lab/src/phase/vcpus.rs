@@ -189,9 +189,8 @@ impl VcpuPhase {
         threads: Option<NonZeroUsize>,
     ) -> Result<Self, LabError> {
         let (knobs, rounds) = grid(size);
-        let one = |knobs: &Knobs| {
-            Point { knobs: *knobs, rounds, vcpus: vcpus.to_vec(), machine: machine.clone() }.run()
-        };
+        let one =
+            |knobs: &Knobs| Point { knobs: *knobs, rounds, vcpus: vcpus.to_vec(), machine: machine.clone() }.run();
         let all = || knobs.par_iter().with_max_len(1).map(one).collect::<Result<Vec<_>, LabError>>();
         let mut samples = on_threads(threads, knobs.len(), all)??.concat();
         samples.sort_by_key(|sample| sample.vcpus);
