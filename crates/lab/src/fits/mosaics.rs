@@ -4,7 +4,7 @@
 //! linear models are calibrated by the two runs at the ends, all of the one and all of the other; Mosmodel by all runs but the one
 //! that it is asked about. All of them take counters of the run that they predict. Ours takes one run, that with 4 KiB pages, for
 //! the time that is no translation and for what an entry of each level costs, and has walks, second-level hits and references
-//! predicted from the stream ([`stream`](super::stream)): no counter of the run that is asked about.
+//! predicted from the stream (module `stream`): no counter of the run that is asked about.
 
 use std::collections::BTreeMap;
 
