@@ -36,7 +36,7 @@ fn what_no_footprint_has_is_refused() {
         ("--sparse 0", "share"),
         ("--dense --sparse", "cannot be used with"),
         ("--shadow-page-limit 63", "64"),
-        ("--workload churn --processes 4", "residents"),
+        ("--workload churn --dense", "residents"),
     ] {
         let ran = memvirt(&format!("footprint {args}"));
         assert!(ran.status == 2 && ran.stderr.contains(word), "{args}: {}", ran.stderr);

@@ -191,12 +191,24 @@ fn bad_fields_of_a_workload_file_are_named_with_their_line() {
 #[test]
 fn results_are_printed_before_an_unwritable_report_fails() {
     let folder = TempDir::new().unwrap();
-    fs::write(folder.path().join("file"), "in the way").unwrap();
-    let args = "compare --workload touch-and-free --scale 0.01 --regimes native --out file";
+    fs::create_dir_all(folder.path().join("out/index.html")).unwrap();
+    let args = "compare --workload touch-and-free --scale 0.01 --regimes native --out out";
     let ran = memvirt_in(folder.path(), args.split(' '));
     assert_eq!(ran.status, 2);
     assert!(ran.stdout.contains("= cycles"), "{}", ran.stdout);
-    assert!(ran.stderr.starts_with("memvirt: error: cannot write the report: file"), "{}", ran.stderr);
+    assert!(ran.stderr.starts_with("memvirt: error: cannot write the report: out"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_found_before_the_work() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("file"), "in the way").unwrap();
+    let work = ["compare --workload zipf", "scale --workload zipf", "footprint", "report --quick"];
+    for words in work {
+        let ran = memvirt_in(folder.path(), words.split(' ').chain(["--out", "file"]));
+        assert_eq!((ran.status, ran.stdout.as_str()), (2, ""), "{words}");
+        assert!(ran.stderr.starts_with("memvirt: error: cannot make the folder file"), "{words}: {}", ran.stderr);
+    }
     assert_eq!(fs::read_to_string(folder.path().join("file")).unwrap(), "in the way");
 }
 

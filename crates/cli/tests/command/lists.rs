@@ -28,7 +28,7 @@ fn machines_show_every_figure_with_its_source_and_mark_estimates() {
         assert_eq!(&memvirt(&format!("machines {name} --format json")).json(), machine);
         let table = memvirt(&format!("machines {name}")).stdout;
         let mut seen = 0;
-        for section in ["walk_caches", "caches", "base", "translation", "exits", "work"] {
+        for section in ["walk_caches", "caches", "base", "translation", "exits", "work", "smp"] {
             figures(&machine[section], "", &mut |name, figure| {
                 let source = figure["source"].as_str().unwrap();
                 let start = format!("{section} {name} ");

@@ -24,7 +24,7 @@ fn many_misses_favour_shadow_paging_and_many_updates_nested_paging() {
     assert!(ratio(least) < line && line < ratio(most), "{line}");
     let folder = dir.path().join("o/phase-skylake-sp");
     let table = fs::read(folder.join("phase-quick.csv")).unwrap();
-    let figure = fs::read_to_string(folder.join("shadow-kvm/figures/phase.svg")).unwrap();
+    let figure = fs::read_to_string(folder.join("shadow-kvm/figures/phase-plane.svg")).unwrap();
     assert!(figure.contains("TLB misses for 1000 instructions") && figure.contains("kernel-build"));
     let other = TempDir::new().unwrap();
     let two = memvirt_in(other.path(), words.into_iter().chain(["2"]));
