@@ -103,15 +103,23 @@ impl Parts {
         }
     }
 
-    /// The run in `n` groups of parts, one after the other; none where there are fewer parts.
+    /// The run in `n` groups of parts of about equal time, one after the other; none where the parts are too few or too long for
+    /// each group to hold one.
     #[must_use]
     pub fn groups(&self, n: usize) -> Vec<Part> {
-        let parts = self.done.len();
-        if n == 0 || parts < n {
-            return Vec::new();
+        let whole: u64 = self.done.iter().map(|part| part.cycles).sum();
+        let mut groups = vec![Part::default(); n];
+        let mut before = 0;
+        for part in &self.done {
+            // A part belongs to the group that holds its middle.
+            let middle = u128::from(before + part.cycles / 2);
+            let at = usize::try_from(middle * n as u128 / u128::from(whole.max(1))).unwrap_or(usize::MAX);
+            if let Some(group) = groups.get_mut(at) {
+                *group = group.join(*part);
+            }
+            before += part.cycles;
         }
-        let group = |i: usize| &self.done[i * parts / n..(i + 1) * parts / n];
-        (0..n).map(|i| group(i).iter().fold(Part::default(), |a, b| a.join(*b))).collect()
+        if groups.iter().all(|group| group.cycles > 0) { groups } else { Vec::new() }
     }
 
     /// The first half of the run and the second, as near as the parts come to that.
