@@ -80,6 +80,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         &[
             "memvirt-addr",
             "memvirt-alternatives",
+            "memvirt-census",
             "memvirt-costmodel",
             "memvirt-machine",
             "memvirt-nested",
