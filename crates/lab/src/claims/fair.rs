@@ -10,6 +10,7 @@ use memvirt_machine::{FrameOrder, RegimeKind, TableFrames};
 use memvirt_workload::{Measured, Workload};
 use serde::Serialize;
 
+use super::evidence::REGIMES;
 use super::task::Task;
 use crate::comparison::Comparison;
 use crate::switches::Overrides;
@@ -42,15 +43,6 @@ pub(crate) const FAIR: [&str; 23] = [
 ];
 
 pub(crate) const THREE: [RegimeKind; 3] = [RegimeKind::Native, RegimeKind::ShadowKvm61, RegimeKind::NestedEpt];
-
-const SIX: [RegimeKind; 6] = [
-    RegimeKind::Native,
-    RegimeKind::ShadowWriteProtect,
-    RegimeKind::ShadowLazyFill,
-    RegimeKind::ShadowVtlb,
-    RegimeKind::ShadowKvm61,
-    RegimeKind::NestedEpt,
-];
 
 /// The same workloads under three settings, and what single switches make of a few of them.
 #[derive(Debug, Serialize)]
@@ -109,7 +101,7 @@ fn switches() -> Vec<Overrides> {
 pub(crate) fn plain_tasks() -> Vec<Task> {
     let regimes = |name| {
         let steady = Workload::find(name).is_ok_and(|workload| workload.measured() == Measured::Steady);
-        if steady { THREE.to_vec() } else { SIX.to_vec() }
+        if steady { THREE.to_vec() } else { REGIMES.to_vec() }
     };
     FAIR.iter().map(|name| Task::timed(name, &regimes(name), PLAIN)).collect()
 }

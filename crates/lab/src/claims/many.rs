@@ -9,11 +9,12 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::evidence::{Done, Effort};
+use super::fair::THREE;
 use crate::error::LabError;
 use crate::footprint::{FootprintPlan, FootprintTable, Use};
 use crate::phase::{Phase, VcpuPhase};
 use crate::plan::{Plan, Size};
-use crate::scale::{Interrupts, QUANTUM, SLICE, STAGGER, ScalePlan, ScaleTable, Sharing};
+use crate::scale::{Interrupts, ScalePlan, ScaleTable, Sharing};
 use crate::switches::Overrides;
 
 /// A workload on more and more vCPUs.
@@ -52,7 +53,6 @@ pub struct Many {
 }
 
 const KVM: RegimeKind = RegimeKind::ShadowKvm61;
-const THREE: [RegimeKind; 3] = [RegimeKind::Native, KVM, RegimeKind::NestedEpt];
 
 /// One of the things to be run.
 #[derive(Clone, Copy)]
@@ -219,7 +219,7 @@ impl Scale {
         let workload = self.footprint.map_or(Ok(workload.clone()), |bytes| workload.with_footprint(bytes))?;
         let list = |items: Vec<String>| items.join(",");
         let mut command = format!(
-            "memvirt scale --workload {} --vcpus {} --regimes {} --scale {factor}",
+            "memvirt scale --workload {} --vcpus {} --regimes {} --scale {factor} --interrupts exiting",
             self.workload,
             list(vcpus.iter().map(u16::to_string).collect()),
             list(regimes.iter().map(RegimeKind::to_string).collect())
@@ -235,25 +235,10 @@ impl Scale {
         }
         command += &format!(" --machine {}", machine.name);
         let plan = ScalePlan {
-            workload,
-            regimes,
-            vcpus,
             sharing: self.sharing,
-            vms: 1,
-            physical_cpus: None,
-            processes: None,
-            quantum: QUANTUM,
-            latencies: None,
-            slice: SLICE,
             interrupts: Interrupts::Exiting,
-            overrides: Overrides::default(),
-            machine: machine.clone(),
-            seed: 0,
             measure: Measure { warm_up_accesses: self.warm_up, prefault: self.warm_up > 0, ..Measure::default() },
-            stagger: STAGGER,
-            check: false,
-            threads: None,
-            command,
+            ..ScalePlan::usual(workload, regimes, vcpus, machine, command)
         };
         Ok(Scaled { id: self.id, title: self.title, table: plan.run()? })
     }

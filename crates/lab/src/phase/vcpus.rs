@@ -15,7 +15,7 @@ use crate::error::LabError;
 use crate::experiment::Experiment;
 use crate::input::Input;
 use crate::plan::Size;
-use crate::scale::{Interrupts, QUANTUM, SLICE, STAGGER, ScalePlan, ScaleTable, Sharing};
+use crate::scale::{ScalePlan, ScaleTable};
 use crate::switches::Overrides;
 use crate::table::csv_line;
 use crate::text::fraction;
@@ -140,27 +140,9 @@ impl Point {
             measure.warm_up_accesses,
             self.machine.name
         );
-        Ok(ScalePlan {
-            workload: self.workload()?,
-            regimes: vec![SHADOW, RegimeKind::NestedEpt],
-            vcpus: self.vcpus.clone(),
-            sharing: Sharing::Tenants,
-            vms: 1,
-            physical_cpus: None,
-            processes: None,
-            quantum: QUANTUM,
-            latencies: None,
-            slice: SLICE,
-            interrupts: Interrupts::Exiting,
-            overrides: Overrides::default(),
-            machine: self.machine.clone(),
-            seed: 0,
-            measure,
-            stagger: STAGGER,
-            check: false,
-            threads: None,
-            command,
-        })
+        let regimes = vec![SHADOW, RegimeKind::NestedEpt];
+        let usual = ScalePlan::usual(self.workload()?, regimes, self.vcpus.clone(), &self.machine, command);
+        Ok(ScalePlan { measure, ..usual })
     }
 }
 

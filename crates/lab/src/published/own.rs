@@ -13,7 +13,7 @@ use crate::error::LabError;
 use crate::experiment::Experiment;
 use crate::footprint::{FootprintPlan, FootprintTable, Use as Used};
 use crate::input::Input;
-use crate::scale::{Interrupts, QUANTUM, SLICE, STAGGER, ScalePlan, ScaleTable, Sharing};
+use crate::scale::{ScalePlan, ScaleTable};
 use crate::switches::Overrides;
 use crate::walk_latency::WalkLatency;
 
@@ -132,28 +132,8 @@ fn scaled(effort: Effort, machine: &MachineSpec) -> Result<ScaleTable, LabError>
         list.join(","),
         machine.name
     );
-    let plan = ScalePlan {
-        workload: Workload::find("touch-and-free")?.scaled(factor)?,
-        regimes,
-        vcpus,
-        sharing: Sharing::Tenants,
-        vms: 1,
-        physical_cpus: None,
-        processes: None,
-        quantum: QUANTUM,
-        latencies: None,
-        slice: SLICE,
-        interrupts: Interrupts::Exiting,
-        overrides: Overrides::default(),
-        machine: machine.clone(),
-        seed: 0,
-        measure: Measure::default(),
-        stagger: STAGGER,
-        check: false,
-        threads: None,
-        command,
-    };
-    plan.run()
+    let workload = Workload::find("touch-and-free")?.scaled(factor)?;
+    ScalePlan::usual(workload, regimes, vcpus, machine, command).run()
 }
 
 fn dense(machine: &MachineSpec) -> Result<FootprintTable, LabError> {

@@ -112,6 +112,38 @@ struct Bed {
 }
 
 impl ScalePlan {
+    /// A plan with all that a command leaves out where no flag is given: an instance for each vCPU of one machine, fixed times and
+    /// interrupts as the machine has them.
+    pub(crate) fn usual(
+        workload: Workload,
+        regimes: Vec<RegimeKind>,
+        vcpus: Vec<u16>,
+        machine: &MachineSpec,
+        command: String,
+    ) -> Self {
+        Self {
+            workload,
+            regimes,
+            vcpus,
+            sharing: Sharing::Tenants,
+            vms: 1,
+            physical_cpus: None,
+            processes: None,
+            quantum: QUANTUM,
+            latencies: None,
+            slice: SLICE,
+            interrupts: machine.smp_times().interrupts,
+            overrides: Overrides::default(),
+            machine: machine.clone(),
+            seed: 0,
+            measure: Measure::default(),
+            stagger: STAGGER,
+            check: false,
+            threads: None,
+            command,
+        }
+    }
+
     /// Runs every point. The run with one vCPU, which the models are fed from, is made whether it is asked for or not.
     ///
     /// # Errors

@@ -3,26 +3,14 @@ use super::*;
 fn plan(workload: &str, accesses: f64, regimes: &[&str], vcpus: &[u16]) -> ScalePlan {
     let workload = Workload::find(workload).unwrap();
     let factor = accesses / workload.facts().accesses.value() as f64;
+    let machine = MachineSpec::load(MachineSpec::DEFAULT).unwrap();
+    let regimes = regimes.iter().map(|name| name.parse().unwrap()).collect();
+    let workload = workload.scaled(factor).unwrap();
     ScalePlan {
-        workload: workload.scaled(factor).unwrap(),
-        regimes: regimes.iter().map(|name| name.parse().unwrap()).collect(),
-        vcpus: vcpus.to_vec(),
-        sharing: Sharing::Tenants,
-        vms: 1,
-        physical_cpus: None,
-        processes: None,
-        quantum: QUANTUM,
-        latencies: None,
-        slice: SLICE,
         interrupts: Interrupts::Exiting,
         overrides: Overrides { memory_bytes: Some(4 << 30), ..Overrides::default() },
-        machine: MachineSpec::load(MachineSpec::DEFAULT).unwrap(),
         seed: 1,
-        measure: Measure::default(),
-        stagger: STAGGER,
-        check: false,
-        threads: None,
-        command: "memvirt scale".to_owned(),
+        ..ScalePlan::usual(workload, regimes, vcpus.to_vec(), &machine, "memvirt scale".to_owned())
     }
 }
 
