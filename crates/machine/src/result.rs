@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 use crate::measure::{Measure, Mode};
 use crate::price::Cycles;
 use crate::regime::{HostConfig, RegimeKind};
+use crate::run::Setup;
 use memvirt_guest::{GuestConfig, GuestStats};
 
 pub(crate) fn page_size<S: Serializer>(size: &PageSize, serializer: S) -> Result<S::Ok, S::Error> {
@@ -135,7 +136,9 @@ pub struct TableCounts {
 }
 
 impl TableCounts {
-    pub(crate) fn new(guest: u64, below: TableBytes, peak: u64) -> Self {
+    /// Of a guest's tables and of those below them; `peak` is the most of all of them.
+    #[must_use]
+    pub fn new(guest: u64, below: TableBytes, peak: u64) -> Self {
         let TableBytes { shadow, nested, metadata, .. } = below;
         Self { guest, shadow, nested, metadata, total: guest + shadow + nested + metadata, peak }
     }
@@ -205,6 +208,19 @@ impl NestedVirtCounts {
     }
 }
 
+/// What several vCPUs did beside each other, in simulated time.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct SmpCounts {
+    /// Cycles until the last vCPU had ended.
+    pub end: u64,
+    /// The share of that time for which the MMU lock was held.
+    pub lock_utilization: f64,
+    /// Interrupts that the guest sent to flush translations or to end threads.
+    pub shootdowns: u64,
+    /// vCPUs that they were sent to.
+    pub interrupted: u64,
+}
+
 /// What one run counted.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RunResult {
@@ -246,6 +262,9 @@ pub struct RunResult {
     /// Where hypervisors are nested: what their exits come to; `exits` counts how often the innermost guest stopped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nested_virt: Option<NestedVirtCounts>,
+    /// Where there are several vCPUs: what they did beside each other. All other counts are the sums of all vCPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub smp: Option<SmpCounts>,
     /// What the hypervisor's handlers did.
     pub work: memvirt_platform::Work,
     /// What the guest did; equal under every regime.
@@ -253,6 +272,49 @@ pub struct RunResult {
 }
 
 impl RunResult {
+    /// The result of a run with one vCPU, from what it counted.
+    #[must_use]
+    pub fn new(
+        setup: &Setup,
+        outcome: Outcome,
+        counters: &Counters,
+        guest: GuestStats,
+        table_bytes: TableCounts,
+        stale: Stale,
+        cycles: Cycles,
+    ) -> Self {
+        let refs = counters.refs;
+        Self {
+            regime: setup.regime,
+            mode: setup.measure.mode,
+            switches: Switches { guest: setup.guest, host: setup.host, measure: setup.measure, vcpus: 1 },
+            outcome,
+            accesses: counters.accesses,
+            tlb: TlbCounts { l1_hits: counters.l1_hits, l2_hits: counters.l2_hits, misses: counters.misses },
+            walks: counters.walks,
+            walk_refs: RefCounts {
+                guest: refs.guest,
+                shadow: refs.shadow,
+                host: refs.host,
+                total: refs.total(),
+                longest: counters.max_walk_refs,
+            },
+            ad_updates: counters.ad_updates,
+            ad_updates_nested: counters.ad_updates_nested,
+            walk_caches: setup.host.walk_caches.then(|| counters.caches.into()),
+            tlb_flushes: counters.tlb_flushes,
+            exits: exits(counters),
+            guest_page_faults: counters.guest_page_faults,
+            table_bytes,
+            stale,
+            cycles,
+            nested_virt: NestedVirtCounts::of(counters),
+            smp: None,
+            work: counters.work,
+            guest,
+        }
+    }
+
     /// References of the average walk, 0 where there was none.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
@@ -267,7 +329,7 @@ impl RunResult {
     }
 }
 
-pub(crate) fn exits(counters: &Counters) -> BTreeMap<&'static str, u64> {
+fn exits(counters: &Counters) -> BTreeMap<&'static str, u64> {
     let mut exits: BTreeMap<_, _> = ExitReason::ALL
         .iter()
         .map(|reason| (reason.key(), counters.exits_for(*reason)))

@@ -8,7 +8,7 @@ use memvirt_platform::{Ledger, Platform, TimingSpec};
 use crate::measure::{Measure, Mode};
 use crate::price::price;
 use crate::regime::{Bench, Hardware, HostConfig, RegimeKind, Shape, build};
-use crate::result::{NestedVirtCounts, Outcome, RefCounts, RunResult, Stale, Switches, TableCounts, TlbCounts, exits};
+use crate::result::{Outcome, RunResult, Stale, TableCounts};
 use crate::spec::{MachineError, MachineSpec};
 use crate::watch::Watch;
 use memvirt_guest::{Guest, GuestConfig, GuestStats, Halted};
@@ -206,35 +206,9 @@ impl Recorder {
         let (stale, violations) = tally.map_or((Stale::default(), Vec::new()), |(tally, violations)| {
             (Stale { checked: true, allowed: tally.allowed, broken: tally.violations() }, violations)
         });
-        let refs = counters.refs;
-        let result = RunResult {
-            regime: setup.regime,
-            mode: setup.measure.mode,
-            switches: Switches { guest: setup.guest, host: setup.host, measure: setup.measure, vcpus: 1 },
-            outcome,
-            accesses: counters.accesses,
-            tlb: TlbCounts { l1_hits: counters.l1_hits, l2_hits: counters.l2_hits, misses: counters.misses },
-            walks: counters.walks,
-            walk_refs: RefCounts {
-                guest: refs.guest,
-                shadow: refs.shadow,
-                host: refs.host,
-                total: refs.total(),
-                longest: counters.max_walk_refs,
-            },
-            ad_updates: counters.ad_updates,
-            ad_updates_nested: counters.ad_updates_nested,
-            walk_caches: setup.host.walk_caches.then(|| counters.caches.into()),
-            tlb_flushes: counters.tlb_flushes,
-            exits: exits(&counters),
-            guest_page_faults: counters.guest_page_faults,
-            table_bytes: TableCounts::new(guest_tables, below, self.peak),
-            stale,
-            cycles: price(&setup.machine, &counters, &guest, self.ledger.served.as_deref()),
-            nested_virt: NestedVirtCounts::of(&counters),
-            work: counters.work,
-            guest,
-        };
+        let tables = TableCounts::new(guest_tables, below, self.peak);
+        let cycles = price(&setup.machine, &counters, &guest, self.ledger.served.as_deref());
+        let result = RunResult::new(setup, outcome, &counters, guest, tables, stale, cycles);
         Finished { result, input_error, violations }
     }
 }

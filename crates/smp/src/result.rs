@@ -43,8 +43,12 @@ pub struct Run {
     pub guest_tables: u64,
     /// Bytes of tables below them at the end.
     pub tables: TableBytes,
+    /// Bytes of all these tables at most; sampled after batches.
+    pub peak: u64,
     /// Broken translations, where the oracle watched.
     pub broken: Option<u64>,
+    /// Old translations that the architecture permits, where the oracle watched.
+    pub allowed: u64,
 }
 
 impl Default for Run {
@@ -61,7 +65,9 @@ impl Default for Run {
             interrupted: 0,
             guest_tables: 0,
             tables: TableBytes::default(),
+            peak: 0,
             broken: None,
+            allowed: 0,
         }
     }
 }

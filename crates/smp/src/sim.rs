@@ -91,7 +91,7 @@ fn check(bench: &mut Bench, run: &mut Run) -> Vec<String> {
     let tables = bench.platform().table_bytes();
     run.tables = tables;
     let Some((tally, violations)) = bench.tally() else { return Vec::new() };
-    run.broken = Some(tally.violations());
+    (run.broken, run.allowed) = (Some(tally.violations()), tally.allowed);
     violations
 }
 
@@ -303,6 +303,13 @@ impl<'a, S: Source> Driver<'a, S> {
         done
     }
 
+    /// Looks at how large all tables are.
+    fn sample(&mut self) {
+        let below = self.platform.table_bytes();
+        let guests: u64 = self.guests.iter().map(Guest::table_bytes).sum();
+        self.run.peak = self.run.peak.max(guests + below.shadow + below.nested + below.metadata);
+    }
+
     /// Enters what vCPU `i` did itself into the figures for models.
     fn account(&mut self, i: usize, steps: &[Step], accesses: u64) {
         let mut part = Part { accesses, ..Part::default() };
@@ -385,7 +392,9 @@ impl<S: Source> Program for Driver<'_, S> {
                 return false;
             }
         }
-        match self.execute(vcpu, steps) {
+        let done = self.execute(vcpu, steps);
+        self.sample();
+        match done {
             Ok(()) => true,
             Err(halted) => {
                 self.outcome = halted.into();
