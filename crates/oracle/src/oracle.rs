@@ -262,13 +262,15 @@ impl<F: Format<In = GuestVirt, Out = GuestPhys>> Oracle<F> {
     ///
     /// Hardware sets them when it walks, not when it hits. So a bit may be clear where some entry of the path was present
     /// and then changed since the last flush of the page: a translation cached before the change may have served the access.
-    /// Source: Intel SDM volume 3, section 4.8.
+    /// Source: Intel SDM volume 3, section 4.8. One of another page size than the tables have now is such a translation whatever
+    /// was flushed of the page that they have: the TLBs may hold both (4.10.2.3), and INVLPG and page faults need drop no more
+    /// than the address's own page and what was cached of the page that maps it now (4.10.4.1).
     ///
     /// # Panics
     ///
     /// For a vCPU that does not exist.
     #[must_use]
-    pub fn judge_bits(&self, v: VcpuId, acc: Acc, view: &View<'_>) -> BitsVerdict {
+    pub fn judge_bits(&mut self, v: VcpuId, acc: Acc, view: &View<'_>) -> BitsVerdict {
         let (mut words, mut verdict) = (Vec::new(), BitsVerdict::Set);
         let end = self.walk(v, acc.gva(), view.peek, &mut |at, raw, leaf| {
             words.push(at);
@@ -280,10 +282,16 @@ impl<F: Format<In = GuestVirt, Out = GuestPhys>> Oracle<F> {
             }
         });
         let Ok(translation) = end else { return BitsVerdict::Set };
-        if verdict != BitsVerdict::Set && self.excused(v, acc.gva(), &translation, &words) {
-            return BitsVerdict::Excused;
-        }
-        verdict
+        let excused = verdict != BitsVerdict::Set
+            && (self.excused(v, acc.gva(), &translation, &words)
+                || self.cached_by_another_size(v, acc, &translation, view));
+        if excused { BitsVerdict::Excused } else { verdict }
+    }
+
+    /// Whether a translation of another page size may be cached and have served `acc`.
+    fn cached_by_another_size(&mut self, v: VcpuId, acc: Acc, current: &Translation, view: &View<'_>) -> bool {
+        let possible = self.possible(v, acc.gva(), view);
+        possible.iter().any(|old| old.size != current.size && self.state(v).permits(old.perms, acc))
     }
 
     /// Whether a translation may be cached that was made before the entries at `words` became what they are.

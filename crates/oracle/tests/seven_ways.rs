@@ -144,6 +144,27 @@ fn way_6_accessed_and_dirty_bits_cleared_and_flushed() {
 }
 
 #[test]
+fn way_6_a_small_page_outlives_what_drops_its_neighbour_of_the_large_one() {
+    const LARGE: u64 = 0x200;
+    for neighbour in [World::invlpg_neighbour, World::fault_at_neighbour] {
+        let mut world = world(1);
+        world.set(13, 0, LARGE << 12 | P | W | 0x40);
+        world.load_cr3(V0, 1);
+        world.set(12, 0, LARGE << 12 | (P & !0x20) | W | 0x80); // the same frame, now in a page of 2 MiB
+        neighbour(&mut world);
+        assert_eq!(world.judge_bits(V0, write(0)), BitsVerdict::Excused, "the page of 4 KiB may still be cached");
+        world.control(V0, Control::Invlpg(Gva::new(0)));
+        assert_eq!(world.judge_bits(V0, write(0)), BitsVerdict::AccessedLost);
+    }
+    let mut world = world(1);
+    world.set(12, 0, LARGE << 12 | P | W | 0xc0);
+    world.load_cr3(V0, 1);
+    world.set(12, 0, LARGE << 12 | (P & !0x20) | W | 0x80);
+    world.invlpg_neighbour();
+    assert_eq!(world.judge_bits(V0, write(0)), BitsVerdict::AccessedLost, "of the large page itself all pieces went");
+}
+
+#[test]
 fn way_7_every_processor_flushes_for_itself() {
     let mut world = world(2);
     world.set(13, 0, NEW << 12 | P | W);

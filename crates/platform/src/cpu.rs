@@ -108,6 +108,14 @@ impl Cpu {
         }
     }
 
+    /// A page fault or violation at an access that somebody else then carried out: a TLB entry for the address did not permit it.
+    /// Where a fill follows instead, that replaces the entry.
+    pub(crate) fn drop_denied(&mut self, tag: Tag, gva: Gva) {
+        if self.tlb.probe(tag, gva).is_some() {
+            self.tlb.flush_page(tag, gva);
+        }
+    }
+
     /// An EPT violation or nested page fault: the guest-physical mappings used for `gpa`, and where that was the translation
     /// of a `linear` address the combined ones used for it (SDM 28.3.3.1). A TLB entry that did not permit the access is
     /// replaced by the fill that follows.

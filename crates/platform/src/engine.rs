@@ -282,8 +282,13 @@ impl<R: Regime> Engine<R> {
                     cpu.tlb.fill(tag, entry);
                     return Ok(Done::Through(entry));
                 }
-                Outcome::Emulated => return Ok(Done::Emulated),
-                Outcome::EmulatedAll => return Ok(Done::EmulatedAll),
+                Outcome::Emulated | Outcome::EmulatedAll => {
+                    // The walk ended in a page fault or a violation, which drops what is cached for the address (SDM 4.10.4.1,
+                    // 28.3.3.1); here no fill follows that would replace it.
+                    cpu.drop_denied(tag, request.acc.gva());
+                    let all = matches!(outcome, Outcome::EmulatedAll);
+                    return Ok(if all { Done::EmulatedAll } else { Done::Emulated });
+                }
                 Outcome::Retry => {
                     if let Some(entry) = cpu.tlb.lookup(tag, request.acc) {
                         return Ok(Done::Through(entry));

@@ -12,7 +12,7 @@ use memvirt_addr::{Gfn, Gva, Level, PageSize};
 use memvirt_ops::VcpuId;
 use memvirt_ops::arch::{GfnRange, HostEvent, VcpuSet};
 use memvirt_pagetable::{Attrs, Entry, Format, Guest4};
-use memvirt_platform::{Backed, Cx, Work};
+use memvirt_platform::{Backed, Cx, Host, MemoryMap, Work, read_guest};
 
 use crate::guest::GuestPage;
 use crate::hardware::levels;
@@ -271,6 +271,41 @@ impl Graph {
             Some(child) if size > PageSize::Size4K => self.store.link(cx.host, slot, child, perms, work),
             _ => self.store.clear(cx.host, slot, work),
         }
+    }
+
+    /// Where a present entry of a shadow that is in step says what the guest's entry does not: leads elsewhere, permits more, or
+    /// stands for an entry that is not marked as accessed. Slow: for tests.
+    pub(crate) fn out_of_step(&self, host: &Host, map: &MemoryMap) -> Vec<String> {
+        let tables = self.store.pages().filter(|(_, page)| page.kind == Kind::Table && page.mark & UNSYNC == 0);
+        let slots = tables.flat_map(|(id, page)| page.present().map(move |index| (Slot::new(id, index), page)));
+        let wrong = slots.filter_map(|(slot, page)| {
+            let raw = read_guest(host, map, page.gfn.entry(slot.at()));
+            let guest = Guest4::decode(raw, page.level);
+            let agrees = match (guest, self.store.target(slot)) {
+                (Entry::Table { next, .. }, Some(Target::Link(child))) => {
+                    let child = self.store.page(child);
+                    child.kind == Kind::Table && child.gfn == next
+                }
+                (Entry::Leaf { frame, size, .. }, Some(Target::Link(child))) => {
+                    let child = self.store.page(child);
+                    size > PageSize::Size4K && child.kind == Kind::Direct && child.gfn == frame.align_down(size)
+                }
+                (Entry::Leaf { frame, size, .. }, Some(Target::Leaf(gfn, mapped))) => (gfn, mapped) == (frame, size),
+                _ => false,
+            };
+            let guest_attrs =
+                if let Entry::Leaf { attrs, .. } = guest { Self::guest_leaf(attrs) } else { guest.attrs() };
+            let shadow = self.store.entry(host, slot).attrs() & Attrs::PERMISSIONS;
+            let sound = agrees && guest_attrs.contains(shadow) && guest.attrs().contains(Attrs::ACCESSED);
+            (!sound).then(|| {
+                let (gfn, level, index) = (page.gfn, page.level, slot.at());
+                format!(
+                    "{gfn:?} at {level:?}, entry {index}: {guest:?} is shadowed by {:?}",
+                    self.store.entry(host, slot)
+                )
+            })
+        });
+        wrong.collect()
     }
 
     /// Zaps all shadows of a guest table, so that its frame can be stored to again.

@@ -51,7 +51,7 @@ impl Agile {
             change = change.or(self.tables.store.drop_mappings(cx.host, gfn, work));
         }
         // Hardware that starts in a guest's root table has cached what it found there.
-        change.or(if frames > 0 { Change::Lost } else { Change::Kept })
+        change.or(if frames > 0 && self.activity.may_nest() { Change::Lost } else { Change::Kept })
     }
 
     /// Tables whose contents the host discards are all zero from now on.

@@ -136,12 +136,13 @@ impl Agile {
 
     /// The shadow tables did not serve the access.
     fn missing(&mut self, cx: &mut Cx<'_>, request: &Request<'_>) -> Outcome {
-        let (mut work, mut change) = (Work::default(), Change::Kept);
+        let mut work = Work::default();
         if self.tables.root(cx.me).is_none() {
             let Some(loaded) = self.load_root(cx, &mut work) else { return Outcome::OutOfMemory };
-            change = loaded;
+            // At once: not every repair flushes.
+            flush_if(cx, loaded, &mut work);
         }
-        self.repair(cx, request, ExitReason::HiddenFault, change, work)
+        self.repair(cx, request, ExitReason::HiddenFault, Change::Kept, work)
     }
 
     /// Brings the shadow in step with the guest's tables as far as they are shadowed, or says what the guest must do. Counts

@@ -71,6 +71,11 @@ impl Activity {
         matches!(self.switching, Switching::Activity(_))
     }
 
+    /// Whether hardware may ever enter the guest's own tables.
+    pub(super) const fn may_nest(&self) -> bool {
+        !matches!(self.switching, Switching::Levels(0))
+    }
+
     /// Whether the table of `level` in `gfn` is walked nested.
     pub(super) fn is_nested(&self, gfn: Gfn, level: Level) -> bool {
         match self.switching {

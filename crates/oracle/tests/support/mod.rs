@@ -59,6 +59,16 @@ impl World {
         self.ask(|oracle, view| oracle.fault(v, Gva::new(gva), PfCode::from_bits(code), view.peek));
     }
 
+    /// INVLPG of page 1.
+    pub(crate) fn invlpg_neighbour(&mut self) {
+        self.control(V0, Control::Invlpg(Gva::new(0x1000)));
+    }
+
+    /// A user's fault at page 1, of the supervisor.
+    pub(crate) fn fault_at_neighbour(&mut self) {
+        self.fault(V0, 0x1000, 5);
+    }
+
     pub(crate) fn load_cr3(&mut self, v: VcpuId, root: u64) {
         self.control(v, Control::Cr3(Cr3::flushing(Gfn::new(root).base())));
     }

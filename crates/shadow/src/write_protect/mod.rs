@@ -73,6 +73,7 @@ impl WriteProtect {
     pub fn audit(&self, host: &Host, map: &MemoryMap) -> Vec<String> {
         let mut found = self.graph.store.audit(host, map);
         let writable = self.graph.store.writable_tables(host);
+        found.extend(self.graph.out_of_step(host, map));
         found.extend(writable.into_iter().map(|gfn| format!("a table in {gfn:?} can be stored to")));
         found
     }

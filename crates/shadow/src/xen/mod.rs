@@ -113,6 +113,7 @@ impl Xen {
     #[must_use]
     pub fn audit(&self, host: &Host, map: &MemoryMap) -> Vec<String> {
         let mut found = self.graph.store.audit(host, map);
+        found.extend(self.graph.out_of_step(host, map));
         for gfn in self.graph.store.writable_tables(host) {
             if self.graph.is_protected(gfn) {
                 found.push(format!("a table in {gfn:?} can be stored to"));
