@@ -1,13 +1,15 @@
 //! Two-dimensional walks made before they are needed, several at a time: see [`memvirt_platform::foresee`].
 //!
 //! All accesses go down to the guest's last table before any reads its entry there, and to the nested tables' last one before any
-//! reads there: those entries are what has to be waited for, and are fetched meanwhile. A walk that would set a bit, fault or exit is left to the careful one of [`crate::walk`].
+//! reads there: those entries are what has to be waited for, and are fetched meanwhile. The ways to last tables are noted, so
+//! that most walks read the two last entries alone ([`memvirt_platform::Notes`]). A walk that would set a bit, fault or exit is
+//! left to the careful one of [`crate::walk`].
 
 use core::marker::PhantomData;
 
-use memvirt_addr::{Acc, Gpa, GuestPhys, GuestVirt, Hfn, HostPhys, Level, PageSize};
+use memvirt_addr::{Acc, Gfn, Gpa, GuestPhys, GuestVirt, Hfn, HostPhys, Level, PageSize};
 use memvirt_pagetable::{Attrs, Entry as TableEntry, Format, PhysMem};
-use memvirt_platform::{AHEAD, Backed, Foresight, Regs, Tables, WalkRefs, tlb_entry};
+use memvirt_platform::{AHEAD, Backed, Foresight, Notes, Regs, Tables, WalkRefs, tlb_entry};
 use memvirt_tlb::{Entry, Ready, Tag};
 
 use crate::stage::{AdBits, SecondStage, Want};
@@ -15,6 +17,8 @@ use crate::stage::{AdBits, SecondStage, Want};
 /// One access on its way through both dimensions.
 #[derive(Clone, Copy)]
 struct Lane {
+    /// Where the last nested entry for `gpa` lies, where those above are known to be plain; else 0, which is no place of one.
+    leaf: usize,
     /// Still on its way, and has only read so far.
     reads: bool,
     /// Where the guest's walk ended: the size of its page.
@@ -85,6 +89,7 @@ where
     /// The walks of at most `N` accesses.
     fn side_by_side<const N: usize>(&self, tag: Tag, ahead: &[Acc], found: &mut Foresight) {
         let start = Lane {
+            leaf: 0,
             reads: true,
             page: None,
             gpa: self.regs.cr3.root.frame().base(),
@@ -100,8 +105,9 @@ where
         };
         let mut lanes = [start; N];
         let lanes = &mut lanes[..ahead.len().min(N)];
+        let (mut guest, mut nested) = found.notes();
         for (lane, acc) in lanes.iter_mut().zip(ahead) {
-            self.down_to_leaf(lane, *acc);
+            self.to_last_table(lane, *acc, &mut guest);
             self.mem.fetch(self.mem.place(lane.table, lane.gpa.as_u64() >> 3));
         }
         for (lane, acc) in lanes.iter_mut().zip(ahead) {
@@ -110,8 +116,9 @@ where
             }
             lane.want = H::data(acc.kind());
             lane.begin(self.nested_root, H::covers(lane.gpa));
-            if N > 1 {
-                self.fetch_leaf(lane);
+            if lane.reads {
+                lane.leaf = self.last_entry(lane.gpa, &mut nested);
+                self.mem.fetch(lane.leaf);
             }
         }
         for lane in &mut *lanes {
@@ -124,8 +131,28 @@ where
         }
     }
 
-    /// Walks the guest's tables of one lane until the entry of its last one can be read.
+    /// Brings a lane to the guest's last table: as it is noted, or by walking.
     #[inline]
+    fn to_last_table(&self, lane: &mut Lane, acc: Acc, notes: &mut Notes<'_, 3>) {
+        let region = acc.page_bits(21);
+        if let Some([table, guest_table, rest]) = notes.get(region) {
+            lane.gpa = Gfn::new(guest_table).entry(G::index(acc.gva(), Level::L1));
+            (lane.table, lane.translated) = (Hfn::new(table), Some(PageSize::Size4K));
+            let [guest_refs, host_refs, _, _, perms @ ..] = rest.to_le_bytes();
+            lane.perms = Attrs::from_bits_retain(u32::from_le_bytes(perms));
+            (lane.guest_refs, lane.host_refs) = (guest_refs, host_refs);
+            return;
+        }
+        self.down_to_leaf(lane, acc);
+        if lane.reads && lane.page.is_none() {
+            let refs = u64::from(lane.guest_refs) | u64::from(lane.host_refs) << 8;
+            let rest = refs | u64::from(lane.perms.bits()) << 32;
+            notes.put(region, [lane.table.number(), lane.gpa.frame().number(), rest]);
+        }
+    }
+
+    /// Walks the guest's tables of one lane until the entry of its last one can be read.
+    #[inline(never)]
     fn down_to_leaf(&self, lane: &mut Lane, acc: Acc) {
         let mut level = G::ROOT;
         loop {
@@ -141,25 +168,38 @@ where
         }
     }
 
-    /// Fetches the nested leaf of a lane's address, where the entries above are plain.
+    /// Where the last nested entry for an address lies, if those above are plain and would only be read; otherwise 0.
     #[inline]
-    fn fetch_leaf(&self, lane: &Lane) {
+    #[expect(clippy::cast_possible_truncation, reason = "what `PhysMem::place` made")]
+    fn last_entry(&self, gpa: Gpa, notes: &mut Notes<'_, 1>) -> usize {
+        let region = gpa.as_u64() >> 21;
+        let [first] = notes.get(region).unwrap_or_else(|| {
+            let first = [self.last_table(gpa)];
+            notes.put(region, first);
+            first
+        });
+        if first == 0 { 0 } else { first as usize + H::index(gpa, Level::L1) }
+    }
+
+    /// Where the last nested table for an address begins, if those above are plain and would only be read; otherwise 0.
+    #[inline(never)]
+    fn last_table(&self, gpa: Gpa) -> u64 {
         let (mut table, mut level) = (self.nested_root, H::ROOT);
-        while let (Some(below), true) = (level.below(), lane.reads) {
-            let raw = self.mem.read(table.entry(H::index(lane.gpa, level)));
-            if raw & H::PLAIN_TABLE.0 != H::PLAIN_TABLE.1 {
-                return;
+        let (mask, value) = H::PLAIN_TABLE;
+        while let Some(below) = level.below() {
+            let raw = self.mem.read(table.entry(H::index(gpa, level)));
+            if raw & (mask | self.accessed) != value | self.accessed {
+                return 0;
             }
             (table, level) = (Hfn::new((raw & ADDRESS) >> 12), below);
         }
-        let leaf = table.entry(H::index(lane.gpa, Level::L1));
-        self.mem.fetch(self.mem.place(table, leaf.as_u64() >> 3));
+        self.mem.place(table, 0) as u64
     }
 
     /// Translates the guest-physical address of a lane, if it is not translated yet.
     #[inline]
     fn translate(&self, lane: &mut Lane) {
-        if self.plainly(lane) {
+        if self.by_last_entry(lane) || self.plainly(lane) {
             return;
         }
         core::hint::cold_path();
@@ -171,6 +211,30 @@ where
             let Some(below) = level.below() else { break };
             level = below;
         }
+    }
+
+    /// Translates the address of a lane whose last entry is known, if that is plain; otherwise changes nothing and returns false.
+    #[inline]
+    fn by_last_entry(&self, lane: &mut Lane) -> bool {
+        if lane.leaf == 0 || !lane.reads {
+            return false;
+        }
+        let raw = self.mem.read_place(lane.leaf);
+        let (mask, value) = H::PLAIN_LEAF;
+        if raw & (mask | self.accessed) != value | self.accessed {
+            return false;
+        }
+        self.end_plainly(lane, raw);
+        true
+    }
+
+    /// A lane has come to the plain entry `raw` of a page of 4 KiB.
+    #[inline(always)]
+    const fn end_plainly(&self, lane: &mut Lane, raw: u64) {
+        lane.host_dirty = raw & self.dirty == self.dirty;
+        lane.reads = lane.host_dirty || !lane.want.write;
+        (lane.table, lane.translated) = (Hfn::new((raw & ADDRESS) >> 12), Some(PageSize::Size4K));
+        lane.host_refs += H::ROOT.number();
     }
 
     /// Translates the address of a lane, if all entries on the way are plain and lead to a page of 4 KiB; otherwise changes
@@ -188,17 +252,12 @@ where
             if raw & (mask | self.accessed) != value | self.accessed {
                 return false;
             }
-            table = Hfn::new((raw & ADDRESS) >> 12);
             let Some(below) = level.below() else {
-                lane.host_dirty = raw & self.dirty == self.dirty;
-                break;
+                self.end_plainly(lane, raw);
+                return true;
             };
-            level = below;
+            (table, level) = (Hfn::new((raw & ADDRESS) >> 12), below);
         }
-        lane.reads = lane.host_dirty || !lane.want.write;
-        (lane.table, lane.translated) = (table, Some(PageSize::Size4K));
-        lane.host_refs += H::ROOT.number();
-        true
     }
 
     /// One reference to a nested table.

@@ -118,6 +118,8 @@ pub struct Engine<R> {
     vms: Vec<Vm<R>>,
     tags: Tags,
     interrupts: Interrupts,
+    /// The mode `counts`: what looks ahead, while no run uses it.
+    lookout: Option<Box<Lookout>>,
     /// The mode `cycles`: what follows accesses to their cache lines. Boxed: without it an engine is what it counts with.
     pub(crate) timing: Option<Box<Timing>>,
 }
@@ -157,7 +159,7 @@ impl<R: Regime> Engine<R> {
             }
         }
         let vms = vms.into_iter().map(|(spec, regime)| Vm { map: spec.map, regime }).collect();
-        Self { host, cpus, vcpus, vms, tags, interrupts: Interrupts::default(), timing: None }
+        Self { host, cpus, vcpus, vms, tags, interrupts: Interrupts::default(), lookout: None, timing: None }
     }
 
     /// The same with walk caches in every CPU.
@@ -309,9 +311,24 @@ impl<R: Regime> Engine<R> {
     /// [`Platform::accesses`] in the mode `counts`: hits in a run, misses one by one.
     #[inline]
     fn counted_accesses(&mut self, v: VcpuId, run: &[Acc], horizon: Horizon, out: &mut Ledger) -> (usize, Stop) {
+        let mut lookout = self.lookout.take().unwrap_or_default();
+        lookout.begin();
+        let end = self.look_out_for(v, run, horizon, &mut lookout, out);
+        self.lookout = Some(lookout);
+        end
+    }
+
+    #[inline]
+    fn look_out_for(
+        &mut self,
+        v: VcpuId,
+        run: &[Acc],
+        horizon: Horizon,
+        lookout: &mut Lookout,
+        out: &mut Ledger,
+    ) -> (usize, Stop) {
         let vcpu = &self.vcpus[v.index()];
-        let (cpu, tag) = (vcpu.cpu, vcpu.tag());
-        let (mut done, mut lookout) = (0, Lookout::default());
+        let (cpu, tag, mut done) = (vcpu.cpu, vcpu.tag(), 0);
         let stop = loop {
             done += self.cpus[cpu].tlb.hits(tag, &run[done..]);
             let Some(acc) = run.get(done) else { break Stop::Done };
@@ -319,7 +336,7 @@ impl<R: Regime> Engine<R> {
             if known.is_some() {
                 lookout.count(done, Through { done: 1, filled: 1 }, &mut out.counters);
                 self.cpus[cpu].tlb.fill_ready(tag, known);
-                done = self.go_through(v, run, done + 1, horizon, &mut lookout, out);
+                done = self.go_through(v, run, done + 1, horizon, lookout, out);
                 continue;
             }
             let request = Request { acc: *acc, store: None, ip: Gva::ZERO, element: 0 };

@@ -14,6 +14,8 @@ use prefetch_index::prefetch_index;
 
 use crate::cpu::Regs;
 use crate::ledger::{Counters, WalkRefs};
+use crate::notes::{Notebook, Notes};
+use crate::uppers::{Upper, upper};
 
 /// How many accesses are looked at together.
 pub const AHEAD: usize = 16;
@@ -23,24 +25,45 @@ pub const SHOWN: usize = 2 * AHEAD;
 const _: () = assert!(AHEAD <= THROUGH);
 
 /// The answers for the next accesses: walks that would only read, what they give and what they cost.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Foresight {
     ready: [Ready; AHEAD],
     /// Guest, shadow and nested references and their sum in 16 bits each, the sum on top.
     refs: [u64; AHEAD],
     /// What is known already of the accesses asked about, and of how many; and of how many of those asked about next.
-    above: [Above; AHEAD],
+    above: [Upper; AHEAD],
     known: usize,
     left: usize,
+    /// What is noted of upper tables: of those that hardware walks for guest-virtual addresses, and of nested tables.
+    books: (Notebook<1>, Notebook<3>, Notebook<1>),
 }
 
 impl Default for Foresight {
     fn default() -> Self {
-        Self { ready: [Ready::NONE; AHEAD], refs: [0; AHEAD], above: [Above::default(); AHEAD], known: 0, left: 0 }
+        Self {
+            ready: [Ready::NONE; AHEAD],
+            refs: [0; AHEAD],
+            above: [Upper::default(); AHEAD],
+            known: 0,
+            left: 0,
+            books: Default::default(),
+        }
     }
 }
 
 impl Foresight {
+    /// Notes of a regime with two dimensions, by region of 2 MiB: three words of guest-virtual ones and one of guest-physical
+    /// ones. They hold until a table may have changed.
+    pub fn notes(&mut self) -> (Notes<'_, 3>, Notes<'_, 1>) {
+        (self.books.1.open(), self.books.2.open())
+    }
+
+    fn forget_notes(&mut self) {
+        self.books.0.forget();
+        self.books.1.forget();
+        self.books.2.forget();
+    }
+
     /// Says what the walk for access `i` would give, and its references.
     #[inline]
     pub fn tell(&mut self, i: usize, ready: Ready, refs: WalkRefs) {
@@ -52,7 +75,7 @@ impl Foresight {
 }
 
 /// Decides when to look ahead, and keeps what was seen.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Lookout {
     last_miss: usize,
     /// The index of the first access looked at, and of the first that was not.
@@ -96,7 +119,7 @@ impl Lookout {
         let shown = &run[at..run.len().min(at + SHOWN)];
         self.found.known = if at == self.seen { core::mem::take(&mut self.found.left) } else { 0 };
         (self.first, self.seen) = (at, at + shown.len().min(AHEAD));
-        self.found.ready = [Ready::NONE; AHEAD];
+        self.found.ready[..shown.len().min(AHEAD)].fill(Ready::NONE);
         look(shown, &mut self.found);
     }
 
@@ -117,7 +140,7 @@ impl Lookout {
         let walks = through.filled.count_ones();
         let used = self.found.refs.get(at - self.first..).unwrap_or(&[]);
         let (mut sum, mut most) = (0, 0);
-        for (i, refs) in used.iter().enumerate() {
+        for (i, refs) in used.iter().take(through.done).enumerate() {
             let refs = refs & (through.filled >> i & 1).wrapping_neg();
             sum += refs;
             most = refs.max(most);
@@ -134,6 +157,13 @@ impl Lookout {
     pub(crate) fn forget(&mut self) {
         self.seen = self.first;
         self.found.left = 0;
+        self.found.forget_notes();
+    }
+
+    /// A run begins: of what was seen in others nothing holds.
+    pub(crate) fn begin(&mut self) {
+        self.forget();
+        (self.last_miss, self.first, self.seen, self.pause) = (0, 0, 0, 0);
     }
 }
 
@@ -184,49 +214,24 @@ impl Tables<HostPhys> for PhysMem<HostPhys> {
     }
 }
 
-const PRESENT: u64 = 1;
+pub(crate) const PRESENT: u64 = 1;
 const WRITE: u64 = 1 << 1;
-const LARGE: u64 = 1 << 7;
+pub(crate) const LARGE: u64 = 1 << 7;
 const GLOBAL: u64 = 1 << 8;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+pub(crate) const NX: u64 = 1 << 63;
+pub(crate) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// A walk that has come to its last table.
-#[derive(Clone, Copy, Debug, Default)]
-struct Above {
-    /// Where the entry to be read there lies.
-    leaf: usize,
-    /// The bits that all entries above have, and those that one of them has.
-    all: u64,
-    any: u64,
-}
-
-impl Above {
-    #[inline(always)]
-    fn of<S: Space>(root: Frame<S>, mem: &impl Tables<S>, acc: Acc) -> Self {
-        let words = mem.memory();
-        let (mut table, mut all, mut any) = (root, u64::MAX, 0);
-        for shift in [39, 30, 21] {
-            let raw = words.read_place(mem.place(table, acc.page_bits(shift)));
-            all &= raw;
-            any |= raw;
-            table = Frame::new((raw & ADDRESS) >> 12);
-        }
-        Self { leaf: mem.place(table, acc.page_bits(12)), all, any }
-    }
-
-    /// Reads the last entry: the leaf, where the walk for `acc` would only read and ends at a 4 KiB page.
-    #[inline(always)]
-    fn leaf<S: Space>(self, regs: &Regs, mem: &PhysMem<HostPhys>, acc: Acc) -> Option<PlainLeaf<S>> {
-        let leaf = mem.read_place(self.leaf);
-        let all = self.all & leaf;
-        let needed = PRESENT | Guest4::RAW_ACCESSED;
-        let perms = permissions(all, self.any | leaf, leaf);
-        let plain = all & needed == needed && self.any & LARGE == 0;
-        // What registers beside the entries permit is left to the careful walk.
-        let permitted = perms.permit(acc) && (!regs.smep || regs.permits_plainly(perms, acc));
-        let frame = Frame::new((leaf & ADDRESS) >> 12);
-        (plain && permitted).then_some(PlainLeaf { frame, perms, global: leaf & GLOBAL != 0 })
-    }
+/// Reads the last entry of a walk: the leaf, where the walk for `acc` would only read and ends at a 4 KiB page.
+#[inline(always)]
+fn read_leaf<S: Space>(upper: Upper, regs: &Regs, mem: &PhysMem<HostPhys>, acc: Acc) -> Option<PlainLeaf<S>> {
+    let leaf = mem.read_place(upper.leaf(acc));
+    let needed = PRESENT | Guest4::RAW_ACCESSED;
+    let perms = upper.perms().and(leaf_permissions(leaf));
+    let plain = upper.is_plain() && leaf & needed == needed;
+    // What registers beside the entries permit is left to the careful walk.
+    let permitted = perms.permit(acc) && (!regs.smep || regs.permits_plainly(perms, acc));
+    let frame = Frame::new((leaf & ADDRESS) >> 12);
+    (plain && permitted).then_some(PlainLeaf { frame, perms, global: leaf & GLOBAL != 0 })
 }
 
 /// Walks the four-level x86-64 tables under `root` for all of `ahead`, and tells what `ready` makes of those whose walk, of
@@ -246,30 +251,28 @@ pub fn plain_walks<S: Space>(
 ) {
     const { assert!(Guest4::RAW_WRITE == WRITE) };
     let (ahead, later) = ahead.split_at(ahead.len().min(AHEAD));
+    let mut notes = found.books.0.open();
     for (above, acc) in found.above.iter_mut().zip(ahead).skip(found.known) {
-        *above = Above::of(root, mem, *acc);
+        *above = upper(&mut notes, root, mem, *acc);
+    }
+    let mut here = [Upper::default(); AHEAD];
+    here[..ahead.len()].copy_from_slice(&found.above[..ahead.len()]);
+    for (above, acc) in found.above.iter_mut().zip(later) {
+        *above = upper(&mut notes, root, mem, *acc);
+        mem.fetch(above.leaf(*acc));
     }
     found.left = later.len().min(AHEAD);
-    for (i, acc) in ahead.iter().enumerate() {
-        let here = found.above[i];
-        if let Some(acc) = later.get(i) {
-            let above = Above::of(root, mem, *acc);
-            mem.fetch(above.leaf);
-            found.above[i] = above;
-        }
-        if let Some(entry) = here.leaf(regs, mem.memory(), *acc).and_then(|leaf| ready(*acc, leaf)) {
+    for (i, (acc, above)) in ahead.iter().zip(here).enumerate() {
+        if let Some(entry) = read_leaf(above, regs, mem.memory(), *acc).and_then(|leaf| ready(*acc, leaf)) {
             found.tell(i, entry, refs);
         }
     }
 }
 
-/// What entries permit whose bits are `all` set, whose bits `any` are set in one of them, and of which `leaf` is the last.
-#[inline]
+/// What a leaf permits by itself: to write only where it is dirty.
+#[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "one bit each")]
-const fn permissions(all: u64, any: u64, leaf: u64) -> Perms {
+pub(crate) const fn leaf_permissions(leaf: u64) -> Perms {
     const { assert!(Perms::USER.bits() == 1 && Perms::WRITE.bits() == 2 && Perms::EXEC.bits() == 4) };
-    let user = all >> 2 & 1;
-    let write = all & leaf >> 5 & 2;
-    let exec = !any >> 63;
-    Perms::from_bits((user | write | exec << 2) as u8)
+    Perms::from_bits((leaf >> 2 & 1 | leaf & leaf >> 5 & 2 | (!leaf >> 63) << 2) as u8)
 }

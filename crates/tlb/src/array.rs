@@ -100,6 +100,13 @@ impl Array {
         self.fractured
     }
 
+    /// Whether every slot holds an entry of a 4 KiB page of both dimensions.
+    #[inline]
+    pub(crate) fn is_full_of_small(&self) -> bool {
+        let slots = (self.set_mask + 1) * self.ways as u64;
+        u64::from(self.live(PageSize::Size4K)) == slots && self.fractured == 0
+    }
+
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "masked below the number of sets")]
     fn set_of(&self, key: Key) -> usize {

@@ -42,6 +42,13 @@ impl Perms {
         Self(self.0 | other.0)
     }
 
+    /// What both grant.
+    #[must_use]
+    #[inline]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
     /// These without those.
     #[must_use]
     #[inline]
@@ -279,6 +286,21 @@ impl Data {
     pub(crate) const fn refusal(self, pcid: u16, denied_to: u64) -> u64 {
         let tagged = (self.0 >> 52 & 1).wrapping_sub(1) & 0xfff << 40;
         (self.0 ^ (pcid as u64) << 40) & (tagged | denied_to)
+    }
+
+    /// The bits in which an entry may differ from the usual one: PCID, globality, the guest's size.
+    const STRANGE: u64 = 0xfff << 40 | Self::GLOBAL | 3 << 53;
+
+    /// Those bits of an entry of `pcid` that is not global, for a page that the guest maps with 4 KiB.
+    #[inline]
+    pub(crate) const fn plain(pcid: u16) -> u64 {
+        (pcid as u64) << 40 | (PageSize::Size4K as u64) << 53
+    }
+
+    /// 0 where an entry is `plain` and permits what `denied_to` stands for.
+    #[inline(always)]
+    pub(crate) const fn strangeness(self, plain: u64, denied_to: u64) -> u64 {
+        (self.0 ^ plain) & (Self::STRANGE | denied_to)
     }
 
     /// Whether some process sees both this entry and one with the given PCID and globality.

@@ -10,7 +10,7 @@ use core::hint::select_unpredictable;
 
 use memvirt_addr::{Acc, Hfn, PageSize};
 
-use crate::array::{L1_SLOTS, WIDE, signature, ways_signed};
+use crate::array::{WIDE, signature, ways_signed};
 use crate::entry::{Data, Entry, Key, Packed, Perms, denied_to};
 use crate::geometry::{GigabytePages, Inclusion, Sizes};
 use crate::order::{Kind, last_of, to_front};
@@ -79,59 +79,103 @@ pub struct Through {
 /// Both levels in the usual case.
 struct Usual<'a> {
     l1: &'a mut [[Packed; 4]],
-    stamps: &'a mut [[u64; 4]; L1_SLOTS / 4],
+    stamps: &'a mut [[u64; 4]],
     l2: &'a mut [[Packed; WIDE]],
-    ways: usize,
     signatures: &'a mut [[u8; WIDE]],
     lists: &'a mut [u64],
     l1_mask: u64,
     l2_mask: u64,
+    ways: usize,
+    /// Every slot holds an entry of a 4 KiB page of both dimensions: so will it, whatever goes.
+    full: bool,
+    pcid: u16,
+    /// What the process's own entries of such pages have in their data, frame and permissions apart.
+    plain: u64,
 }
 
-/// What one access came to: a hit in the first level, one in the second, or a fill. Numbers, to be counted without a branch.
-#[derive(Clone, Copy)]
-struct Step {
-    l1: u64,
+/// What several accesses came to.
+#[derive(Clone, Copy, Default)]
+struct Steps {
+    /// How many are over.
+    done: usize,
+    /// How many of them hit in the first level.
+    l1_hits: u64,
+    /// A bit for each that was filled.
     filled: u64,
 }
 
 impl Usual<'_> {
+    /// One access. What is not usual (an entry of another size, one that denies the access, a global one to be filled) changes
+    /// nothing and is left to others. `FULL` where all sets are: then less can be strange, and global entries of the second level
+    /// are left to others too.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "numbers of sets")]
-    fn step(&mut self, key: Key, denied: u64, pcid: u16, ready: &Packed, now: u64) -> Option<Step> {
+    fn step<const FULL: bool>(
+        &mut self,
+        key: Key,
+        denied: u64,
+        ready: &Packed,
+        now: u64,
+        steps: &mut Steps,
+    ) -> Option<()> {
         let number = key.number_of::<12>();
         let (set1, set2) = ((number & self.l1_mask) as usize, (number & self.l2_mask) as usize);
         let (slots, stamps) = (self.l1.get_mut(set1)?, self.stamps.get_mut(set1)?);
         let found = (0..4).fold(0u32, |found, way| found | u32::from(slots[way].key == key) << way);
         if found != 0 {
             let way = found.trailing_zeros() as usize % 4;
-            if slots[way].data.refusal(pcid, denied) != 0 {
+            if slots[way].data.refusal(self.pcid, denied) != 0 {
                 return None;
             }
             stamps[way] = now;
-            return Some(Step { l1: 1, filled: 0 });
+            steps.l1_hits += 1;
+            return Some(());
         }
         let way1 = oldest(stamps);
-        let victim = slots[way1];
         let (signatures, list) = (self.signatures.get_mut(set2)?, self.lists.get_mut(set2)?);
         let set = self.l2.get_mut(set2)?;
         // Hit or miss is often beyond prediction: both go the same way, with other data.
         let mark = signature(key);
         let (hit, held_in) = way_of(signatures, mark, set, key);
-        let way2 = select_unpredictable(hit, held_in, last_of(*list, self.ways));
-        let slot = &mut set[way2 % WIDE];
+        let way2 = select_unpredictable(hit, held_in, last_of(*list, self.ways)) % WIDE;
+        let slot = &mut set[way2];
         let new = select_unpredictable(hit, *slot, *ready);
-        // An empty slot is no entry's kin, nor is nothing that of a live one. A global entry is filled with more care.
-        let unusual = new.strangeness(&victim, slot) | new.data.refusal(pcid, denied) | (new.key.0 ^ key.0);
-        if unusual | select_unpredictable(hit, 0, new.data.0 & Data::GLOBAL) != 0 {
+        let strange = if FULL {
+            new.data.strangeness(self.plain, denied)
+        } else {
+            // An empty slot is no entry's kin, nor is nothing that of a live one. A global entry is filled with more care.
+            let global = select_unpredictable(hit, 0, new.data.0 & Data::GLOBAL);
+            new.strangeness(&slots[way1], slot) | new.data.refusal(self.pcid, denied) | global
+        };
+        if strange | (new.key.0 ^ key.0) != 0 {
             return None;
         }
         *list = to_front(*list, way2 as u64);
         *slot = new;
-        signatures[way2 % WIDE] = mark;
+        signatures[way2] = mark;
         slots[way1] = new;
         stamps[way1] = now;
-        Some(Step { l1: 0, filled: u64::from(!hit) })
+        steps.filled |= u64::from(!hit) << steps.done;
+        Some(())
+    }
+
+    /// The accesses of `run` in order, until one is not usual.
+    #[inline(always)]
+    fn steps<const FULL: bool>(&mut self, context: u64, clock: u64, run: &[Acc], ready: &[Ready]) -> Steps {
+        let mut steps = Steps::default();
+        // One length for both, and one counter for all.
+        let many = run.len().min(ready.len()).min(THROUGH);
+        let (run, ready) = (&run[..many], &ready[..many]);
+        while steps.done < many {
+            let (acc, Ready(ready)) = (run[steps.done], &ready[steps.done]);
+            let key = Key(Key::page_part::<12>(acc.page_bits(0)) | context);
+            let now = clock + 1 + steps.done as u64;
+            if self.step::<FULL>(key, denied_to(acc), ready, now, &mut steps).is_none() {
+                break;
+            }
+            steps.done += 1;
+        }
+        steps
     }
 }
 
@@ -175,18 +219,15 @@ impl Tlb {
 
     /// The same in the usual case, where it is given.
     fn usual_through(&mut self, tag: Tag, run: &[Acc], ready: &[Ready]) -> Option<Through> {
-        let (clock, mut usual) = (self.clock, self.usual()?);
-        let (context, pcid) = (Key::context(tag.vpid(), PageSize::Size4K), tag.pcid());
-        let (mut filled, mut l1_hits, mut done) = (0u64, 0, 0);
-        for (acc, Ready(ready)) in run.iter().zip(ready).take(THROUGH) {
-            let key = Key(Key::page_part::<12>(acc.page_bits(0)) | context);
-            let now = clock + 1 + done as u64;
-            let Some(step) = usual.step(key, denied_to(*acc), pcid, ready, now) else { break };
-            filled |= step.filled << done;
-            l1_hits += step.l1;
-            done += 1;
-        }
-        let (fills, accesses) = (u64::from(filled.count_ones()), done as u64);
+        let (clock, context) = (self.clock, Key::context(tag.vpid(), PageSize::Size4K));
+        let mut usual = self.usual(tag.pcid())?;
+        let steps = if usual.full {
+            usual.steps::<true>(context, clock, run, ready)
+        } else {
+            usual.steps::<false>(context, clock, run, ready)
+        };
+        let Steps { done, filled, l1_hits } = steps;
+        let (accesses, fills) = (done as u64, u64::from(filled.count_ones()));
         self.stats.l1_hits += l1_hits;
         self.stats.l1_evictions += accesses - l1_hits;
         self.stats.l2_hits += accesses - l1_hits - fills;
@@ -202,7 +243,7 @@ impl Tlb {
     }
 
     #[inline]
-    fn usual(&mut self) -> Option<Usual<'_>> {
+    fn usual(&mut self, pcid: u16) -> Option<Usual<'_>> {
         let small = Sizes::only(PageSize::Size4K);
         if self.l1.maybe_live != small || self.l2.maybe_live != small || self.inclusion != Inclusion::NonInclusive {
             return None;
@@ -213,18 +254,22 @@ impl Tlb {
             return None;
         }
         let (l1_mask, l2_mask, ways) = (l1.set_mask, l2.set_mask, l2.ways);
-        // One length for all three spares two checks an access.
-        let (sets, _) = l2.slots.as_chunks_mut();
-        let count = sets.len();
+        let full = l1.is_full_of_small() && l2.is_full_of_small();
+        // One length for each level spares three checks an access.
+        let (first, second) = (l1.slots.as_chunks_mut().0, l2.slots.as_chunks_mut().0);
+        let (sets1, sets2) = (first.len(), second.len());
         Some(Usual {
-            l1: l1.slots.as_chunks_mut().0,
-            stamps: l1.order.state.as_chunks_mut().0.first_chunk_mut()?,
-            l2: sets,
-            ways,
-            signatures: l2.signatures.as_chunks_mut().0.get_mut(..count)?,
-            lists: l2.order.state.get_mut(..count)?,
+            l1: first,
+            stamps: l1.order.state.as_chunks_mut().0.get_mut(..sets1)?,
+            l2: second,
+            signatures: l2.signatures.as_chunks_mut().0.get_mut(..sets2)?,
+            lists: l2.order.state.get_mut(..sets2)?,
             l1_mask,
             l2_mask,
+            ways,
+            full,
+            pcid,
+            plain: Data::plain(pcid),
         })
     }
 
