@@ -3,14 +3,17 @@
 use std::collections::{HashMap, HashSet};
 
 use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, Gva, Hfn, PfCode};
-use memvirt_ops::arch::{Control, Event, GfnRange, HostEvent, Invpcid, StoreOp};
+use memvirt_ops::arch::{Control, Cr3, CrWrite, Event, GfnRange, HostEvent, Invpcid, StoreOp};
 use memvirt_ops::{VcpuId, VmId};
-use memvirt_platform::{Horizon, Ledger, Platform, Reached, Refusal, Stop, TableBytes};
+use memvirt_platform::{Horizon, Ledger, Platform, Reached, Refusal, Stop, TableBytes, Work};
 
-use crate::drift::{Around, Drift, StoreTo};
+use crate::around::Around;
 use crate::events::Events;
 use crate::graph::Graph;
+use crate::kvm::{self, Kvm};
 use crate::path::{Way, lowest, tables};
+use crate::private::{Lazy, Vtlb};
+use crate::protect::Protect;
 use crate::trees::{self, Cost, Pages, Tree};
 use crate::vbox::{Store, Vbox};
 use crate::xen::Xen;
@@ -21,10 +24,14 @@ pub struct Census<P> {
     inner: P,
     events: Events,
     root: Option<Gfn>,
+    pcids: bool,
     graph: Graph,
-    drift: Drift,
+    kvm: Kvm,
     xen: Xen,
     vbox: Vbox,
+    protect: Protect,
+    vtlb: Vtlb,
+    lazy: Lazy,
     epoch: Pages,
     roots: HashMap<Gfn, Tree>,
     /// Every entry that the guest or hardware changed, in order.
@@ -40,10 +47,14 @@ impl<P: Platform> Census<P> {
             inner: platform,
             events: Events::default(),
             root: None,
+            pcids: false,
             graph: Graph::default(),
-            drift: Drift::default(),
+            kvm: Kvm::default(),
             xen: Xen::default(),
             vbox: Vbox::default(),
+            protect: Protect::default(),
+            vtlb: Vtlb::default(),
+            lazy: Lazy::default(),
             epoch: Pages::new(),
             roots: HashMap::new(),
             log: Vec::new(),
@@ -54,6 +65,28 @@ impl<P: Platform> Census<P> {
     /// The counts so far.
     pub const fn events(&self) -> &Events {
         &self.events
+    }
+
+    /// What the handlers of a policy would have done so far.
+    pub fn work(&self, policy: Policy) -> Work {
+        let frames_backed = self.protect.work().frames_backed;
+        match policy {
+            Policy::Nested => {
+                let tables = [9, 18, 27].map(|bits| self.regions(bits)).iter().sum();
+                Work { entries_set: self.events.frames, tables_allocated: tables, frames_backed, ..Work::default() }
+            }
+            Policy::WriteProtect => *self.protect.work(),
+            Policy::LazyFill => Work { frames_backed, ..self.lazy.work },
+            Policy::Vtlb => Work { frames_backed, ..self.vtlb.work },
+            Policy::Kvm => self.kvm.work,
+            Policy::Xen => *self.xen.work(),
+            Policy::Vbox => *self.vbox.work(),
+        }
+    }
+
+    /// How many aligned regions of so many frames, a power of two, have one that was touched.
+    fn regions(&self, bits: u32) -> u64 {
+        self.frames.iter().map(|frame| frame.number() >> bits).collect::<HashSet<_>>().len() as u64
     }
 
     /// The platform.
@@ -80,70 +113,69 @@ impl<P: Platform> Census<P> {
         self.events.frames = self.frames.len() as u64;
     }
 
-    /// Where leaf tables may drift: an access that completed; `clears` where it clears a whole page, as no code does that
-    /// changes tables.
-    fn in_drift(&mut self, acc: Acc, way: &Way, clears: bool) {
-        let Self { inner, frames, drift, events, .. } = self;
-        if way.write && drift.store_to(way.frame) == StoreTo::Upper {
-            if !clears {
-                return drift.upper_stored(way.frame.at(acc.gva().as_u64() & 0xff8), events);
-            }
-            events.noticed_stores += 1;
-            drift.no_table(way.frame);
-        }
-        let peek = |at: Gpa| inner.peek(VmId::FIRST, at);
-        let around = Around { peek: &peek, resident: &|frame| frames.contains(&frame) };
-        drift.access(way, &around, events);
-    }
-
     /// Where shadows lag behind: they are brought in step.
     fn step(&mut self, what: Flush) {
-        let Self { inner, frames, drift, xen, vbox, root, events, .. } = self;
+        let Self { inner, kvm, xen, vbox, protect, vtlb, lazy, root, pcids, .. } = self;
         let Some(root) = *root else { return };
         let peek = |at: Gpa| inner.peek(VmId::FIRST, at);
-        let around = Around { peek: &peek, resident: &|frame| frames.contains(&frame) };
-        let lowest = |gva| lowest(inner, root, Acc::supervisor(gva, AccessKind::Read));
+        let around = Around { peek: &peek };
         match what {
-            Flush::Root => {
-                drift.sync(root, &around, events);
+            Flush::Root(cr3) => {
+                kvm.load(&cr3, *pcids, &around);
                 xen.load_root(root, &around);
                 vbox.load_root(root, &around);
+                protect.load_root(root);
+                vtlb.empty();
+                lazy.sync(root, &peek);
             }
             Flush::All => {
-                drift.sync(root, &around, events);
+                kvm.flush(&around);
                 xen.flush(&around);
                 vbox.flush(&around);
+                vtlb.empty();
+                lazy.sync(root, &peek);
             }
             Flush::Page(gva) => {
-                drift.flush_page(lowest(gva), &around);
-                xen.flush_page(lowest(gva));
+                kvm.flush_page(gva, &around);
+                xen.flush_page(gva);
                 vbox.flush(&around);
+                vtlb.invalidate(gva, 0);
+                lazy.sync_page(gva, root, &peek);
             }
             Flush::Fault { gva, present } => {
-                if present {
-                    drift.flush_page(lowest(gva), &around);
-                }
-                xen.fault(lowest(gva));
+                let read: Vec<Gfn> = tables(inner, root, Acc::supervisor(gva, AccessKind::Read)).collect();
+                let refs = read.len() as u64;
+                kvm.reflect(gva, present, refs, &around);
+                xen.reflect(gva, refs);
+                vbox.reflect(refs);
+                protect.reflect(&read);
+                vtlb.invalidate(gva, refs);
+                lazy.reflect(gva, refs, root);
             }
         }
     }
 
     /// Where stores are followed one by one: an access that completed.
     fn in_shadows(&mut self, acc: Acc, way: &Way, store: Option<(&StoreOp, Gva)>) {
-        let Self { inner, frames, xen, vbox, events, .. } = self;
+        let Self { inner, kvm, xen, vbox, protect, vtlb, lazy, events, root, .. } = self;
         let peek = |at: Gpa| inner.peek(VmId::FIRST, at);
-        let around = Around { peek: &peek, resident: &|frame| frames.contains(&frame) };
+        let around = Around { peek: &peek };
         let at = way.frame.at(acc.gva().as_u64() & 0xff8);
         xen.access(way, store.map(|(op, _)| (at, op)), &around, events);
         let ip = store.map_or(Gva::ZERO, |(_, ip)| ip);
         vbox.access(way, &Store { op: store.map(|(op, _)| op), gva: acc.gva(), ip }, &around, events);
+        kvm.access(way, &kvm::Store { op: store.map(|(op, _)| op), gva: acc.gva(), ip }, &around, events);
+        protect.access(way, store.map(|(op, _)| (at, op)), &around);
+        if let Some(root) = *root {
+            vtlb.access(way, root);
+            lazy.access(way, root);
+        }
     }
 
     /// An access that completed; `way` is as it was before.
     fn done(&mut self, acc: Acc, way: Option<Way>) {
         let Some(way) = way else { return };
         self.touches(acc, Some(way.frame));
-        self.in_drift(acc, &way, false);
         self.in_shadows(acc, &way, None);
         self.done_elsewhere(way);
     }
@@ -189,6 +221,23 @@ impl<P: Platform> Census<P> {
         }
     }
 
+    /// A frame that the host has before the guest touches it.
+    fn host_has(&mut self, frame: Gfn) {
+        self.xen.back(frame);
+        self.vbox.back(frame);
+        self.protect.back(frame);
+        self.kvm.back(frame);
+    }
+
+    /// The guest starts on its first root: no hypervisor is asked for what it finds there.
+    fn start(&mut self) {
+        self.xen.start();
+        self.vbox.start();
+        self.protect.start();
+        self.kvm.work = Work::default();
+        self.lazy.work = Work::default();
+    }
+
     /// A store by the kernel, to a table or not.
     fn store(
         &mut self,
@@ -211,7 +260,6 @@ impl<P: Platform> Census<P> {
         self.log.extend((0..elements).map(|i| at.wrapping_add(8 * i)));
         let clears = matches!(op, StoreOp::RepStos { .. } | StoreOp::Vector);
         self.touches(acc, Some(way.frame));
-        self.in_drift(acc, &way, clears);
         self.in_shadows(acc, &way, Some((op, ip)));
         let Some(level) = self.graph.level(way.frame) else {
             self.done_elsewhere(way);
@@ -241,11 +289,21 @@ impl<P: Platform> Census<P> {
         match control {
             Control::Cr3(cr3) => {
                 // The first one turns paging on: no hypervisor is asked for what a machine starts with.
-                self.events.cr3_loads += u64::from(self.root.is_some());
+                let first = self.root.is_none();
+                self.events.cr3_loads += u64::from(!first);
                 self.root = Some(cr3.root.frame());
                 self.epoch.clear();
                 self.sync(None);
-                self.step(Flush::Root);
+                self.step(Flush::Root(*cr3));
+                if first {
+                    self.start();
+                }
+            }
+            Control::Cr(CrWrite::PcidEnable(on)) => {
+                self.pcids = *on;
+                self.epoch.clear();
+                self.sync(None);
+                self.step(Flush::All);
             }
             Control::Cr(_) | Control::Invpcid(Invpcid::All | Invpcid::AllGlobal | Invpcid::Single(_)) => {
                 self.epoch.clear();
@@ -276,7 +334,6 @@ impl<P: Platform> Census<P> {
         match page {
             Some(page) => trees::sync_page(&mut tree.pages, page, now(page)),
             None => {
-                self.events.root_compared += tree.pages.len() as u64;
                 tree.sync(&self.log, now);
             }
         }
@@ -284,11 +341,30 @@ impl<P: Platform> Census<P> {
     }
 }
 
+/// Whose handlers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// Nested paging.
+    Nested,
+    /// Write-protection that zaps.
+    WriteProtect,
+    /// Trees kept for each root and compared at flushes.
+    LazyFill,
+    /// A tree emptied at each flush.
+    Vtlb,
+    /// KVM's shadow MMU.
+    Kvm,
+    /// Xen's.
+    Xen,
+    /// VirtualBox's.
+    Vbox,
+}
+
 /// What brings shadows in step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flush {
     /// A load of CR3.
-    Root,
+    Root(Cr3),
     /// All pages.
     All,
     /// One page.
@@ -360,10 +436,12 @@ impl<P: Platform> Platform for Census<P> {
     }
 
     fn poke(&mut self, vm: VmId, at: Gpa, value: u64) {
+        self.host_has(at.frame());
         self.inner.poke(vm, at, value);
     }
 
     fn populate(&mut self, vm: VmId, range: GfnRange, out: &mut Ledger) {
+        (0..range.frames).for_each(|i| self.host_has(range.start.offset(i)));
         self.inner.populate(vm, range, out);
     }
 

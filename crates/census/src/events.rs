@@ -58,10 +58,6 @@ events! {
     noticed_stores,
     /// Guest frames touched, those of tables included.
     frames,
-    /// Pages used under a root that flushes compared with the guest's tables, summed.
-    root_compared,
-    /// Entries in use of drifting leaf tables that flushes compared, summed.
-    drift_compared,
     /// Accesses under Xen's rules that use an entry for the first time, neighbours filled with it, or let a leaf table out of sync.
     xen_fills,
     /// Stores under Xen's rules to tables that stay in sync.

@@ -1,15 +1,18 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod around;
 mod census;
-mod drift;
 mod events;
 mod graph;
+mod kvm;
 mod path;
+mod private;
+mod protect;
 mod shadows;
 mod trees;
 mod vbox;
 mod xen;
 
-pub use census::Census;
+pub use census::{Census, Policy};
 pub use events::Events;

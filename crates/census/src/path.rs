@@ -27,6 +27,7 @@ pub(crate) struct Way {
     pub(crate) frame: Gfn,
     pub(crate) write: bool,
     pub(crate) user: bool,
+    pub(crate) fetch: bool,
     /// Whether the leaf entry's dirty bit was set before, and stores are permitted.
     pub(crate) writable: bool,
     /// Whether the accessed bits of all entries were set before.
@@ -45,6 +46,7 @@ impl Way {
             page: acc.gva().as_u64() >> 12,
             write: acc.is_write(),
             user: acc.privilege() == memvirt_addr::Privilege::User,
+            fetch: acc.kind() == memvirt_addr::AccessKind::Fetch,
             writable: attrs.contains(Attrs::DIRTY) && path.perms.contains(Attrs::WRITE),
             accessed: path.missing_accessed().next().is_none(),
             path,
@@ -62,6 +64,34 @@ impl Way {
             Entry::Table { next, .. } => Some((step.entry_at, next, step.level.number())),
             _ => None,
         })
+    }
+
+    /// The same with what each entry says.
+    pub(crate) fn tables(&self) -> impl Iterator<Item = (Gpa, Gfn, u8, Attrs)> {
+        self.path.steps().filter_map(|step| match step.entry {
+            Entry::Table { next, attrs } => Some((step.entry_at, next, step.level.number(), attrs)),
+            _ => None,
+        })
+    }
+
+    /// What the entry that maps the page said before the access.
+    pub(crate) fn leaf_attrs(&self) -> Attrs {
+        self.path.leaf().map_or(Attrs::empty(), |step| step.entry.attrs())
+    }
+
+    /// What all entries permit together.
+    pub(crate) const fn perms(&self) -> Attrs {
+        self.path.perms
+    }
+
+    /// How many entries a walk reads.
+    pub(crate) fn refs(&self) -> u64 {
+        u64::from(self.path.refs())
+    }
+
+    /// Whether a walk reads a table in `frame`.
+    pub(crate) fn leads_through(&self, frame: Gfn) -> bool {
+        self.entries().any(|(entry, _)| entry.frame() == frame)
     }
 
     /// The level of the entry that maps the page.

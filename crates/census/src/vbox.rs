@@ -1,4 +1,4 @@
-//! Entries in use, where tables are monitored and sixteen leaf tables at most are dirty: the events of VirtualBox's policy.
+//! Entries in use, where tables are monitored and sixteen leaf tables at most are dirty: the events and the work of VirtualBox's policy.
 //!
 //! Each rule is that of the crate `memvirt-shadow`, module `vbox`, with the functions of VirtualBox that it comes from. The limit on
 //! shadow pages is left out: guests here stay below it.
@@ -8,11 +8,12 @@ use std::collections::BTreeSet;
 use memvirt_addr::{Gfn, Gpa, Gva, Level};
 use memvirt_ops::arch::StoreOp;
 use memvirt_pagetable::{Attrs, Entry, Format, Guest4};
+use memvirt_platform::Work;
 
-use crate::drift::Around;
+use crate::around::Around;
 use crate::events::Events;
 use crate::path::Way;
-use crate::shadows::{Neighbour, Orphans, Shadows};
+use crate::shadows::{Clean, Orphans, Search, Shadows};
 
 const LEAF_LIMIT: u32 = 4;
 const UPPER_LIMIT: u32 = 24;
@@ -91,50 +92,70 @@ pub(crate) struct Vbox {
     modified: BTreeSet<Gfn>,
     stores: u64,
     run: Run,
-    root: Option<Gfn>,
 }
 
 impl Default for Vbox {
     fn default() -> Self {
         Self {
-            shadows: Shadows::new(Orphans::Stay),
+            shadows: Shadows::new(Orphans::Stay, Search::ReverseMap),
             slots: Slots::default(),
             modified: BTreeSet::new(),
             stores: 0,
             run: Run::default(),
-            root: None,
         }
     }
 }
 
 impl Vbox {
+    pub(crate) const fn work(&self) -> &Work {
+        self.shadows.work()
+    }
+
+    /// Counts from nought: what was done so far is part of the start.
+    pub(crate) fn start(&mut self) {
+        *self.shadows.work_mut() = Work::default();
+    }
+
+    /// The host has the frame from now on.
+    pub(crate) fn back(&mut self, frame: Gfn) {
+        self.shadows.back(frame);
+    }
+
     /// An access or store that completed.
     pub(crate) fn access(&mut self, way: &Way, store: &Store<'_>, around: &Around<'_>, events: &mut Events) {
-        if self.shadows.held(way).is_some_and(|writable| writable || !way.write) {
+        if self.shadows.serves(way) {
             return;
         }
+        self.shadows.work_mut().guest_entries_read += way.refs();
         if way.write && self.shadows.is_protected(way.frame) && self.trapped(way, store, around, events) {
             return;
         }
         events.vbox_fills += 1;
         self.reset_path(way, around);
-        let absent = self.shadows.held(way).is_none();
-        self.shadows.fill(way, around);
+        let absent = self.shadows.is_absent(way);
+        let slot = self.shadows.fill(way, around);
         if absent {
-            self.sync_around(way, around);
+            self.sync_around(slot, around);
         }
+        self.shadows.flush();
+    }
+
+    /// The guest got a page fault, after a walk of so many entries.
+    pub(crate) const fn reflect(&mut self, refs: u64) {
+        self.shadows.work_mut().guest_entries_read += refs;
     }
 
     /// A store to a monitored table; whether that was all. Source: `pgmRZPoolAccessPfHandler`.
     fn trapped(&mut self, way: &Way, store: &Store<'_>, around: &Around<'_>, events: &mut Events) -> bool {
         let frame = way.frame;
-        let locked = self.root == Some(frame) || way.entries().any(|(entry, _)| entry.frame() == frame);
+        let locked = self.shadows.root() == Some(frame) || way.leads_through(frame);
         let run = self.runs_up(store, frame);
         let (count, limit) = self.modifications(frame);
         let guessed = !locked && (store.is_reused(way.user) || store.is_forking());
         if locked || count < limit && !guessed {
             self.interpret(way, store);
             events.vbox_stores += 1;
+            self.shadows.flush();
             return true;
         }
         if limit == LEAF_LIMIT && !run && !guessed {
@@ -144,13 +165,19 @@ impl Vbox {
         events.vbox_stores += 1;
         self.slots.remove(frame);
         self.shadows.zap(frame);
-        !matches!(store.op, Some(StoreOp::RepStos { .. }))
+        self.shadows.flush();
+        let repeated = matches!(store.op, Some(StoreOp::RepStos { .. }));
+        let work = self.shadows.work_mut();
+        *(if repeated { &mut work.guest_entries_read } else { &mut work.instructions_emulated }) +=
+            if repeated { way.refs() } else { 1 };
+        !repeated
     }
 
     fn interpret(&mut self, way: &Way, store: &Store<'_>) {
         let frame = way.frame;
         let elements = if let Some(StoreOp::RepStos { count, .. }) = store.op { u64::from(*count) } else { 1 };
         let first = frame.at(store.gva.as_u64() & 0xff8).as_u64();
+        self.shadows.work_mut().instructions_emulated += elements;
         for i in 0..elements {
             self.shadows.clear(Gpa::new(first + 8 * i));
         }
@@ -191,7 +218,7 @@ impl Vbox {
 
     fn note_run(&mut self, store: &Store<'_>, frame: Gfn) {
         let (at, ip) = (store.gva.as_u64(), store.ip.as_u64());
-        if matches!(store.op, Some(StoreOp::Mov { .. })) && at & 0xfff == 0 && self.root != Some(frame) {
+        if matches!(store.op, Some(StoreOp::Mov { .. })) && at & 0xfff == 0 && self.shadows.root() != Some(frame) {
             self.run = Run { frame: Some(frame), at, ip, stores: self.stores };
             if self.modifications(frame).0 > 8 {
                 self.set_modifications(frame, 2);
@@ -218,11 +245,17 @@ impl Vbox {
     fn reset(&mut self, frame: Gfn, around: &Around<'_>) {
         self.shadows.protect(frame);
         let mut changes = 0;
-        for (entry, held, piece) in self.shadows.leaves(frame) {
+        for (entry, piece) in self.shadows.leaves(frame) {
+            self.shadows.work_mut().entries_synced += 1;
+            let held = piece.attrs;
             let same = match Guest4::decode((around.peek)(entry), Level::L1) {
                 Entry::Leaf { frame, attrs, .. } => {
-                    let stored = attrs.contains(Attrs::WRITE | Attrs::DIRTY);
-                    frame == held && attrs.contains(Attrs::ACCESSED) && (stored || !piece.writable)
+                    let clean = if attrs.contains(Attrs::DIRTY) { Attrs::empty() } else { Attrs::WRITE };
+                    let perms = (attrs & Attrs::PERMISSIONS) - clean;
+                    frame == piece.frame
+                        && attrs.contains(Attrs::ACCESSED)
+                        && perms.contains(held & Attrs::PERMISSIONS)
+                        && (held | Attrs::WRITE).contains(perms)
                 }
                 _ => false,
             };
@@ -245,23 +278,12 @@ impl Vbox {
         }
     }
 
-    fn sync_around(&mut self, way: &Way, around: &Around<'_>) {
-        if way.leaf_level() > 1 {
-            let (base, at) = (way.frame.number() & !511, way.frame.number() & 511);
-            for i in at.saturating_sub(SYNC_PAGES / 2)..(at + SYNC_PAGES / 2).min(512) {
-                let _ = self.shadows.prefetch_piece(way, Gfn::new(base + i), around);
-            }
-            return;
-        }
-        let table = way.leaf().frame();
-        let at = (way.leaf().as_u64() & 0xfff) / 8;
+    fn sync_around(&mut self, slot: Gpa, around: &Around<'_>) {
+        let (table, at) = (slot.frame(), (slot.as_u64() & 0xfff) / 8);
         for i in at.saturating_sub(SYNC_PAGES / 2)..(at + SYNC_PAGES / 2).min(512) {
             let entry = table.at(8 * i);
-            if self.shadows.is_used(entry) {
-                continue;
-            }
-            if let Neighbour::Clean(frame, attrs, raw) = self.shadows.prefetch(entry, around) {
-                self.shadows.prefetch_clean(entry, (frame, attrs, raw), around);
+            if !self.shadows.is_used(entry) {
+                let _ = self.shadows.prefetch(entry, Clean::Filled, around);
             }
         }
     }
@@ -273,13 +295,18 @@ impl Vbox {
                 table.writes = 0;
             }
         }
-        self.flush(around);
-        self.root = Some(root);
-        self.shadows.make_table(root, 4);
+        self.reset_all(around);
+        self.shadows.enter(root);
+        self.shadows.flush();
     }
 
     /// Any flush: all dirty tables are monitored again.
     pub(crate) fn flush(&mut self, around: &Around<'_>) {
+        self.reset_all(around);
+        self.shadows.flush();
+    }
+
+    fn reset_all(&mut self, around: &Around<'_>) {
         for frame in std::mem::take(&mut self.slots).held.into_iter().flatten() {
             self.reset(frame, around);
         }

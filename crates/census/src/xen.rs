@@ -1,38 +1,60 @@
-//! Entries in use, where three leaf tables at most may be out of sync: the events of Xen's policy.
+//! Entries in use, where three leaf tables at most may be out of sync: the events and the work of Xen's policy.
 //!
-//! Each rule is that of the crate `memvirt-shadow`, module `xen`, with the functions of Xen that it comes from. One thing cannot be
-//! known from the native run: the place of a table among the three is its host frame's number modulo 3. The guest's frame number
-//! stands for it, so which table is pushed out is a guess where more than three are stored to at a time.
+//! Each rule is that of the crate `memvirt-shadow`, module `xen`, with the functions of Xen that it comes from. The place of a table
+//! among the three is its host frame's number modulo 3. The native run has no host frames, but it says in which order frames of the
+//! guest are touched and tables are shadowed and freed, and a host that hands frames out upwards, what was freed last first, gives each
+//! its number in that order ([`Shadows::back`]). On a host that hands them out otherwise the places are a guess.
 
-use memvirt_addr::{Gfn, Gpa};
+use memvirt_addr::{Gfn, Gpa, Gva};
 use memvirt_ops::arch::StoreOp;
+use memvirt_platform::Work;
 
-use crate::drift::Around;
+use crate::around::Around;
 use crate::events::Events;
 use crate::path::Way;
-use crate::shadows::{Neighbour, Orphans, Shadows};
+use crate::shadows::{Clean, Neighbour, Orphans, Search, Shadows};
 
 /// Tables out of sync at most.
 const PLACES: usize = 3;
 /// Entries that a fault fills, the one asked for included.
 const PREFETCH: u64 = 32;
 
+/// A table out of sync, and where it belongs.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    table: Gfn,
+    home: usize,
+}
+
 /// Xen's view.
 #[derive(Debug)]
 pub(crate) struct Xen {
     shadows: Shadows,
-    places: [Option<Gfn>; PLACES],
+    places: [Option<Place>; PLACES],
     last_zero: Option<Gfn>,
-    root: Option<Gfn>,
 }
 
 impl Default for Xen {
     fn default() -> Self {
-        Self { shadows: Shadows::new(Orphans::Go), places: [None; PLACES], last_zero: None, root: None }
+        Self { shadows: Shadows::new(Orphans::Go, Search::Scan), places: [None; PLACES], last_zero: None }
     }
 }
 
 impl Xen {
+    pub(crate) const fn work(&self) -> &Work {
+        self.shadows.work()
+    }
+
+    /// Counts from nought: what was done so far is part of the start.
+    pub(crate) fn start(&mut self) {
+        *self.shadows.work_mut() = Work::default();
+    }
+
+    /// The host has the frame from now on.
+    pub(crate) fn back(&mut self, frame: Gfn) {
+        self.shadows.back(frame);
+    }
+
     /// An access or store that completed.
     pub(crate) fn access(
         &mut self,
@@ -41,40 +63,59 @@ impl Xen {
         around: &Around<'_>,
         events: &mut Events,
     ) {
-        if self.shadows.held(way).is_some_and(|writable| writable || !way.write) {
-            return;
+        let elements = if let Some((_, StoreOp::RepStos { count, .. })) = store { u64::from(*count) } else { 1 };
+        for element in 0..elements {
+            if self.shadows.serves(way) {
+                return;
+            }
+            let store = store.map(|(at, op)| (at.wrapping_add(8 * element), op));
+            self.fault(way, store, around, events);
         }
+    }
+
+    fn fault(&mut self, way: &Way, store: Option<(Gpa, &StoreOp)>, around: &Around<'_>, events: &mut Events) {
+        self.shadows.work_mut().guest_entries_read += way.refs();
         if way.write && self.shadows.is_protected(way.frame) {
-            if way.user {
+            if way.user && self.shadows.root() != Some(way.frame) && !way.leads_through(way.frame) {
                 events.xen_stores += 1;
                 self.zap(way.frame);
-            } else if !self.unsync(way.frame, around) {
+                self.shadows.flush();
+                self.shadows.work_mut().guest_entries_read += way.refs();
+            } else if way.user || !self.unsync(way.frame, around) {
                 events.xen_stores += 1;
+                self.shadows.work_mut().instructions_emulated += 1;
                 if let Some((at, op)) = store {
                     self.emulated(at, op, around);
                 }
+                self.shadows.flush();
                 return;
             }
         }
         self.last_zero = None;
         self.sync_path(way, around);
-        self.shadows.fill(way, around);
-        self.prefetch(way, around);
+        let slot = self.shadows.fill(way, around);
+        self.prefetch(slot, around);
+        self.reap();
+        self.shadows.flush();
         events.xen_fills += 1;
     }
 
     /// Lets a leaf table out of sync; says no for others. Source: `sh_unsync`, `oos_hash_add`.
     fn unsync(&mut self, frame: Gfn, around: &Around<'_>) -> bool {
-        let Some(table) = self.shadows.table_mut(frame).filter(|table| table.level == 1) else { return false };
-        table.free = true;
-        let home = |frame: Gfn| usize::try_from(frame.number() % PLACES as u64).unwrap_or(0);
-        let at = home(frame);
-        let evicted = match self.places[at].replace(frame) {
-            Some(held) if home(held) == at => self.places[(at + 1) % PLACES].replace(held),
+        if self.shadows.table(frame).is_none_or(|table| table.level != 1) {
+            return false;
+        }
+        let at = self.shadows.back(frame).as_index() % PLACES;
+        if let Some(table) = self.shadows.table_mut(frame) {
+            table.free = true;
+        }
+        self.shadows.snapshot(frame, around);
+        let evicted = match self.places[at].replace(Place { table: frame, home: at }) {
+            Some(held) if held.home == at => self.places[(at + 1) % PLACES].replace(held),
             other => other,
         };
         if let Some(evicted) = evicted {
-            self.back_in_sync(evicted, around);
+            self.back_in_sync(evicted.table, around);
         }
         true
     }
@@ -84,7 +125,8 @@ impl Xen {
             table.free = false;
         }
         self.shadows.protect(frame);
-        for (entry, _, piece) in self.shadows.leaves(frame) {
+        for (entry, piece) in self.shadows.leaves(frame) {
+            self.shadows.work_mut().entries_synced += 1;
             if (around.peek)(entry) != piece.raw {
                 self.shadows.propagate(entry, 1, around);
             }
@@ -92,7 +134,7 @@ impl Xen {
     }
 
     fn resync(&mut self, frame: Gfn, around: &Around<'_>) {
-        if let Some(place) = self.places.iter_mut().find(|place| **place == Some(frame)) {
+        if let Some(place) = self.places.iter_mut().find(|place| place.is_some_and(|held| held.table == frame)) {
             *place = None;
             self.back_in_sync(frame, around);
         }
@@ -100,8 +142,8 @@ impl Xen {
 
     /// Everything comes back into sync.
     fn resync_all(&mut self, around: &Around<'_>) {
-        for frame in self.places.map(|place| place.into_iter()).into_iter().flatten() {
-            self.resync(frame, around);
+        for place in self.places.map(|place| place.into_iter()).into_iter().flatten() {
+            self.resync(place.table, around);
         }
     }
 
@@ -116,20 +158,22 @@ impl Xen {
             StoreOp::Vector => true,
             StoreOp::And { .. } | StoreOp::Or { .. } => false,
         };
-        if zero && self.last_zero.replace(frame) == Some(frame) && self.root != Some(frame) {
+        if zero && self.last_zero.replace(frame) == Some(frame) && self.shadows.root() != Some(frame) {
             self.zap(frame);
         }
-        self.forget_freed();
+        self.reap();
     }
 
     fn zap(&mut self, frame: Gfn) {
         self.shadows.zap(frame);
-        self.forget_freed();
+        self.reap();
     }
 
-    fn forget_freed(&mut self) {
+    /// Frees what nothing leads to, and forgets tables out of sync that are none any more.
+    fn reap(&mut self) {
+        self.shadows.reap();
         for place in &mut self.places {
-            *place = place.filter(|frame| self.shadows.table(*frame).is_some());
+            *place = place.filter(|held| self.shadows.table(held.table).is_some());
         }
     }
 
@@ -145,56 +189,48 @@ impl Xen {
         }
     }
 
-    fn prefetch(&mut self, way: &Way, around: &Around<'_>) {
-        if way.leaf_level() > 1 {
-            let first = way.frame.number();
-            let last = (first | 511).min(first + PREFETCH - 1);
-            for frame in (first + 1..=last).map(Gfn::new) {
-                if self.shadows.prefetch_piece(way, frame, around) {
-                    return;
-                }
-            }
-            return;
-        }
-        let first = way.leaf().as_u64() & 0xfff;
-        for i in 1..PREFETCH.min((0x1000 - first) / 8) {
-            let entry = Gpa::new(way.leaf().as_u64() + 8 * i);
+    fn prefetch(&mut self, slot: Gpa, around: &Around<'_>) {
+        let left = (0x1000 - (slot.as_u64() & 0xfff)) / 8;
+        for i in 1..PREFETCH.min(left) {
+            let entry = slot.wrapping_add(8 * i);
             if self.shadows.is_used(entry) {
                 return;
             }
-            match self.shadows.prefetch(entry, around) {
-                Neighbour::Unused | Neighbour::Clean(..) => return,
-                Neighbour::Absent | Neighbour::Filled => {}
+            let neighbour = self.shadows.prefetch(entry, Clean::Skipped, around);
+            if matches!(neighbour, Neighbour::Unused | Neighbour::Clean(..)) {
+                return;
             }
         }
     }
 
     /// A load of CR3.
     pub(crate) fn load_root(&mut self, root: Gfn, around: &Around<'_>) {
-        self.root = Some(root);
         self.resync(root, around);
-        self.shadows.make_table(root, 4);
+        self.shadows.enter(root);
         self.flush(around);
     }
 
     /// A flush of everything.
     pub(crate) fn flush(&mut self, around: &Around<'_>) {
         self.resync_all(around);
-        self.forget_freed();
+        self.reap();
+        self.shadows.flush();
     }
 
-    /// INVLPG, or a fault that the guest gets: the entry of a table out of sync goes. `lowest` is the last entry of the walk.
-    pub(crate) fn flush_page(&mut self, lowest: Option<(Gpa, u8)>) {
-        if let Some((entry, 1)) = lowest
+    /// INVLPG: the entry of a table out of sync goes.
+    pub(crate) fn flush_page(&mut self, gva: Gva) {
+        if let Some(entry) = self.shadows.lowest(gva)
             && self.shadows.table(entry.frame()).is_some_and(|table| table.free)
         {
             self.shadows.clear(entry);
         }
+        self.shadows.no_flush();
     }
 
-    /// The guest got a page fault.
-    pub(crate) fn fault(&mut self, lowest: Option<(Gpa, u8)>) {
+    /// The guest got a page fault, after a walk of so many entries.
+    pub(crate) fn reflect(&mut self, gva: Gva, refs: u64) {
+        self.shadows.work_mut().guest_entries_read += refs;
         self.last_zero = None;
-        self.flush_page(lowest);
+        self.flush_page(gva);
     }
 }

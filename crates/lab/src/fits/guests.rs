@@ -1,13 +1,13 @@
 //! The guests that models are fitted to and judged by, and what is observed of each natively.
 
 use memvirt_addr::PageSize;
-use memvirt_census::{Census, Events};
+use memvirt_census::{Census, Events, Policy};
 use memvirt_machine::{
     Guest, GuestConfig, Halted, HostConfig, MachineSpec, Measure, RegimeKind, RunResult, Setup, run,
 };
 use memvirt_ops::process::{Batch, Op, Source};
 use memvirt_ops::{VcpuId, VmId};
-use memvirt_platform::{Engine, Host, Ledger, MemoryMap, Native, Platform, Tags, VmSpec};
+use memvirt_platform::{Engine, Host, Ledger, MemoryMap, Native, Platform, Tags, VmSpec, Work};
 use memvirt_workload::Workload;
 use serde::Serialize;
 
@@ -112,6 +112,8 @@ pub struct Observed {
     pub spec: GuestSpec,
     /// What was counted of its native run, beside the run.
     pub events: Events,
+    /// What the handlers of each regime would have done, counted likewise, in the order of the regimes asked for.
+    pub work: Vec<Work>,
     /// The native run.
     pub native: RunResult,
     /// What its stream would do to TLBs whose entries cover no more than a host page of 4 KiB.
@@ -141,12 +143,15 @@ impl Observed {
         };
         let native = make(RegimeKind::Native)?;
         let runs = regimes.iter().map(|regime| make(*regime)).collect::<Result<Vec<_>, _>>()?;
-        let events = census(&workload, guest, machine)?;
+        let census = census(&workload, guest, machine)?;
+        let events = *census.events();
+        let work =
+            regimes.iter().map(|regime| policy(*regime).map_or_else(Work::default, |of| census.work(of))).collect();
         let small = Hardware { walk_caches: false, nested: false, largest: PageSize::Size4K };
         let mut stream = Stream::new(bare(guest, machine)?, machine, &[small])?;
         drive(&mut workload.generator(SEED), guest, false, &mut stream, |_, _| {})?;
         let splintered = stream.expected().next().unwrap_or_default();
-        Ok(Self { spec, events, native, splintered, runs })
+        Ok(Self { spec, events, work, native, splintered, runs })
     }
 }
 
@@ -158,10 +163,29 @@ pub(super) const SEED: u64 = 7;
 /// # Errors
 ///
 /// Where the guest does not come to its end.
-pub fn census(workload: &Workload, guest: GuestConfig, machine: &MachineSpec) -> Result<Events, LabError> {
+pub fn census(
+    workload: &Workload,
+    guest: GuestConfig,
+    machine: &MachineSpec,
+) -> Result<Census<Engine<Native>>, LabError> {
     let mut census = Census::new(bare(guest, machine)?);
     drive(&mut workload.generator(SEED), guest, false, &mut census, |_, _| {})?;
-    Ok(*census.events())
+    Ok(census)
+}
+
+/// The policy of a regime, where the census follows it.
+#[must_use]
+pub const fn policy(regime: RegimeKind) -> Option<Policy> {
+    Some(match regime {
+        RegimeKind::NestedEpt => Policy::Nested,
+        RegimeKind::ShadowWriteProtect => Policy::WriteProtect,
+        RegimeKind::ShadowLazyFill => Policy::LazyFill,
+        RegimeKind::ShadowVtlb => Policy::Vtlb,
+        RegimeKind::ShadowKvm61 => Policy::Kvm,
+        RegimeKind::ShadowXen => Policy::Xen,
+        RegimeKind::ShadowVbox => Policy::Vbox,
+        _ => return None,
+    })
 }
 
 /// A machine without virtualization and without walk caches.

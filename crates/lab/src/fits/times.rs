@@ -2,8 +2,9 @@
 //!
 //! The parts of `models/cost/time-parts.model`. Base is that of the native run, less what exits instead (CR3 loads, INVLPG).
 //! Walks and second-level hits are predicted from the native stream by stack distances, for entries that cover no more than a host
-//! page; a walk reads what it reads natively, under nested paging each entry and the data behind four nested ones (`walk-cold`). Exits are those of the traps model, by kind, each at the machine's price, and
-//! the work in their handlers: what the mechanism says of it, or a linear fit to other workloads' runs.
+//! page; a walk reads what it reads natively, under nested paging each entry and the data behind four nested ones (`walk-cold`).
+//! Exits are those of the traps model, by kind, each at the machine's price, and the work in their handlers is what the census says
+//! that each policy would have to do: unit by unit at the machine's prices, or at prices fitted to other workloads' runs.
 
 use memvirt_costmodel::Model;
 use memvirt_costmodel::fit::{Data, FitError, Linear, Quality, Weighting, group_folds, relative_error};
@@ -45,21 +46,34 @@ pub struct TimePoint {
     pub counted: Parts,
     /// What the model says, with the work of handlers by the mechanism.
     pub mechanism: Parts,
-    /// The same with the work of handlers as fitted to other workloads.
+    /// The same with the prices of that work as fitted to other workloads.
     pub unseen: Parts,
+    /// What the exits are made of.
+    pub items: Vec<Item>,
+}
+
+/// One thing that exits take time for: the cycles counted and those predicted.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Item {
+    /// `exits` for the exits themselves, else a unit of the handlers' work.
+    pub name: &'static str,
+    /// Cycles counted.
+    pub counted: f64,
+    /// Cycles predicted.
+    pub predicted: f64,
 }
 
 impl TimePoint {
-    /// The relative error of the prediction by a fit to other workloads.
+    /// The relative error of the prediction.
     #[must_use]
     pub fn error(&self) -> f64 {
-        relative_error(self.counted.total(), self.unseen.total())
+        relative_error(self.counted.total(), self.mechanism.total())
     }
 
     /// The errors of base, walks and exits as shares of the whole run: where the error comes from.
     #[must_use]
     pub fn split(&self) -> [f64; 3] {
-        let (is, said, all) = (self.counted, self.unseen, self.counted.total());
+        let (is, said, all) = (self.counted, self.mechanism, self.counted.total());
         [said.base - is.base, said.walks - is.walks, said.exits - is.exits].map(|miss| miss / all)
     }
 }
@@ -75,24 +89,60 @@ pub struct Times {
     pub unseen: Quality,
     /// Fitted to short runs, of long ones.
     pub held_out: Quality,
+    /// By the mechanism, of long ones.
+    pub long: Quality,
     /// The runs.
     pub points: Vec<TimePoint>,
 }
 
-/// What happens in exits: hidden faults, reflected ones, emulated stores, first touches, entries compared; what the work of handlers
-/// is linear in.
-type Kinds = [f64; 5];
+/// An input of the prediction, and the most that it is wrong by: cycles missed, as a share of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct InputError {
+    /// `base`, `walks`, `exits`, or a unit of the handlers' work.
+    pub input: &'static str,
+    /// The largest share.
+    pub max: f64,
+    /// The run where it is.
+    pub guest: GuestSpec,
+}
+
+/// The units of a handler's work.
+const UNITS: usize = 10;
+
+/// Cycles of a handler's work, by unit.
+type Units = [f64; UNITS];
 
 struct Said {
     base: f64,
     walks: f64,
     /// Exits at their prices, without the work in them.
     fixed: f64,
-    kinds: Kinds,
-    work: f64,
+    work: Units,
 }
 
 impl Times {
+    /// How wrong each input is at most, worst first; inputs that are right everywhere are left out.
+    #[must_use]
+    pub fn inputs(&self) -> Vec<InputError> {
+        let mut found: Vec<InputError> = Vec::new();
+        for point in &self.points {
+            let all = point.counted.total();
+            let [base, walks, _] = point.split();
+            let items = point.items.iter().map(|item| (item.name, (item.predicted - item.counted) / all));
+            for (input, share) in [("base", base), ("walks", walks)].into_iter().chain(items) {
+                let one = InputError { input, max: share.abs(), guest: point.guest };
+                match found.iter_mut().find(|held| held.input == input) {
+                    Some(held) if held.max < one.max => *held = one,
+                    Some(_) => {}
+                    None => found.push(one),
+                }
+            }
+        }
+        found.retain(|one| one.max > 0.0);
+        found.sort_by(|a, b| b.max.total_cmp(&a.max));
+        found
+    }
+
     /// The model under regime `index` of [`MODELS`] against runs.
     ///
     /// # Errors
@@ -102,10 +152,10 @@ impl Times {
         let (regime, name) = MODELS[index];
         let failed = |error: &dyn std::fmt::Display| LabError::Model(format!("{name}: {error}"));
         let model = Model::find(name).map_err(|error| failed(&error))?;
-        let said = observed.iter().map(|one| said(&model, regime, one, machine)).collect::<Result<Vec<_>, _>>()?;
+        let said = observed.iter().map(|one| said(&model, index, one, machine)).collect::<Result<Vec<_>, _>>()?;
         let counted: Vec<Parts> = observed.iter().map(|one| counted(&one.runs[index])).collect();
         let work: Vec<f64> = counted.iter().zip(&said).map(|(is, said)| is.exits - said.fixed).collect();
-        let rows: Vec<Kinds> = said.iter().map(|said| said.kinds).collect();
+        let rows: Vec<Units> = said.iter().map(|said| said.work).collect();
         let totals: Vec<f64> = counted.iter().map(Parts::total).collect();
         let all = Rows { rows: &rows, work: &work, totals: &totals };
         let group = |one: &Observed| WORKLOADS.iter().position(|name| *name == one.spec.workload).unwrap_or(0);
@@ -126,8 +176,9 @@ impl Times {
             guest: one.spec,
             regime,
             counted: counted[i],
-            mechanism: parts(i, said[i].work),
+            mechanism: parts(i, said[i].work.iter().sum()),
             unseen: parts(i, unseen[i]),
+            items: items(&one.runs[index], &said[i]),
         };
         let points: Vec<TimePoint> = observed.iter().enumerate().map(point).collect();
         let quality = |said: Vec<f64>| Quality::of(&totals, &said);
@@ -138,6 +189,10 @@ impl Times {
             mechanism: quality(points.iter().map(|point| point.mechanism.total()).collect()),
             unseen: quality(points.iter().map(|point| point.unseen.total()).collect()),
             held_out: Quality::of(&pick(&totals, &long), &large),
+            long: {
+                let said: Vec<f64> = points.iter().map(|point| point.mechanism.total()).collect();
+                Quality::of(&pick(&totals, &long), &pick(&said, &long))
+            },
             points,
         })
     }
@@ -145,28 +200,29 @@ impl Times {
 
 /// The work of handlers to be fitted.
 struct Rows<'a> {
-    rows: &'a [Kinds],
+    rows: &'a [Units],
     work: &'a [f64],
     totals: &'a [f64],
 }
 
 impl Rows<'_> {
-    /// Cycles of each kind, as shares of whole runs weigh; kinds that do not occur cost nothing.
-    fn fit(&self, which: &[usize]) -> Result<Kinds, FitError> {
-        let mut used: Vec<usize> = (0..5).filter(|kind| which.iter().any(|run| self.rows[*run][*kind] > 0.0)).collect();
-        let mut fitted = [0.0; 5];
+    /// What each unit costs, in prices of the machine, as shares of whole runs weigh; units that do not occur cost nothing.
+    fn fit(&self, which: &[usize]) -> Result<Units, FitError> {
+        let mut used: Vec<usize> =
+            (0..UNITS).filter(|unit| which.iter().any(|run| self.rows[*run][*unit] > 0.0)).collect();
+        let mut fitted = [0.0; UNITS];
         while !used.is_empty() {
             let mut data = Data::default();
             for run in which {
                 let share = |value: f64| value / self.totals[*run];
-                data.push(used.iter().map(|kind| share(self.rows[*run][*kind])).collect(), share(self.work[*run]));
+                data.push(used.iter().map(|unit| share(self.rows[*run][*unit])).collect(), share(self.work[*run]));
             }
             match Linear::fit(&data, Weighting::Absolute) {
                 Ok(found) => {
-                    used.iter().zip(found.coefficients).for_each(|(kind, cycles)| fitted[*kind] = cycles);
+                    used.iter().zip(found.coefficients).for_each(|(unit, price)| fitted[*unit] = price);
                     break;
                 }
-                // One kind always comes with another: the runs cannot tell what each costs.
+                // One unit always comes with others: the runs cannot tell what each costs.
                 Err(FitError::Rank { .. }) => _ = used.pop(),
                 Err(error) => return Err(error),
             }
@@ -175,8 +231,24 @@ impl Rows<'_> {
     }
 }
 
-fn apply(fitted: &Kinds, kinds: &Kinds) -> f64 {
-    fitted.iter().zip(kinds).map(|(cycles, count)| cycles * count).sum()
+fn apply(fitted: &Units, work: &Units) -> f64 {
+    fitted.iter().zip(work).map(|(price, cycles)| price * cycles).sum()
+}
+
+/// What was counted of each item of the exits, beside what is said of it.
+fn items(run: &memvirt_machine::RunResult, said: &Said) -> Vec<Item> {
+    let counted = |name: &str| {
+        let parts = run.cycles.parts.iter().filter(|part| part.group == "exits" && part.name == name);
+        real(parts.map(|part| part.cycles).sum())
+    };
+    let units = memvirt_platform::Work::default();
+    let work: Vec<Item> = units
+        .units()
+        .zip(said.work)
+        .map(|((name, _), predicted)| Item { name, counted: counted(name), predicted })
+        .collect();
+    let rest = real(run.cycles.exits) - work.iter().map(|item| item.counted).sum::<f64>();
+    std::iter::once(Item { name: "exits", counted: rest, predicted: said.fixed }).chain(work).collect()
 }
 
 fn counted(run: &memvirt_machine::RunResult) -> Parts {
@@ -185,7 +257,8 @@ fn counted(run: &memvirt_machine::RunResult) -> Parts {
 }
 
 /// What the native run and its events say of a guest under a regime.
-fn said(model: &Model, regime: RegimeKind, one: &Observed, machine: &MachineSpec) -> Result<Said, LabError> {
+fn said(model: &Model, index: usize, one: &Observed, machine: &MachineSpec) -> Result<Said, LabError> {
+    let (regime, _) = MODELS[index];
     let failed = |error: &dyn std::fmt::Display| LabError::Model(error.to_string());
     let inputs = traps::inputs(model, &one.events)?;
     let outputs = model.evaluate(&inputs, &model.predicted()).map_err(|error| failed(&error))?;
@@ -194,7 +267,7 @@ fn said(model: &Model, regime: RegimeKind, one: &Observed, machine: &MachineSpec
     };
     let (native, events) = (&one.native, &one.events);
     let price = |figure: &memvirt_machine::spec::Figure| real(figure.times(1));
-    let (exits, work, base, walk) = (&machine.exits, &machine.work, &machine.base, &machine.translation);
+    let (exits, base, walk) = (&machine.exits, &machine.base, &machine.translation);
     let nested = regime == RegimeKind::NestedEpt;
     let (hidden, stores, violations) = (output("hidden_faults"), output("table_writes"), output("ept_violations"));
     let (faults, invlpgs, loads) =
@@ -221,24 +294,15 @@ fn said(model: &Model, regime: RegimeKind, one: &Observed, machine: &MachineSpec
         // A walk that exits has looked for the entry in vain.
         (guest_refs + 4.0 * (hidden + stores)) * price(&walk.shadow_reference)
     };
-    let compared = match regime {
-        RegimeKind::ShadowLazyFill => real(events.root_compared),
-        RegimeKind::ShadowKvm61 | RegimeKind::ShadowXen | RegimeKind::ShadowVbox => real(events.drift_compared),
-        _ => 0.0,
-    };
-    let frames = real(events.frames);
-    let read = 4.0 * price(&work.guest_entries_read);
-    let by_mechanism = hidden * (read + price(&work.entries_set))
-        + faults * read
-        + stores * (read + price(&work.instructions_emulated))
-        + frames * price(&work.frames_backed)
-        + violations * price(&work.entries_set)
-        + compared * (price(&work.entries_synced) + price(&work.guest_entries_read));
+    let mut work = [0.0; UNITS];
+    for (cycles, ((_, count), (_, figure))) in work.iter_mut().zip(one.work[index].units().zip(machine.work.figures()))
+    {
+        *cycles = real(figure.times(count));
+    }
     Ok(Said {
         base: real(native.cycles.base) - loads * price(&base.cr3_load) - invlpgs * price(&base.invlpg),
         walks: l2_hits * price(&walk.l2_tlb_hit) + references,
         fixed,
-        kinds: [hidden, faults, stores, frames, compared],
-        work: by_mechanism,
+        work,
     })
 }
