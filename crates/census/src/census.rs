@@ -37,6 +37,10 @@ pub struct Census<P> {
     /// Every entry that the guest or hardware changed, in order.
     log: Vec<Gpa>,
     frames: HashSet<Gfn>,
+    /// Accesses that changed nothing for anybody, each with the moment in which that was so.
+    settled: HashMap<(Gfn, Acc), u64>,
+    /// Counts whatever may change what accesses do.
+    moment: u64,
 }
 
 impl<P: Platform> Census<P> {
@@ -59,6 +63,8 @@ impl<P: Platform> Census<P> {
             roots: HashMap::new(),
             log: Vec::new(),
             frames: HashSet::new(),
+            settled: HashMap::new(),
+            moment: 0,
         }
     }
 
@@ -101,6 +107,7 @@ impl<P: Platform> Census<P> {
 
     /// Hardware set bits on the way of an access.
     fn marked(&mut self, acc: Acc) {
+        self.moment += 1;
         let Some(root) = self.root else { return };
         // Accessed bits above the leaf make nothing disagree that agreed before.
         self.log.extend(lowest(&self.inner, root, acc).map(|(entry, _)| entry));
@@ -115,7 +122,7 @@ impl<P: Platform> Census<P> {
 
     /// Where shadows lag behind: they are brought in step.
     fn step(&mut self, what: Flush) {
-        let Self { inner, kvm, xen, vbox, protect, vtlb, lazy, root, pcids, .. } = self;
+        let Self { inner, kvm, xen, vbox, protect, vtlb, lazy, root, pcids, log, .. } = self;
         let Some(root) = *root else { return };
         let peek = |at: Gpa| inner.peek(VmId::FIRST, at);
         let around = Around { peek: &peek };
@@ -126,14 +133,14 @@ impl<P: Platform> Census<P> {
                 vbox.load_root(root, &around);
                 protect.load_root(root);
                 vtlb.empty();
-                lazy.sync(root, &peek);
+                lazy.sync(root, &peek, log);
             }
             Flush::All => {
                 kvm.flush(&around);
                 xen.flush(&around);
                 vbox.flush(&around);
                 vtlb.empty();
-                lazy.sync(root, &peek);
+                lazy.sync(root, &peek, log);
             }
             Flush::Page(gva) => {
                 kvm.flush_page(gva, &around);
@@ -169,6 +176,28 @@ impl<P: Platform> Census<P> {
         if let Some(root) = *root {
             vtlb.access(way, root);
             lazy.access(way, root);
+        }
+    }
+
+    /// The page and kind of an access, under the current root.
+    fn kind_of(&self, acc: Acc) -> Option<(Gfn, Acc)> {
+        let page = Gva::new_truncate(acc.gva().as_u64() >> 12 << 12);
+        Some((self.root?, Acc::new(page, acc.kind(), acc.privilege())))
+    }
+
+    /// Whether an access like this one changed nothing, and nothing has changed since.
+    fn is_settled(&self, acc: Acc) -> bool {
+        self.kind_of(acc).is_some_and(|kind| self.settled.get(&kind) == Some(&self.moment))
+    }
+
+    /// An access that completed, which may be settled from now on.
+    fn settle(&mut self, acc: Acc, way: Option<Way>) {
+        let before = self.events;
+        self.done(acc, way);
+        if self.events != before {
+            self.moment += 1;
+        } else if let Some(kind) = self.kind_of(acc) {
+            self.settled.insert(kind, self.moment);
         }
     }
 
@@ -209,6 +238,7 @@ impl<P: Platform> Census<P> {
     /// A page fault that the guest sees. It ends what was cached for the page.
     fn fault(&mut self, acc: Acc, present: bool) {
         self.events.faults += 1;
+        self.moment += 1;
         self.touches(acc, None);
         self.forget(acc.gva().as_u64() >> 12);
         self.step(Flush::Fault { gva: acc.gva(), present });
@@ -381,7 +411,8 @@ fn address(page: u64) -> Gva {
 impl<P: Platform> Platform for Census<P> {
     fn accesses(&mut self, v: VcpuId, run: &[Acc], horizon: Horizon, out: &mut Ledger) -> (usize, Stop) {
         for (done, acc) in run.iter().enumerate() {
-            let way = self.way(*acc);
+            let settled = self.is_settled(*acc);
+            let way = if settled { None } else { self.way(*acc) };
             let marked = out.counters.ad_updates;
             let (one, stop) = self.inner.accesses(v, core::slice::from_ref(acc), horizon, out);
             if out.counters.ad_updates != marked {
@@ -393,12 +424,15 @@ impl<P: Platform> Platform for Census<P> {
             if one == 0 {
                 return (done, stop);
             }
-            self.done(*acc, way);
+            if !settled {
+                self.settle(*acc, way);
+            }
         }
         (run.len(), Stop::Done)
     }
 
     fn event(&mut self, v: VcpuId, event: &Event, out: &mut Ledger) -> Result<Option<u64>, Refusal> {
+        self.moment += u64::from(!matches!(event, Event::Load { .. }));
         match event {
             Event::Load { gva } => {
                 let acc = Acc::supervisor(*gva, AccessKind::Read);
@@ -408,7 +442,7 @@ impl<P: Platform> Platform for Census<P> {
                     self.marked(acc);
                 }
                 if result.is_ok() {
-                    self.done(acc, way);
+                    self.settle(acc, way);
                 }
                 result
             }

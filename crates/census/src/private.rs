@@ -4,7 +4,7 @@
 //!
 //! Each rule is that of the crate `memvirt-shadow`, module `tree`. The limit on shadow pages is left out.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use memvirt_addr::{Gfn, Gpa, Gva, Level};
 use memvirt_pagetable::{Attrs, Entry, Format, Guest4};
@@ -56,6 +56,22 @@ impl Node {
         let change = if entries.is_empty() { Change::Kept } else { Change::Lost };
         entries.into_values().for_each(|held| held.drop_from(work));
         change
+    }
+
+    /// How many entries there are, those of the tables below included.
+    fn count(&self) -> u64 {
+        let below = self.entries.values().map(|held| if let Held::Table(node) = held { node.count() } else { 0 });
+        self.entries.len() as u64 + below.sum::<u64>()
+    }
+
+    /// Whether the last table on the way to an address stands for the guest's table in `frame`.
+    fn leads_to(&self, gva: Gva, frame: Gfn) -> bool {
+        let mut node = self;
+        for level in (2..=ROOT).rev() {
+            let Some(Held::Table(below)) = node.entries.get(&index(gva.as_u64(), level)) else { return false };
+            node = below;
+        }
+        (node.frame, node.pieces) == (frame, false)
     }
 
     fn remove(&mut self, index: u16, work: &mut Work) -> Change {
@@ -117,11 +133,18 @@ const fn index(address: u64, level: u8) -> u16 {
 #[derive(Debug)]
 struct Tree {
     root: Node,
+    /// Guest tables that its upper ones were made for; some may be gone.
+    uppers: HashSet<Gfn>,
+    /// Likewise by guest leaf table the addresses of what it maps.
+    leaves: HashMap<Gfn, BTreeSet<u64>>,
+    /// How much of the log of changes the last comparison has seen.
+    seen: usize,
 }
 
 impl Tree {
     fn new(root: Gfn, work: &mut Work) -> Self {
-        Self { root: Node::new(root, false, work) }
+        let (uppers, leaves) = (HashSet::from([root]), HashMap::new());
+        Self { root: Node::new(root, false, work), uppers, leaves, seen: 0 }
     }
 
     /// Whether an access goes through.
@@ -141,6 +164,11 @@ impl Tree {
         let (address, top) = (way.page << 12, way.leaf_level());
         let mut node = &mut self.root;
         for (_, next, level) in way.links() {
+            if level > 2 {
+                self.uppers.insert(next);
+            } else {
+                self.leaves.entry(next).or_default().insert(address >> 21 << 21);
+            }
             let Some(below) = node.child(index(address, level), next, false, work) else { return };
             node = below;
         }
@@ -152,6 +180,31 @@ impl Tree {
         let clean = !way.write && !way.leaf_attrs().contains(Attrs::DIRTY);
         let perms = way.perms() & Attrs::PERMISSIONS;
         node.set(index(address, 1), way.frame, if clean { perms - Attrs::WRITE } else { perms }, work);
+    }
+
+    /// Compares all of the tree with the guest's tables. Only what the log says has changed since the last time can differ, unless an
+    /// upper table has changed.
+    fn sync(&mut self, root: Gfn, peek: &dyn Fn(Gpa) -> u64, log: &[Gpa], work: &mut Work) -> Change {
+        let changed: BTreeSet<Gpa> = log[self.seen.min(log.len())..].iter().copied().collect();
+        self.seen = log.len();
+        let mut compared = Compared { peek, work };
+        if changed.iter().any(|entry| self.uppers.contains(&entry.frame())) {
+            return compared.table(&mut self.root, root, ROOT, Attrs::PERMISSIONS);
+        }
+        let synced = compared.work.entries_synced + self.root.count();
+        let mut change = Change::Kept;
+        for entry in changed {
+            for address in self.leaves.get(&entry.frame()).into_iter().flatten() {
+                let gva = Gva::new_truncate(address | (entry.as_u64() & 0xff8) << 9);
+                if self.root.leads_to(gva, entry.frame()) {
+                    let at = index(gva.as_u64(), ROOT);
+                    let one = compared.entry(&mut self.root, at, (root, ROOT), Attrs::PERMISSIONS, Depth::Leaf(gva));
+                    change = change.or(one);
+                }
+            }
+        }
+        compared.work.entries_synced = synced;
+        change
     }
 
     /// Drops the translation of an address with all pieces of the guest page that it is part of.
@@ -198,7 +251,7 @@ impl Compared<'_> {
                 (Entry::Table { next, .. }, Held::Table(below)) if (below.frame, below.pieces) == (next, false) => {
                     return match depth {
                         Depth::All => self.table(below, next, level - 1, perms),
-                        Depth::Of(gva) => {
+                        Depth::Of(gva) | Depth::Leaf(gva) => {
                             self.entry(below, index(gva.as_u64(), level - 1), (next, level - 1), perms, depth)
                         }
                     };
@@ -243,8 +296,10 @@ impl Compared<'_> {
 #[derive(Clone, Copy, Debug)]
 enum Depth {
     All,
-    /// What translates this address.
+    /// What translates this address, which the guest itself has flushed.
     Of(Gva),
+    /// The same, which nobody has flushed.
+    Leaf(Gva),
 }
 
 /// The view of a virtual TLB.
@@ -313,13 +368,14 @@ impl Lazy {
     }
 
     /// A load of CR3, or a flush of everything under it: all of the tree is compared.
-    pub(crate) fn sync(&mut self, root: Gfn, peek: &dyn Fn(Gpa) -> u64) {
+    /// `log` has every entry that was changed so far, in order.
+    pub(crate) fn sync(&mut self, root: Gfn, peek: &dyn Fn(Gpa) -> u64, log: &[Gpa]) {
         let work = &mut self.work;
         let Some(tree) = self.trees.get_mut(&root) else {
             self.trees.insert(root, Tree::new(root, work));
             return;
         };
-        let change = Compared { peek, work }.table(&mut tree.root, root, ROOT, Attrs::PERMISSIONS);
+        let change = tree.sync(root, peek, log, work);
         work.remote_flushes += u64::from(change == Change::Lost);
     }
 

@@ -439,10 +439,12 @@ impl Shadows {
         self.pieces.range(table.entry(0)..=table.entry(511)).map(|(entry, piece)| (*entry, *piece)).collect()
     }
 
-    /// What the guest's entries are now is what later ones are compared with.
-    pub(crate) fn snapshot(&mut self, table: Gfn, around: &Around<'_>) {
+    /// What the guest's entries are now is what later ones are compared with, but for the one that is being stored to.
+    pub(crate) fn snapshot(&mut self, table: Gfn, stored: Option<Gpa>, around: &Around<'_>) {
         for (entry, piece) in self.pieces.range_mut(table.entry(0)..=table.entry(511)) {
-            piece.raw = (around.peek)(*entry);
+            if Some(*entry) != stored {
+                piece.raw = (around.peek)(*entry);
+            }
         }
     }
 
@@ -450,7 +452,10 @@ impl Shadows {
     pub(crate) fn propagate(&mut self, entry: Gpa, level: u8, around: &Around<'_>) -> bool {
         let raw = (around.peek)(entry);
         match Guest4::decode(raw, Level::from_number(level).unwrap_or(Level::L1)) {
-            Entry::Table { next, attrs } if attrs.contains(Attrs::ACCESSED) && self.tables.contains_key(&next) => {
+            Entry::Table { next, attrs }
+                if attrs.contains(Attrs::ACCESSED)
+                    && self.tables.get(&next).is_some_and(|table| table.level + 1 == level) =>
+            {
                 self.link(entry, next, attrs & Attrs::PERMISSIONS);
             }
             Entry::Leaf { frame, attrs, .. } if attrs.contains(Attrs::ACCESSED) => {

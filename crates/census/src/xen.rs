@@ -81,7 +81,7 @@ impl Xen {
                 self.zap(way.frame);
                 self.shadows.flush();
                 self.shadows.work_mut().guest_entries_read += way.refs();
-            } else if way.user || !self.unsync(way.frame, around) {
+            } else if way.user || !self.unsync(way.frame, store.map(|(at, _)| at), around) {
                 events.xen_stores += 1;
                 self.shadows.work_mut().instructions_emulated += 1;
                 if let Some((at, op)) = store {
@@ -101,7 +101,7 @@ impl Xen {
     }
 
     /// Lets a leaf table out of sync; says no for others. Source: `sh_unsync`, `oos_hash_add`.
-    fn unsync(&mut self, frame: Gfn, around: &Around<'_>) -> bool {
+    fn unsync(&mut self, frame: Gfn, stored: Option<Gpa>, around: &Around<'_>) -> bool {
         if self.shadows.table(frame).is_none_or(|table| table.level != 1) {
             return false;
         }
@@ -109,7 +109,7 @@ impl Xen {
         if let Some(table) = self.shadows.table_mut(frame) {
             table.free = true;
         }
-        self.shadows.snapshot(frame, around);
+        self.shadows.snapshot(frame, stored, around);
         let evicted = match self.places[at].replace(Place { table: frame, home: at }) {
             Some(held) if held.home == at => self.places[(at + 1) % PLACES].replace(held),
             other => other,

@@ -99,31 +99,17 @@ impl Kvm {
     /// Fills one entry from the guest's if that needs nothing; whether it was filled.
     pub(super) fn fill_alone(&mut self, slot: Slot, around: &Around<'_>) -> bool {
         self.work.guest_entries_read += 1;
-        let Some((frame, attrs)) = self.shadowable(slot, around) else {
+        let (gfn, page) = self.pages.get(&slot.0).map_or((Gfn::new(0), Attrs::empty()), |page| (page.gfn, page.access));
+        let Some((frame, attrs)) = shadowable(gfn, slot.1, around) else {
             self.clear(slot);
             return false;
         };
-        let access = self.granted(slot.0, attrs);
+        let access = granted(page, attrs);
         self.backed.contains(&frame) && {
             let recipe = Recipe { accessed: false, unsync: Unsync::IfAlready };
             let _ = self.set_leaf(slot, frame, access, recipe);
             true
         }
-    }
-
-    /// The frame and attributes of the guest's entry, where it can be shadowed without a fault.
-    pub(super) fn shadowable(&self, (id, index): Slot, around: &Around<'_>) -> Option<(Gfn, Attrs)> {
-        let raw = (around.peek)(self.pages.get(&id)?.gfn.entry(usize::from(index)));
-        match Guest4::decode(raw, Level::L1) {
-            Entry::Leaf { frame, attrs, .. } if attrs.contains(Attrs::ACCESSED) => Some((frame, attrs)),
-            _ => None,
-        }
-    }
-
-    /// What a leaf table's page and the guest's entry grant together.
-    pub(super) fn granted(&self, id: Id, attrs: Attrs) -> Attrs {
-        let access = self.pages.get(&id).map_or(Attrs::empty(), |page| page.access) & attrs;
-        if attrs.contains(Attrs::DIRTY) { access } else { access - Attrs::WRITE }
     }
 
     /// A large page has no entries of its own that could forbid anything: runs of absent entries, as far as the host has the pages.
@@ -146,4 +132,18 @@ impl Kvm {
             index = end + 1;
         }
     }
+}
+
+/// The frame and attributes of an entry of the guest's leaf table, where it can be shadowed without a fault.
+pub(super) fn shadowable(table: Gfn, index: u16, around: &Around<'_>) -> Option<(Gfn, Attrs)> {
+    match Guest4::decode((around.peek)(table.entry(usize::from(index))), Level::L1) {
+        Entry::Leaf { frame, attrs, .. } if attrs.contains(Attrs::ACCESSED) => Some((frame, attrs)),
+        _ => None,
+    }
+}
+
+/// What a leaf table's page and the guest's entry grant together.
+pub(super) fn granted(page: Attrs, entry: Attrs) -> Attrs {
+    let access = page & entry;
+    if entry.contains(Attrs::DIRTY) { access } else { access - Attrs::WRITE }
 }

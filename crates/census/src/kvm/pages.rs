@@ -10,6 +10,9 @@ use crate::around::Around;
 /// A frame that is mapped more often than this loses all its entries (`RMAP_RECYCLE_THRESHOLD`).
 const MOST_ALIASES: usize = 1000;
 
+/// What no leaf loses without a flush.
+pub(super) const HISTORY: Attrs = Attrs::WRITE.union(Attrs::ACCESSED).union(Attrs::DIRTY);
+
 /// What may happen to tables for whose frame a writable leaf is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unsync {
@@ -121,8 +124,7 @@ impl Kvm {
         if let Some(page) = self.pages.get_mut(&id) {
             page.entries.insert(index, Spte::Leaf(frame, new));
         }
-        let history = Attrs::WRITE | Attrs::ACCESSED | Attrs::DIRTY;
-        let flush = old.is_some_and(|old| !new.contains(old & history));
+        let flush = old.is_some_and(|old| !new.contains(old & HISTORY));
         *(if flush { &mut self.work.entries_cleared } else { &mut self.work.entries_set }) += 1;
         flush
     }

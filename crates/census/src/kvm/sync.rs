@@ -2,9 +2,11 @@
 //! `mmu_unsync_walk`, `mmu_sync_children`, `sync_page`, `FNAME(invlpg)` of Linux 6.1.
 
 use memvirt_addr::{Gfn, Gva};
+use memvirt_pagetable::Attrs;
 
-use super::pages::Unsync;
-use super::{Id, Kvm, Slot, Spte, index};
+use super::fetch::{granted, shadowable};
+use super::pages::{HISTORY, Unsync};
+use super::{ACCESS, Id, Kvm, Slot, Spte, index};
 use crate::around::Around;
 
 /// How many pages one walk collects at most.
@@ -157,9 +159,30 @@ impl Kvm {
 
     /// Compares a leaf table with the guest's; whether a flush is due.
     pub(super) fn compare(&mut self, id: Id, around: &Around<'_>) -> bool {
-        let Some(page) = self.pages.get(&id).filter(|page| !page.direct) else { return false };
-        let indices: Vec<u16> = page.entries.keys().copied().collect();
-        indices.into_iter().fold(false, |flush, index| self.compare_entry((id, index), around) | flush)
+        let Some(page) = self.pages.get_mut(&id).filter(|page| !page.direct) else { return false };
+        let (gfn, access) = (page.gfn, page.access);
+        let (mut flush, mut left) = (false, Vec::new());
+        for (index, entry) in &mut page.entries {
+            // The usual one, of the same page and as writable as before, is made anew and loses its history.
+            let same = match (shadowable(gfn, *index, around), &entry) {
+                (Some((frame, attrs)), Spte::Leaf(held, old)) if frame == *held => {
+                    let new = granted(access, attrs) & ACCESS;
+                    (!new.contains(Attrs::WRITE) || old.contains(Attrs::WRITE)).then_some((frame, *old, new))
+                }
+                _ => None,
+            };
+            let Some((frame, old, new)) = same else {
+                left.push(*index);
+                continue;
+            };
+            self.work.entries_synced += 1;
+            self.work.guest_entries_read += 1;
+            *entry = Spte::Leaf(frame, new);
+            let lost = !new.contains(old & HISTORY);
+            *(if lost { &mut self.work.entries_cleared } else { &mut self.work.entries_set }) += 1;
+            flush |= lost;
+        }
+        left.into_iter().fold(flush, |flush, index| self.compare_entry((id, index), around) | flush)
     }
 
     fn compare_entry(&mut self, slot: Slot, around: &Around<'_>) -> bool {
@@ -169,11 +192,9 @@ impl Kvm {
             Some(Spte::Leaf(frame, _)) => Some(frame),
             _ => None,
         };
-        match self.shadowable(slot, around) {
-            Some((frame, attrs)) if held == Some(frame) => {
-                let access = self.granted(slot.0, attrs);
-                self.remake(slot, frame, access)
-            }
+        let (gfn, page) = self.pages.get(&slot.0).map_or((Gfn::new(0), Attrs::empty()), |page| (page.gfn, page.access));
+        match shadowable(gfn, slot.1, around) {
+            Some((frame, attrs)) if held == Some(frame) => self.remake(slot, frame, granted(page, attrs)),
             _ => {
                 self.clear(slot);
                 true
