@@ -91,6 +91,8 @@ fn check<R: Regime>(engine: &mut Engine<R>, touches: &[Touch]) -> Result<(), Tes
 }
 
 proptest! {
+    #![proptest_config(memvirt_properties::cases(256))]
+
     #[test]
     fn no_frame_reaches_two_machines_under_nested_paging(touches in touches(), large in any::<bool>()) {
         let mut host = Host::new(1 << 16);

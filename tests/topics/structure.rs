@@ -32,6 +32,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "memvirt-tlb",
         ],
     ),
+    ("memvirt-properties", &[]),
     ("memvirt-testkit", &["memvirt-addr", "memvirt-ops", "memvirt-platform", "memvirt-tlb"]),
     ("memvirt-oracle", &["memvirt-addr", "memvirt-ops", "memvirt-pagetable", "memvirt-platform"]),
     (

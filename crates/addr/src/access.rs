@@ -195,6 +195,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(memvirt_properties::cases(256))]
+
         #[test]
         fn packing_loses_nothing(raw: u64, kind in 0u8..3, supervisor: bool) {
             let kind = [AccessKind::Read, AccessKind::Write, AccessKind::Fetch][usize::from(kind)];

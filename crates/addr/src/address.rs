@@ -357,6 +357,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(memvirt_properties::cases(256))]
+
         #[test]
         fn truncated_addresses_are_valid(raw: u64) {
             prop_assert!(Gva::try_new(Gva::new_truncate(raw).as_u64()).is_ok());

@@ -183,7 +183,7 @@ fn run(lab: &mut Lab<RegisterWalk>, step: &Step) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..memvirt_properties::cases(200) })]
 
     #[test]
     fn registers_are_sound_under_a_guest_that_keeps_arrays(

@@ -237,7 +237,7 @@ fn a_frame_taken_away_costs_no_flush_where_nothing_is_nested() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..memvirt_properties::cases(100) })]
 
     /// With no level nested agile paging is write-protecting shadow paging, exit by exit; only INVLPG and its like do not exit.
     #[test]

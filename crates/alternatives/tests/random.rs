@@ -26,7 +26,7 @@ fn play<R: Audited>(lab: &mut Lab<R>, steps: &[Step]) {
 }
 
 fn always_sound<R: Audited>(regime: impl Fn(&mut Host, &mut MemoryMap) -> R) {
-    let config = Config { cases: 120, failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
+    let config = Config { failure_persistence: None, max_shrink_iters: 400, ..memvirt_properties::cases(120) };
     let input = (memory(), 1..3u16, any::<bool>(), prop::collection::vec(step(), 1..250));
     let result = TestRunner::new(config).run(&input, |(memory, vcpus, tagged, steps)| {
         let tags = if tagged { Tags::On } else { Tags::Off };

@@ -48,6 +48,8 @@ fn shape() -> impl Strategy<Value = Shape> {
 }
 
 proptest! {
+    #![proptest_config(memvirt_properties::cases(256))]
+
     #[test]
     fn one_set_hits_where_the_stack_distance_is_below_its_ways(
         ways in 1..40u32,

@@ -40,7 +40,7 @@ fn stream(seed: u64, length: usize, keys: u64) -> Vec<u64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(memvirt_properties::cases(40))]
 
     /// One pass counts the hits of every cache size, exactly.
     #[test]

@@ -167,7 +167,7 @@ fn lasso_on_orthogonal_columns_is_soft_thresholding() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(memvirt_properties::cases(64))]
 
     /// The conditions that only the minimum meets (Karush, Kuhn and Tucker): the residual's covariance with each scaled column is
     /// the penalty with the coefficient's sign, or less than it where the coefficient is 0.

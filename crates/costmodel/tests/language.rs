@@ -277,7 +277,7 @@ fn formula(depth: u32) -> BoxedStrategy<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(memvirt_properties::cases(512))]
 
     /// What is written out reads back, renders alike and computes the very same.
     #[test]

@@ -214,7 +214,7 @@ fn together() -> impl Strategy<Value = Vec<(usize, Step)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(memvirt_properties::cases(256))]
 
     #[test]
     fn every_frame_is_accounted_for(steps in steps(), kpti: bool, pcid: bool, large: bool) {
@@ -232,7 +232,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(memvirt_properties::cases(64))]
 
     #[test]
     fn every_frame_is_accounted_for_on_three_cpus(steps in together(), kpti: bool, pcid: bool, large: bool, linux: bool) {

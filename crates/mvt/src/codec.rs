@@ -259,6 +259,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(memvirt_properties::cases(256))]
+
         #[test]
         fn accesses_survive_in_order(run in accesses(), cut: prop::sample::Index, lines: bool) {
             let shift = if lines { 6 } else { 12 };

@@ -60,6 +60,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(memvirt_properties::cases(256))]
+
         #[test]
         fn numbers_survive(value: u64, small in 0u64..300) {
             for value in [value, small, small.wrapping_neg(), value >> 40] {

@@ -186,7 +186,7 @@ fn other_files_are_told_from_damaged_ones() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(memvirt_properties::cases(300))]
     #[test]
     fn whatever_happens_to_the_bytes_nothing_wrong_is_delivered(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),

@@ -295,7 +295,7 @@ fn agree(with: Result<memvirt_tlb::Entry, End>, without: Result<memvirt_tlb::Ent
 }
 
 fn alike<G: Format<In = GuestVirt, Out = GuestPhys>, H: SecondStage>(ad: AdBits) {
-    let config = Config { cases: 60, failure_persistence: None, max_shrink_iters: 500, ..Config::default() };
+    let config = Config { failure_persistence: None, max_shrink_iters: 500, ..memvirt_properties::cases(60) };
     let (hits, saved) = (Cell::new(0), Cell::new(0));
     let result =
         TestRunner::new(config).run(&(any_caches(), prop::collection::vec(step(), 1..250)), |(caches, steps)| {

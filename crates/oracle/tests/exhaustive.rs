@@ -214,7 +214,7 @@ fn start() -> (World, Reference) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(memvirt_properties::cases(2000))]
 
     #[test]
     fn the_oracle_finds_exactly_what_hardware_may_hold(steps in prop::collection::vec(step(), 1..60)) {

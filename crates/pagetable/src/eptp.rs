@@ -210,6 +210,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(memvirt_properties::cases(256))]
+
         #[test]
         fn accepted_bits_are_kept(raw: u64) {
             // Biased towards legal values: most random numbers set a reserved bit.

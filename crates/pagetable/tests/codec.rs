@@ -182,6 +182,8 @@ fn random<F: Format>(kinds: &[Kind], which: usize, frame: u64, flags: u32, raw: 
 }
 
 proptest! {
+    #![proptest_config(memvirt_properties::cases(256))]
+
     #[test]
     fn random_frames_and_bits_round_trip(which: usize, frame: u64, flags: u32, raw: u64) {
         random::<LongMode<4>>(&kinds::<LongMode<4>>(x86), which, frame, flags, raw)?;

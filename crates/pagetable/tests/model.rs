@@ -352,7 +352,7 @@ fn run<F: Format>(ops: &[Op], left: u64, kept: usize, how: Teardown) -> Result<(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(memvirt_properties::cases(128))]
     #[test]
     fn random_sequences_agree_with_the_model(
         ops in prop::collection::vec(op(), 1..80),

@@ -306,6 +306,8 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
+    #![proptest_config(memvirt_properties::cases(256))]
+
     #[test]
     fn in_lockstep_every_byte_agrees(ops in prop::collection::vec(op(), 1..60), probes in prop::collection::vec(address(), 20)) {
         let (mut we, mut they) = (Machine::new(), Machine::new());

@@ -203,6 +203,8 @@ fn files_that_cannot_be_read_give_one_error() {
 }
 
 proptest! {
+    #![proptest_config(memvirt_properties::cases(256))]
+
     #[test]
     fn no_input_panics(text in "(## FUZZ2? seed=[0-9]{1,3} n=1\n)?([0-9]{1,2},(RD|PGE|CR3|WRW|XX),[0-9a-f]{0,17},[0-9a-f]{0,3}(,-?[0-9]{1,3}){18,22}\n){0,4}.{0,20}") {
         let items = Recording::new("fuzz", text.as_bytes()).count();

@@ -32,7 +32,7 @@ fn play<R: Audited>(lab: &mut Lab<R>, steps: &[Step]) {
 }
 
 fn always_sound<R: Audited>(policy: impl Fn(&MemoryMap) -> R) {
-    let config = Config { cases: 200, failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
+    let config = Config { failure_persistence: None, max_shrink_iters: 400, ..memvirt_properties::cases(200) };
     let result =
         TestRunner::new(config).run(&(memory(), 1..3u16, any::<bool>(), steps()), |(memory, vcpus, tagged, steps)| {
             let mut lab = world(memory, vcpus, tags(tagged), &policy);
@@ -77,7 +77,7 @@ fn vbox_is_sound() {
 
 #[test]
 fn the_naive_policy_keeps_sound_books_of_wrong_translations() {
-    let config = Config { cases: 100, failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
+    let config = Config { failure_persistence: None, max_shrink_iters: 400, ..memvirt_properties::cases(100) };
     let broken = std::cell::Cell::new(0);
     let result = TestRunner::new(config).run(&(memory(), steps()), |(memory, steps)| {
         let mut lab = world(memory, 1, Tags::On, |map| InvlpgOnly::new(map, Vendor::Vmx));
@@ -87,11 +87,11 @@ fn the_naive_policy_keeps_sound_books_of_wrong_translations() {
         Ok(())
     });
     assert!(result.is_ok(), "{result:?}");
-    assert!(broken.get() > 10, "only {} runs of 100 show broken translations", broken.get());
+    assert!(broken.get() > 10, "only {} runs show broken translations", broken.get());
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 200, failure_persistence: None, max_shrink_iters: 400, ..Config::default() })]
+    #![proptest_config(Config { failure_persistence: None, max_shrink_iters: 400, ..memvirt_properties::cases(200) })]
 
     /// Write-protect is stronger than the architecture asks: it follows the guest's tables without any flush.
     #[test]

@@ -84,7 +84,7 @@ fn asked(programs: &[Vec<Step>], sent: bool) -> [u64; 4] {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(memvirt_properties::cases(300))]
 
     #[test]
     fn accounts_add_up(setup in setup(), programs in programs()) {

@@ -255,6 +255,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(memvirt_properties::cases(256))]
+
         #[test]
         fn a_list_word_is_a_list(ways in 1usize..=16, moves in prop::collection::vec((0u64..16, any::<bool>()), 0..60)) {
             let mut word = 0xfedc_ba98_7654_3210;

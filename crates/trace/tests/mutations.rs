@@ -293,7 +293,7 @@ fn holds(outcome: &Result<Read, TraceError>, again: &Result<Read, TraceError>) -
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(memvirt_properties::cases(400))]
 
     #[test]
     fn changed_texts_are_read_or_refused(which in 0usize..3, changes in changes()) {

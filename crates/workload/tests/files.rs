@@ -347,6 +347,8 @@ fn scaling_changes_the_length_only() {
 }
 
 proptest! {
+    #![proptest_config(memvirt_properties::cases(256))]
+
     #[test]
     fn no_text_makes_the_parser_panic(text: String) {
         let _ = Workload::parse("any.toml", &text);

@@ -158,7 +158,7 @@ fn agrees(tally: &Tally, facts: &Facts, spec: &Spec) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #![proptest_config(memvirt_properties::cases(150))]
 
     #[test]
     fn steady_streams_are_legal_and_complete(spec in steady(), seed: u64) {

@@ -193,7 +193,7 @@ fn caches() -> impl Strategy<Value = Option<MmuGeometry>> {
 }
 
 fn always_sound<H: SecondStage>(setup: Setup) {
-    let config = Config { cases: 120, failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
+    let config = Config { failure_persistence: None, max_shrink_iters: 300, ..memvirt_properties::cases(120) };
     let sizes = prop_oneof![Just(PageSize::Size4K), Just(PageSize::Size2M)];
     let input = (sizes, any::<bool>(), caches(), prop::collection::vec(step(), 1..160));
     let result = TestRunner::new(config).run(&input, |(host_page, tagged, caches, steps)| {

@@ -342,7 +342,7 @@ fn run_sloppy<R: Regime + Nesting + Audit>(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..memvirt_properties::cases(192) })]
 
     #[test]
     fn translations_are_the_composition_of_three_tables(

@@ -190,6 +190,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(memvirt_properties::cases(256))]
+
         #[test]
         fn the_order_is_a_permutation(count in 1u64..3000, seed: u64) {
             let mut seen: Vec<u64> = (0..count).map(|index| permute(index, count, seed)).collect();

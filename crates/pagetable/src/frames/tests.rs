@@ -55,7 +55,7 @@ fn exercise(alloc: &mut impl FrameAllocator<GuestPhys>, refusal: Refusal, ops: &
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(memvirt_properties::cases(48))]
 
     #[test]
     fn a_pool_gives_no_frame_twice(ops in ops()) {

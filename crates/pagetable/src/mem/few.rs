@@ -82,6 +82,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(memvirt_properties::cases(256))]
+
         #[test]
         fn few_words_read_as_they_were_stored(steps in prop::collection::vec((0usize..20, 0u64..3), 0..200)) {
             let (mut few, mut model) = (FewWords::EMPTY, [0; 512]);

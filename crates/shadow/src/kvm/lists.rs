@@ -267,6 +267,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(memvirt_properties::cases(256))]
+
         #[test]
         fn a_list_is_a_set(kernel: bool, steps in prop::collection::vec((any::<bool>(), 0usize..60), 0..400)) {
             let kernel = if kernel { Kernel::V6_1 } else { Kernel::V6_12 };

@@ -130,6 +130,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(memvirt_properties::cases(256))]
+
         #[test]
         fn an_mmio_entry_keeps_what_it_was_given(gfn in 0u64..1 << 34, access in 0u8..8, generation in 0u32..1 << 19) {
             let given = Mmio { gfn, access: Access(access & 6), generation };

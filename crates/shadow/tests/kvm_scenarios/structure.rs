@@ -145,7 +145,7 @@ fn run(config: KvmConfig, host_pages: PageSize, vcpus: u16, tags: Tags, steps: &
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(memvirt_properties::cases(24))]
 
     #[test]
     fn the_structure_stays_whole(

@@ -105,7 +105,7 @@ fn apply(cache: &mut NestedTlb, op: &Op) -> Option<NestedEntry> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..memvirt_properties::cases(600) })]
 
     #[test]
     fn the_nested_tlb_equals_a_list(

@@ -263,7 +263,7 @@ fn sorted(entries: Vec<(CacheLevel, Tag, Entry)>) -> Vec<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..memvirt_properties::cases(1500) })]
 
     #[test]
     fn equals_the_naive_tlb(

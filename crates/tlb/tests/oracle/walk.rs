@@ -161,7 +161,7 @@ fn masked(op: &Op, mask: u64) -> Op {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..memvirt_properties::cases(400) })]
 
     #[test]
     fn walk_caches_equal_lists(

@@ -119,6 +119,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(memvirt_properties::cases(256))]
+
         #[test]
         fn eight_digits_are_decoded_as_the_standard_library_does(bytes: [u8; 8]) {
             let lower = bytes.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));

@@ -63,6 +63,8 @@ const PIECES: &[&str] = &[
 ];
 
 proptest! {
+    #![proptest_config(memvirt_properties::cases(256))]
+
     #[test]
     fn what_is_written_is_read(items in prop::collection::vec(item(), 0..400), crlf: bool) {
         let mut items = items;
