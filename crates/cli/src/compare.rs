@@ -1,8 +1,9 @@
 //! `memvirt compare` and `memvirt run`.
 
 use anyhow::Context;
+use memvirt_lab::scale::Sharing;
 use memvirt_lab::text::signed_percent;
-use memvirt_lab::{Comparison, Described, Done, Experiment, Input, summary};
+use memvirt_lab::{Comparison, Described, Done, Experiment, Input, Vcpus, summary};
 use memvirt_machine::{MachineSpec, Outcome, RegimeKind};
 use memvirt_trace::{MemoryCalls, Reading, Turns};
 use memvirt_workload::Workload;
@@ -52,7 +53,7 @@ fn execute(args: &CommonArgs, regimes: Vec<RegimeKind>, head: &[String]) -> anyh
     };
     make_folder(args.out.as_deref())?;
     let bars = Bars::new(&experiment.regimes);
-    let done = experiment.run(&|progress| bars.show(progress));
+    let done = experiment.run_on(vcpus(args), &|progress| bars.show(progress));
     bars.clear();
     let done = done?;
     print(&show(&done.comparison, args.format)?)?;
@@ -63,6 +64,10 @@ fn execute(args: &CommonArgs, regimes: Vec<RegimeKind>, head: &[String]) -> anyh
         if args.format == Format::Table { print(&place)? } else { warn(place.trim_end()) }
     }
     Ok(verdict(&done))
+}
+
+fn vcpus(args: &CommonArgs) -> Vcpus {
+    Vcpus { count: args.vcpus, sharing: args.sharing }
 }
 
 fn input(args: &CommonArgs) -> anyhow::Result<Input> {
@@ -110,6 +115,10 @@ fn command(args: &CommonArgs, head: &[String]) -> String {
     words.extend(args.scale.map(|factor| format!("--scale {factor}")));
     words.extend(args.footprint.map(|bytes| format!("--footprint {bytes}")));
     words.extend(args.measure.words());
+    if args.vcpus > 1 {
+        words.push(format!("--vcpus {}", args.vcpus));
+        words.extend((args.sharing != Sharing::Tenants).then(|| format!("--sharing {}", args.sharing.name())));
+    }
     words.extend(args.switches.overrides().words());
     words.extend(args.check.then(|| "--check".to_owned()));
     words.join(" ")
@@ -157,10 +166,17 @@ fn remark(done: &Done) {
     if let Described::Trace(trace) = &done.comparison.workload
         && !trace.left_out.is_empty()
     {
-        let (name, format, beside) = (&trace.name, trace.format, trace.left_out.join(", "));
-        warn(&format!(
-            "remark: of {name} what {format} recorded is run, not {beside}; `memvirt faults` joins texts of strace and perf"
-        ));
+        let (name, format, beside) = (&trace.name, trace.format, few(&trace.left_out));
+        let joined =
+            if matches!(format, "perf" | "strace") { "; `memvirt faults` joins texts of strace and perf" } else { "" };
+        warn(&format!("remark: of {name} what {format} recorded is run, not {beside}{joined}"));
+    }
+    if let Described::Trace(trace) = &done.comparison.workload
+        && trace.repairs.lost > 0
+    {
+        let (lost, name) = (trace.repairs.lost, &trace.name);
+        let why = if trace.syscalls == 0 { format!("; {}", crate::trace::NO_CALLS) } else { String::new() };
+        warn(&format!("warning: {lost} processes of {name} are never forked and were left out{why}"));
     }
     if let Described::Trace(trace) = &done.comparison.workload
         && let Some(first) = &trace.first_malformed
@@ -203,6 +219,13 @@ fn remark(done: &Done) {
     for stray in done.comparison.strays() {
         warn(&format!("check failed: {}: the guest did something else than under the first regime", stray.regime));
     }
+}
+
+/// The first few of some names, and how many more there are.
+fn few(names: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let first = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN { format!("{first} and {} more files", names.len() - SHOWN) } else { first }
 }
 
 /// The first violations of each regime; the results hold how many there are.

@@ -35,7 +35,10 @@ use args::{Cli, Command};
 use failure::Status;
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => return failure::usage(&error),
+    };
     let status = match &command {
         Command::Compare(args) => compare::compare(args),
         Command::Run(args) => compare::run(args),

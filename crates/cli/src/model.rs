@@ -198,6 +198,11 @@ fn list(format: ListFormat) -> anyhow::Result<Status> {
 
 fn eval(args: &EvalArgs) -> anyhow::Result<Status> {
     let model = resolve(&args.model)?;
+    for (i, (name, _)) in args.point.iter().enumerate() {
+        if args.point[..i].iter().any(|(earlier, _)| earlier == name) {
+            anyhow::bail!("{name} is given twice; once is enough");
+        }
+    }
     let point: Vec<(&str, f64)> = args.point.iter().map(|(name, value)| (name.as_str(), *value)).collect();
     let results = model.at(&point)?;
     let named = || model.outputs().zip(&results);

@@ -10,6 +10,7 @@ use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyl
 /// Makes the folder that results will be written to, so that one that cannot be made is found before the work.
 pub(crate) fn make_folder(out: Option<&Path>) -> anyhow::Result<()> {
     let Some(dir) = out else { return Ok(()) };
+    anyhow::ensure!(dir.is_dir() || !dir.exists(), "cannot make the folder {}: it is a file", dir.display());
     fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))
 }
 

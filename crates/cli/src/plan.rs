@@ -7,12 +7,12 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use memvirt_lab::plan::{Grid, Plan, PlanDone, PlanRun, Size};
+use memvirt_lab::plan::{Grid, Outlook, Plan, PlanDone, PlanRun, Size};
 use serde_json::json;
 
 use crate::args::TreeFormat;
 use crate::failure::{Status, warn};
-use crate::output::{print, render, table};
+use crate::output::{make_folder, print, render, table};
 use crate::progress::Rows;
 
 #[derive(Debug, Subcommand)]
@@ -166,6 +166,7 @@ fn people(plan: &Plan, grids: &[Grid], runs: usize) -> String {
 
 fn run(args: &RunArgs) -> anyhow::Result<Status> {
     let plan = Plan::resolve(&args.plan)?;
+    make_folder(Some(&args.out))?;
     let version = version();
     let run = PlanRun { plan: &plan, size: size(args.quick), dir: &args.out, version: &version, threads: args.threads };
     let done = carry_out(&run)?;
@@ -180,10 +181,33 @@ fn run(args: &RunArgs) -> anyhow::Result<Status> {
     Ok(verdict(&done))
 }
 
+/// What is to be run, and about how long that takes.
+fn expected(outlook: Outlook, threads: usize) -> String {
+    let Outlook { kept, runs, seconds } = outlook;
+    #[expect(clippy::cast_precision_loss, reason = "a few threads")]
+    let seconds = seconds / threads.min(runs).max(1) as f64;
+    let time = match seconds {
+        0.0..1.5 => "about a second".to_owned(),
+        1.5..90.0 => format!("about {seconds:.0} seconds"),
+        90.0..5400.0 => format!("about {:.0} minutes", seconds / 60.0),
+        _ => format!("about {:.0} hours", seconds / 3600.0),
+    };
+    let kept = if kept > 0 { format!(", {kept} rows are there already") } else { String::new() };
+    let threads = if threads == 1 { "one thread".to_owned() } else { format!("{threads} threads") };
+    format!("{runs} runs on {threads}: {time}, a guess from the lengths of the workloads{kept}")
+}
+
 /// Carries a plan out with a bar.
 pub(crate) fn carry_out(run: &PlanRun<'_>) -> anyhow::Result<PlanDone> {
+    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let threads = run.threads.map_or(processors, NonZeroUsize::get).min(processors);
+    let before = |outlook: Outlook| {
+        if outlook.runs > 0 {
+            warn(&expected(outlook, threads));
+        }
+    };
     let bar = Rows::new();
-    let done = run.run(&|progress| bar.show(progress.done, progress.total, &progress.last));
+    let done = run.run(&before, &|progress| bar.show(progress.done, progress.total, &progress.last));
     bar.clear();
     Ok(done?)
 }

@@ -1,7 +1,8 @@
-//! A progress bar per regime, on a terminal only.
+//! How far work has come: a bar per regime, on a terminal only; steps that are done, as a bar or as lines.
 
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use memvirt_lab::Progress;
@@ -82,34 +83,52 @@ impl Bytes {
     }
 }
 
-/// Rows of a table that are done. On a terminal only.
-pub(crate) struct Rows(Option<ProgressBar>);
+/// Steps that are done: a bar on a terminal; elsewhere a plain line every few seconds, so that a log shows that it goes on.
+pub(crate) struct Rows(Shown);
+
+enum Shown {
+    Bar(ProgressBar),
+    Lines { begun: Instant, said: Mutex<Duration> },
+}
+
+/// Between two lines.
+const PAUSE: Duration = Duration::from_secs(5);
 
 impl Rows {
     pub(crate) fn new() -> Self {
         if !std::io::stderr().is_terminal() {
-            return Self(None);
+            return Self(Shown::Lines { begun: Instant::now(), said: Mutex::new(Duration::ZERO) });
         }
         let template = "{bar:30.cyan/blue} {pos} of {len} runs, {elapsed}, {eta} left  {wide_msg}";
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::new(1).with_style(style);
         bar.enable_steady_tick(Duration::from_millis(250));
-        Self(Some(bar))
+        Self(Shown::Bar(bar))
     }
 
     /// So many rows of all are done, the last one by this command.
     pub(crate) fn show(&self, done: usize, total: usize, last: &str) {
-        if let Some(bar) = &self.0 {
-            bar.set_length(total as u64);
-            // Several threads report, not always in turn.
-            bar.set_position(bar.position().max(done as u64));
-            bar.set_message(last.to_owned());
+        match &self.0 {
+            Shown::Bar(bar) => {
+                bar.set_length(total as u64);
+                // Several threads report, not always in turn.
+                bar.set_position(bar.position().max(done as u64));
+                bar.set_message(last.to_owned());
+            }
+            Shown::Lines { begun, said } => {
+                let now = begun.elapsed();
+                let mut said = said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                if now >= *said + PAUSE {
+                    *said = now;
+                    crate::failure::warn(&format!("{done} of {total} done after {} s, last {last}", now.as_secs()));
+                }
+            }
         }
     }
 
     /// Takes the bar away.
     pub(crate) fn clear(self) {
-        if let Some(bar) = self.0 {
+        if let Shown::Bar(bar) = self.0 {
             bar.finish_and_clear();
         }
     }

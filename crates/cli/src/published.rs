@@ -1,15 +1,17 @@
 //! `memvirt published`: measurements from the literature beside what memvirt predicts.
 
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::{Args, ValueEnum};
-use memvirt_lab::claims::Effort;
+use memvirt_lab::claims::{Done, Effort};
 use memvirt_lab::published::{Agreement, PublishedRow, Row, Use, measure, pvm, to_csv};
 use memvirt_machine::MachineSpec;
 
 use crate::failure::{Status, warn};
 use crate::models::json;
 use crate::output::{print, render, table};
+use crate::progress::Rows;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -76,7 +78,11 @@ fn all(args: &PublishedArgs) -> anyhow::Result<Status> {
     let (effort, expected) =
         if args.quick { (Effort::Quick, "under a minute") } else { (Effort::Full, "some minutes; --quick is quicker") };
     warn(&format!("measuring; on two cores this takes {expected}"));
-    let rows = measure(effort, &machine, args.threads)?;
+    let (bar, steps) = (Rows::new(), AtomicUsize::new(0));
+    let observer = |Done { what, of }: Done| bar.show(steps.fetch_add(1, Ordering::Relaxed) + 1, of, &what);
+    let rows = measure(effort, &machine, args.threads, &observer);
+    bar.clear();
+    let rows = rows?;
     let known: Vec<_> = rows.iter().map(|row| row.id.clone()).collect();
     if let Some(unknown) = args.row.iter().find(|wanted| !known.contains(wanted)) {
         anyhow::bail!("--row {unknown}: there is no such row; known: {}", known.join(", "));

@@ -3,8 +3,10 @@
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::{Args, ValueEnum, value_parser};
+use memvirt_lab::claims::Done;
 use memvirt_lab::scale::{
     Interrupts, Latencies, PUBLISHED, Point, QUANTUM, SLICE, STAGGER, ScalePlan, ScaleTable, Sharing, latencies,
 };
@@ -15,7 +17,8 @@ use memvirt_workload::Workload;
 use crate::args::SwitchArgs;
 use crate::failure::{Status, warn};
 use crate::output::{make_folder, print, render, table};
-use crate::words::portable;
+use crate::progress::Rows;
+use crate::words::{portable, quoted};
 
 /// Longer than any run: what is added up of such times cannot overflow.
 const MOST_CYCLES: u64 = 1_000_000_000_000;
@@ -40,6 +43,7 @@ pub(crate) struct ScaleArgs {
     workload: OsString,
     /// Numbers of vCPUs, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "LIST", default_value = "1,2,4,8,16,32,64")]
+    #[arg(value_parser = value_parser!(u16).range(1..=256))]
     vcpus: Vec<u16>,
     /// Regimes, separated by commas; `memvirt regimes` lists them
     #[arg(
@@ -73,6 +77,9 @@ pub(crate) struct ScaleArgs {
     /// The size of each instance's area, as in 512MiB [default: what the workload's file says]
     #[arg(long, value_name = "SIZE", value_parser = crate::args::size)]
     footprint: Option<u64>,
+    /// Set a field of the workload's generator, as in `body.0.touch.count=100`; may be given again
+    #[arg(long, value_name = "FIELD=VALUE", value_parser = crate::args::assignment)]
+    set: Vec<(String, String)>,
     /// Accesses that each vCPU makes before time begins, so that steady work is measured without its first touches
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "What is measured")]
     warm_up: u64,
@@ -147,7 +154,10 @@ enum ScaleFormat {
 pub(crate) fn scale(args: &ScaleArgs) -> anyhow::Result<Status> {
     let plan = plan(args)?;
     make_folder(args.out.as_deref())?;
-    let done = plan.run()?;
+    let (rows, points) = (Rows::new(), AtomicUsize::new(0));
+    let done = plan.run_watched(&|Done { what, of }| rows.show(points.fetch_add(1, Ordering::Relaxed) + 1, of, &what));
+    rows.clear();
+    let done = done?;
     print(&match args.format {
         ScaleFormat::Json => serde_json::to_string_pretty(&done)? + "\n",
         ScaleFormat::Csv => done.to_csv(),
@@ -164,6 +174,9 @@ pub(crate) fn scale(args: &ScaleArgs) -> anyhow::Result<Status> {
 fn plan(args: &ScaleArgs) -> anyhow::Result<ScalePlan> {
     let machine = MachineSpec::load(&args.machine)?;
     let mut workload = Workload::resolve(&args.workload)?;
+    for (field, value) in &args.set {
+        workload = workload.with_field(field, value)?;
+    }
     if let Some(factor) = args.scale {
         workload = workload.scaled(factor)?;
     }
@@ -212,6 +225,7 @@ fn command(args: &ScaleArgs) -> String {
     words.push(list(args.vcpus.iter().map(u16::to_string).collect()));
     words.extend(["--regimes".to_owned(), list(args.regimes.iter().map(RegimeKind::to_string).collect())]);
     words.extend(args.sharing_threads.then(|| "--threads".to_owned()));
+    words.extend(args.set.iter().map(|(field, value)| format!("--set {}", quoted(&format!("{field}={value}")))));
     let mut flag = |given: bool, flag: &str, value: String| {
         if given {
             words.push(format!("{flag} {value}"));

@@ -68,7 +68,7 @@ fn a_declaration_says_all_that_it_says() {
     let model = model(text);
     let [faults, small] = model.inputs() else { panic!() };
     assert_eq!((faults.origin, faults.range.least, faults.doc.as_str()), (Origin::Native, 0.0, "guest page faults"));
-    assert_eq!((small.unit.scale, small.range), (1024.0, Range { least: -1.0, most: 64.0 }));
+    assert_eq!((small.unit.scale, small.range), (1024.0, Range { least: -1.0, most: 64.0, whole: false }));
     assert_eq!(model.params()[0].prior, Prior::Normal { mean: 2.0, sd: 0.5 });
     assert_eq!(model.params()[1].prior, Prior::Fixed);
     assert_eq!(model.values()[0].unit.unit.to_string(), "exits");
@@ -189,6 +189,12 @@ fn a_point_must_be_whole_known_and_within_bounds() {
     assert!(matches!(model.at(&[("n", 11.0)]), Err(EvalError::OutOfRange { .. })));
     assert!(matches!(model.at(&[("n", f64::NAN)]), Err(EvalError::OutOfRange { .. })));
     assert!(matches!(model.at(&[("n", 4.0), ("p", -1.0)]), Err(EvalError::OutOfRange { .. })));
+    let whole = self::model("input n : 1 from config in whole 1..10\noutput y : 1 = n");
+    assert_eq!(whole.at(&[("n", 4.0)]), Ok(vec![4.0]));
+    let refused = whole.at(&[("n", 4.5)]).unwrap_err().to_string();
+    assert_eq!(refused, "m: n = 4.5 lies outside the whole numbers 1..10");
+    let far = whole.at(&[("n", 1e300)]).unwrap_err().to_string();
+    assert_eq!(far, "m: n = 1e300 lies outside the whole numbers 1..10");
     let infinite = EvalError::NotFinite { model: name("m"), name: name("y"), value: f64::INFINITY };
     assert_eq!(model.at(&[("n", 2.0)]), Err(infinite));
     assert!(matches!(model.evaluate(&[1.0, 2.0], &[2.0]), Err(EvalError::Count { what: "inputs", .. })));

@@ -36,7 +36,7 @@ pub enum MvtError {
         known: u16,
     },
     /// A part of it is damaged.
-    #[error("trace {name} is damaged: {damage}; everything before is intact")]
+    #[error("trace {name} is damaged: {damage}; {}", damage.left())]
     Damaged {
         /// The name of the trace.
         name: String,
@@ -55,6 +55,17 @@ pub struct Damage {
     pub offset: u64,
     /// What is wrong there.
     pub what: String,
+}
+
+impl Damage {
+    /// What of the file can be used.
+    const fn left(&self) -> &'static str {
+        if self.offset == 0 {
+            "that is its header, so nothing of it can be read; convert the recording again"
+        } else {
+            "everything before is intact"
+        }
+    }
 }
 
 impl fmt::Display for Damage {

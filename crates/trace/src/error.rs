@@ -100,7 +100,8 @@ pub enum TraceError {
     },
     /// The input is something else than a lackey log.
     #[error(
-        "{name} is not a Valgrind lackey log: {found}; record one with \
+        "{name} is not a Valgrind lackey log: {found}; it is no other recording that is read either (.mvt, `strace -f` or `perf script` \
+         text, ChampSim's `.champsimtrace`); make one with `memvirt trace record -- PROGRAM`, or with \
          `valgrind --tool=lackey --trace-mem=yes --trace-syscalls=yes --log-file=NEW.lackey PROGRAM`"
     )]
     NotALog {

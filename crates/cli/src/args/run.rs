@@ -5,6 +5,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, value_parser};
+use memvirt_lab::scale::Sharing;
 use memvirt_machine::{MachineSpec, Measure, Mode, RegimeKind};
 
 use super::switches::SwitchArgs;
@@ -77,6 +78,14 @@ pub(crate) struct CommonArgs {
 
     #[command(flatten)]
     pub(crate) measure: MeasureArgs,
+
+    /// vCPUs, in simulated time and --mode counts: all counts are their sums; `memvirt scale` compares several numbers of them
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u16).range(1..=256))]
+    #[arg(conflicts_with = "trace", help_heading = "vCPUs")]
+    pub(crate) vcpus: u16,
+    /// What several vCPUs run: tenants, an instance of the workload each; threads, of one process
+    #[arg(long, value_name = "tenants|threads", default_value = "tenants", help_heading = "vCPUs")]
+    pub(crate) sharing: Sharing,
 
     /// The machine that prices: a built-in one, or a machine file
     #[arg(long, value_name = "NAME|FILE", default_value = MachineSpec::DEFAULT)]

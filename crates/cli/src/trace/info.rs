@@ -75,6 +75,10 @@ fn people(info: &TraceInfo) -> String {
     text
 }
 
+/// Why processes of a set of logs are left out, and what helps.
+pub(crate) const NO_CALLS: &str =
+    "the logs hold no system calls, forks among them; record with --trace-syscalls=yes, or with `memvirt trace record`";
+
 /// What had to be decided, and what was left out.
 fn order(info: &TraceInfo) -> String {
     let Repairs { orphans, exits, waits, forks, lost } = info.repairs;
@@ -89,6 +93,10 @@ fn order(info: &TraceInfo) -> String {
         if number > 0 {
             text += &format!("{number} {what}\n");
         }
+    }
+    let lackey = matches!(info.format, Format::Lackey | Format::LackeySet);
+    if lackey && lost > 0 && info.tally.syscall_count() == 0 {
+        text += &format!("{NO_CALLS}\n");
     }
     if !info.left_out.is_empty() {
         text += &format!("beside it, not read: {}\n", info.left_out.join(", "));

@@ -4,6 +4,8 @@ mod convert;
 mod info;
 mod record;
 
+pub(crate) use info::NO_CALLS;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 

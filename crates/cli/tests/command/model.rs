@@ -64,7 +64,9 @@ fn what_is_wrong_with_a_model_or_a_point_is_said_in_one_line() {
         ("model check no/such.model", "cannot read model file no/such.model"),
         ("model eval walk-cold", "the input `guest_levels` is missing"),
         ("model eval scaling-usl vcpus=8 contenton=1", "has no input or parameter `contenton`; it has vcpus"),
-        ("model eval scaling-usl vcpus=0", "vcpus = 0 lies outside 1..1024"),
+        ("model eval scaling-usl vcpus=0", "vcpus = 0 lies outside the whole numbers 1..1024"),
+        ("model eval scaling-usl vcpus=2.5", "vcpus = 2.5 lies outside the whole numbers 1..1024"),
+        ("model eval scaling-usl vcpus=2 vcpus=3", "vcpus is given twice"),
     ] {
         let ran = memvirt(args);
         assert!(ran.only_error().contains(words), "{args}: {}", ran.stderr);

@@ -11,7 +11,7 @@ fn many_misses_favour_shadow_paging_and_many_updates_nested_paging() {
     let dir = TempDir::new().unwrap();
     let words = ["phase", "--quick", "--format", "json", "--out", "o", "--threads"];
     let one = memvirt_in(dir.path(), words.into_iter().chain(["1"]));
-    assert_eq!((one.status, one.stderr.as_str()), (0, ""));
+    assert!(one.status == 0 && one.stderr.starts_with("memvirt: 90 runs on one thread: about "), "{}", one.stderr);
     let json = one.json();
     let number = |value: &serde_json::Value| value.as_f64().unwrap();
     let ratio = |sample: &serde_json::Value| number(&sample["misses"]) / number(&sample["updates"]);

@@ -199,7 +199,7 @@ pub enum EvalError {
         found: usize,
     },
     /// A value outside its bounds.
-    #[error("{model}: {name} = {value} lies outside {range}")]
+    #[error("{model}: {name} = {} lies outside {range}", few_digits(*value))]
     OutOfRange {
         /// The model.
         model: String,
@@ -239,4 +239,9 @@ pub enum EvalError {
         /// The model.
         model: String,
     },
+}
+
+/// A value as it was written, or with an exponent where it has very many digits.
+fn few_digits(value: f64) -> String {
+    if value == 0.0 || (1e-6..1e15).contains(&value.abs()) { value.to_string() } else { format!("{value:e}") }
 }

@@ -66,7 +66,9 @@ impl Model {
         }
         for (value, (name, range)) in values.iter().zip(bounds) {
             if !range.contains(*value) {
-                let (name, range) = (name.to_owned(), range.to_string());
+                let plain = range.to_string();
+                let range = plain.strip_prefix("whole ").map_or(plain.clone(), |r| format!("the whole numbers {r}"));
+                let name = name.to_owned();
                 return Err(EvalError::OutOfRange { model: model(), name, value: *value, range });
             }
         }

@@ -68,22 +68,27 @@ pub struct Range {
     pub least: f64,
     /// The greatest value.
     pub most: f64,
+    /// Whether only whole numbers are accepted.
+    pub whole: bool,
 }
 
 impl Range {
     /// Every number.
-    pub const ALL: Self = Self { least: f64::NEG_INFINITY, most: f64::INFINITY };
+    pub const ALL: Self = Self { least: f64::NEG_INFINITY, most: f64::INFINITY, whole: false };
 
     /// Whether a value lies within.
     #[must_use]
     pub fn contains(self, value: f64) -> bool {
-        self.least <= value && value <= self.most
+        self.least <= value && value <= self.most && (!self.whole || value.fract().abs() <= 0.0)
     }
 }
 
-/// As a file writes it: `0..100`, `1..`.
+/// As a file writes it: `0..100`, `1..`, `whole 1..5`.
 impl fmt::Display for Range {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.whole {
+            f.write_str("whole ")?;
+        }
         if self.least.is_finite() {
             write!(f, "{}", self.least)?;
         }

@@ -8,7 +8,7 @@
 //!            | "let" NAME [":" unit] "=" formula [STRING]
 //!            | "output" NAME ":" unit "=" formula [STRING]
 //! unit       = power { ("*" | "/") power }          power = "1" | NAME ["^" ["-"] DIGITS]
-//! range      = [figure] ".." [figure]               figure = ["-"] NUMBER
+//! range      = ["whole"] [figure] ".." [figure]     figure = ["-"] NUMBER
 //! prior      = "fixed" | "uniform" | "normal" "(" figure "," figure ")" | "lognormal" "(" figure "," figure ")"
 //! ```
 //!
@@ -291,6 +291,7 @@ impl<'a> Parser<'a> {
 
     fn range(&mut self) -> Parsed<Range> {
         let at = self.at();
+        let whole = self.skip_word("whole");
         let least = if self.is_mark("..") { f64::NEG_INFINITY } else { self.figure()? };
         self.expect_mark("..", "`..`, as in `0..100` or `1..`")?;
         let bounded = self.is_mark("-") || matches!(self.peek(), Token::Number { .. });
@@ -298,7 +299,7 @@ impl<'a> Parser<'a> {
         if least > most {
             return Err((at, Problem::Range("a range begins with its lower bound")));
         }
-        Ok(Range { least, most })
+        Ok(Range { least, most, whole })
     }
 
     fn input(&mut self) -> Parsed<()> {

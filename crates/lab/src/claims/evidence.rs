@@ -147,7 +147,7 @@ impl Evidence {
 
     fn measure(effort: Effort, machine: &MachineSpec, observer: &(dyn Fn(Done) + Sync)) -> Result<Self, LabError> {
         let tasks = tasks();
-        let of = tasks.len() + Many::steps() + 1;
+        let of = tasks.len() + Many::steps() + 1 + Own::STEPS;
         let run = |task: &Task| {
             let done = task.run(effort, machine)?;
             observer(Done { what: task.workload.to_owned(), of });
@@ -172,7 +172,7 @@ impl Evidence {
             walks: walks()?,
             nested_virt: NestedVirtTable::levels()?,
             published: pvm()?,
-            own: Own::measure(effort, machine)?,
+            own: Own::measure(effort, machine, &|what| observer(Done { what: what.to_owned(), of }))?,
             plain: made,
             fair,
             naive,

@@ -1,6 +1,7 @@
 //! One table of how wrong each model is.
 
 use memvirt_costmodel::fit::Quality;
+use memvirt_machine::RegimeKind;
 use serde::Serialize;
 
 use super::Fits;
@@ -74,19 +75,24 @@ impl Fits {
     }
 
     fn mosaic_rows(&self) -> Vec<ErrorRow> {
+        super::mosaics::REGIMES.into_iter().flat_map(|regime| self.mosaic_rows_of(regime)).collect()
+    }
+
+    fn mosaic_rows_of(&self, regime: RegimeKind) -> Vec<ErrorRow> {
         let models = super::mosaics::Mosaics::models();
+        let mosaics = || self.mosaics.iter().filter(|mosaics| mosaics.regime == regime);
         let one = |(i, model): (usize, &&'static str)| {
             let inner = |mosaics: &super::mosaics::Mosaics| -> Vec<(f64, f64)> {
                 let within = &mosaics.points[1..mosaics.points.len().saturating_sub(1).max(1)];
                 within.iter().map(|point| (point.cycles, point.predicted[i])).collect()
             };
-            let (counted, said): (Vec<f64>, Vec<f64>) = self.mosaics.iter().flat_map(inner).unzip();
+            let (counted, said): (Vec<f64>, Vec<f64>) = mosaics().flat_map(inner).unzip();
             let basis = match *model {
                 "memvirt" => "one run with 4K pages, and the stream",
                 "Mosmodel" => "counters of the run; fitted to all others",
                 _ => "counters of the run; two runs, 4K and 2M",
             };
-            row("run time over page sizes", model, basis, &Quality::of(&counted, &said))
+            row("run time over page sizes", &format!("{model}, {regime}"), basis, &Quality::of(&counted, &said))
         };
         models.iter().enumerate().map(one).collect()
     }

@@ -39,33 +39,16 @@ struct Extent {
     accesses: Accesses,
     resamples: usize,
     warm: u64,
-    mosaic: u64,
-    footprint: u64,
-    workloads: usize,
     steady: usize,
 }
 
 impl Extent {
     const fn of(effort: Effort) -> Self {
         match effort {
-            Effort::Quick => Self {
-                accesses: Accesses(1_000),
-                resamples: 20,
-                warm: 20_000,
-                mosaic: 20_000,
-                footprint: 16 << 20,
-                workloads: 2,
-                steady: 1,
-            },
-            Effort::Full => Self {
-                accesses: Accesses(6_000),
-                resamples: 200,
-                warm: 200_000,
-                mosaic: 200_000,
-                footprint: 64 << 20,
-                workloads: mosaics::WORKLOADS.len(),
-                steady: walks::WORKLOADS.len(),
-            },
+            Effort::Quick => Self { accesses: Accesses(1_000), resamples: 20, warm: 20_000, steady: 1 },
+            Effort::Full => {
+                Self { accesses: Accesses(6_000), resamples: 200, warm: 200_000, steady: walks::WORKLOADS.len() }
+            }
         }
     }
 }
@@ -113,11 +96,12 @@ impl Fits {
         let models: Vec<usize> = (0..regimes.len()).collect();
         let traps = each(&models, |index| Traps::of(*index, &observed, extent.resamples))?;
         let times = each(&models, |index| Times::of(*index, &observed, machine))?;
-        let tasks = Task::all(extent.mosaic, extent.footprint, &mosaics::WORKLOADS[..extent.workloads]);
+        let tasks = Task::all(effort);
         let mosaics = each(&tasks, |task| {
             observer(task.workload);
             task.measure(machine)
         })?;
+        let mosaics = mosaics.into_iter().flatten().collect();
         let walks =
             each(&Warm::all(extent.warm, &walks::WORKLOADS[walks::WORKLOADS.len() - extent.steady..]), |warm| {
                 observer(warm.workload);

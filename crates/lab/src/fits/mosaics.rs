@@ -1,7 +1,8 @@
 //! The run-time models of the literature, fitted to memvirt's own runs as their authors prescribe, and ours beside them.
 //!
-//! A *mosaic* is a run whose memory is mapped partly by 2 MiB and partly by 4 KiB pages (Mosalloc; Agbarya et al., MICRO 2020). The
-//! linear models are calibrated by the two runs at the ends, all of the one and all of the other; Mosmodel by all runs but the one
+//! A *mosaic* is a run whose memory is mapped partly by 2 MiB and partly by 4 KiB pages (Mosalloc; Agbarya et al., MICRO 2020). Areas
+//! are so large that the lowest level of their tables outgrows the caches: with 4 KiB pages walks take a quarter of the time and more,
+//! as in the literature's workloads. Every run is measured when it is warm, its tables full. The linear models are calibrated by the two runs at the ends, all of the one and all of the other; Mosmodel by all runs but the one
 //! that it is asked about. All of them take counters of the run that they predict. Ours takes one run, that with 4 KiB pages, for
 //! the time that is no translation and for what an entry of each level costs, and has walks, second-level hits and references
 //! predicted from the stream (module `stream`): no counter of the run that is asked about.
@@ -13,16 +14,21 @@ use memvirt_costmodel::fit::{Quality, relative_error};
 use memvirt_costmodel::literature::{LinearModel, Mosmodel, Run};
 use memvirt_machine::{GuestConfig, HostConfig, MachineSpec, Measure, Mode, RegimeKind, RunResult, Setup, run};
 use memvirt_ops::process::{Backing, Batch, Op, Range, Source};
+use memvirt_workload::{Spec, Steady, Workload};
+use rayon::prelude::*;
 use serde::Serialize;
 
 use super::guests::{SEED, bare, cut, drive, real};
 use super::stream::{Expected, Hardware, Stream};
+use crate::claims::Effort;
 use crate::error::LabError;
 use crate::input::Input;
 use crate::switches::Overrides;
 
 /// Workloads of one large area.
-pub const WORKLOADS: [&str; 5] = ["uniform", "zipf", "pointer-chase", "hash-join", "xsbench"];
+pub const WORKLOADS: [&str; 5] = ["uniform", "zipf", "hash-join", "xsbench", "graph"];
+/// Regimes under which the mosaics run. The models take one dimension or two for granted no more than the time of a walk.
+pub const REGIMES: [RegimeKind; 3] = [RegimeKind::Native, RegimeKind::ShadowKvm61, RegimeKind::NestedEpt];
 
 const LARGE: u64 = 2 << 20;
 const SMALL: u64 = 4 << 10;
@@ -134,8 +140,10 @@ pub struct MosaicPoint {
 pub struct Mosaics {
     /// The workload.
     pub workload: &'static str,
-    /// Native or nested.
+    /// The regime.
     pub regime: RegimeKind,
+    /// The share of the run's time that walks take where all pages are small.
+    pub walk_share: f64,
     /// The mosaics.
     pub points: Vec<MosaicPoint>,
     /// The errors of each model on the mosaics that it was not calibrated by.
@@ -153,14 +161,12 @@ pub struct ModelError {
     pub geometric_mean: f64,
 }
 
-/// One workload to be measured.
+/// One workload to be measured under all of [`REGIMES`].
 #[derive(Clone, Copy, Debug)]
 pub struct Task {
     /// The workload.
     pub workload: &'static str,
-    /// Native or nested.
-    pub regime: RegimeKind,
-    /// Accesses, half of them to warm up.
+    /// Accesses; a part of them warms up.
     pub accesses: u64,
     /// The area's size.
     pub footprint: u64,
@@ -175,29 +181,41 @@ impl Mosaics {
     }
 }
 
+/// One layout: its runs, and what our model expects of the stream, in the order of [`REGIMES`].
+type Measured = (Vec<RunResult>, Vec<Expected>);
+
 impl Task {
-    /// All of them; `regimes` under which they run.
+    /// All of them. The quick form's areas are small: walks take less there.
     #[must_use]
-    pub fn all(accesses: u64, footprint: u64, workloads: &[&'static str]) -> Vec<Self> {
-        let regimes = [RegimeKind::Native, RegimeKind::NestedEpt];
-        let of = |workload: &&'static str| {
-            let workload = *workload;
-            regimes.map(move |regime| Self { workload, regime, accesses, footprint })
+    pub fn all(effort: Effort) -> Vec<Self> {
+        let (accesses, footprint, workloads) = match effort {
+            Effort::Quick => (40_000, 256 << 20, &WORKLOADS[..1]),
+            Effort::Full => (400_000, 6 << 30, &WORKLOADS[..]),
         };
-        workloads.iter().flat_map(of).collect()
+        workloads.iter().map(|workload| Self { workload, accesses, footprint }).collect()
     }
 
-    /// Measures the mosaics and fits the models.
+    /// Measures the mosaics and fits the models, under each regime.
     ///
     /// # Errors
     ///
     /// Where a run cannot be made, or a model cannot be fitted.
-    pub fn measure(self, machine: &MachineSpec) -> Result<Mosaics, LabError> {
+    pub fn measure(self, machine: &MachineSpec) -> Result<Vec<Mosaics>, LabError> {
+        let one = |layout: &Layout| -> Result<Measured, LabError> {
+            let runs =
+                REGIMES.into_iter().map(|regime| self.run(regime, *layout, machine)).collect::<Result<_, _>>()?;
+            Ok((runs, self.expected(*layout, machine)?))
+        };
+        let made = Layout::ALL.par_iter().with_max_len(1).map(one).collect::<Result<Vec<Measured>, LabError>>()?;
+        (0..REGIMES.len()).map(|index| self.fit(index, &made, machine)).collect()
+    }
+
+    fn fit(self, index: usize, made: &[Measured], machine: &MachineSpec) -> Result<Mosaics, LabError> {
         let failed = |error: &dyn std::fmt::Display| LabError::Model(format!("{}: {error}", self.workload));
-        let results = Layout::ALL.iter().map(|layout| self.run(*layout, machine)).collect::<Result<Vec<_>, _>>()?;
-        let runs: Vec<Run> = results.iter().map(|result| counters(result, machine)).collect();
+        let runs: Vec<Run> = made.iter().map(|(results, _)| counters(&results[index], machine)).collect();
         let (small, large) = (runs[0], runs[runs.len() - 1]);
-        let mut predicted = vec![self.ours(&results[0], machine)?];
+        let prices = Prices::of(REGIMES[index], &made[0].0[index], machine);
+        let mut predicted = vec![made.iter().map(|(_, expected)| prices.cycles(&expected[index])).collect::<Vec<_>>()];
         for model in LinearModel::ALL {
             let fitted = model.calibrate(&small, &large).map_err(|error| failed(&error))?;
             predicted.push(runs.iter().map(|run| fitted.cycles(run)).collect());
@@ -220,47 +238,59 @@ impl Task {
             predicted: predicted.iter().map(|all| all[i]).collect(),
         };
         let points = runs.iter().enumerate().map(point).collect();
-        Ok(Mosaics { workload: self.workload, regime: self.regime, points, errors })
+        let walk_share = small.walk_cycles / small.cycles;
+        Ok(Mosaics { workload: self.workload, regime: REGIMES[index], walk_share, points, errors })
     }
 
-    fn guest(self) -> Result<(memvirt_workload::Workload, GuestConfig), LabError> {
+    /// The workload over its area, and its guest.
+    fn guest(self) -> Result<(Workload, GuestConfig), LabError> {
         let workload = cut(self.workload, self.accesses)?;
-        let workload = workload.clone().with_footprint(self.footprint).unwrap_or(workload);
+        let workload = match workload.spec() {
+            Spec::Script(script) => {
+                let paths: Vec<_> = script.areas.keys().map(|area| format!("areas.{area}.size")).collect();
+                let size = format!("{}MiB", self.footprint >> 20);
+                paths.iter().try_fold(workload, |workload, path| workload.with_field(path, &size))?
+            }
+            _ => workload.with_footprint(self.footprint)?,
+        };
         let overrides = Overrides { guest_page: Some(PageSize::Size2M), ..Overrides::default() };
         let guest = overrides.guest(&Input::Workload(Box::new(workload.clone())));
         Ok((workload, guest))
     }
 
-    fn run(self, layout: Layout, machine: &MachineSpec) -> Result<RunResult, LabError> {
-        let (workload, guest) = self.guest()?;
-        let warm_up_accesses = self.accesses / 2;
+    /// Half of the accesses warm up; under shadow paging, a store to each page before, which nobody else needs, and a quarter.
+    fn run(self, regime: RegimeKind, layout: Layout, machine: &MachineSpec) -> Result<RunResult, LabError> {
+        let (mut workload, guest) = self.guest()?;
+        let mut warm_up_accesses = self.accesses / 2;
+        if regime == RegimeKind::ShadowKvm61 {
+            (Steady { workload, warm_up_accesses }) = workload.steady();
+            warm_up_accesses += self.accesses / 4;
+        }
         let measure = Measure { mode: Mode::Cycles, prefault: true, warm_up_accesses, ..Measure::default() };
         let host = HostConfig { walk_caches: true, host_page: PageSize::Size2M, ..HostConfig::default() };
-        let setup = Setup { regime: self.regime, guest, host, machine: machine.clone(), measure, check: false };
+        let setup = Setup { regime, guest, host, machine: machine.clone(), measure, check: false };
         let mut source = Mosaic { inner: workload.generator(SEED), layout, queue: Vec::new() };
         Ok(run(&setup, &mut source, &mut |_| {})?.result)
     }
 
-    /// Run time of every layout by our model, from the run with small pages.
-    fn ours(self, small: &RunResult, machine: &MachineSpec) -> Result<Vec<f64>, LabError> {
-        let prices = Prices::of(small, machine);
-        let each = Layout::ALL.iter().map(|layout| {
-            let (workload, guest) = self.guest()?;
-            let nested = self.regime != RegimeKind::Native;
-            let largest = if nested { PageSize::Size2M } else { PageSize::Size1G };
-            let hardware = Hardware { walk_caches: true, nested, largest };
-            let mut stream = Stream::new(bare(guest, machine)?, machine, &[hardware])?;
-            let (mut warming, warm_up) = (true, self.accesses / 2);
-            let mut source = Mosaic { inner: workload.generator(SEED), layout: *layout, queue: Vec::new() };
-            drive(&mut source, guest, true, &mut stream, |guest, stream| {
-                if warming && guest.stats().user_accesses >= warm_up {
-                    warming = false;
-                    stream.restart();
-                }
-            })?;
-            Ok(prices.cycles(&stream.expected().next().unwrap_or_default()))
+    /// What the stream does to the translation hardware of each regime; no run is looked at.
+    fn expected(self, layout: Layout, machine: &MachineSpec) -> Result<Vec<Expected>, LabError> {
+        let (workload, guest) = self.guest()?;
+        let hardware = REGIMES.map(|regime| Hardware {
+            walk_caches: true,
+            nested: regime == RegimeKind::NestedEpt,
+            largest: if regime == RegimeKind::Native { PageSize::Size1G } else { PageSize::Size2M },
         });
-        each.collect()
+        let mut stream = Stream::new(bare(guest, machine)?, machine, &hardware)?;
+        let (mut warming, warm_up) = (true, self.accesses / 2);
+        let mut source = Mosaic { inner: workload.generator(SEED), layout, queue: Vec::new() };
+        drive(&mut source, guest, true, &mut stream, |guest, stream| {
+            if warming && guest.stats().user_accesses >= warm_up {
+                warming = false;
+                stream.restart();
+            }
+        })?;
+        Ok(stream.expected().collect())
     }
 }
 
@@ -276,6 +306,8 @@ fn counters(result: &RunResult, machine: &MachineSpec) -> Run {
 
 /// What our model takes of the run with small pages.
 struct Prices {
+    /// Whose tables a walk of a guest-virtual address reads.
+    first: &'static str,
     base: f64,
     l2_hit: f64,
     cached: f64,
@@ -284,7 +316,7 @@ struct Prices {
 }
 
 impl Prices {
-    fn of(small: &RunResult, machine: &MachineSpec) -> Self {
+    fn of(regime: RegimeKind, small: &RunResult, machine: &MachineSpec) -> Self {
         let mut sums: BTreeMap<(&'static str, usize), (f64, f64)> = BTreeMap::new();
         let read = small
             .cycles
@@ -299,6 +331,7 @@ impl Prices {
         }
         let cached = machine.walk_caches.as_ref().map_or(0.0, |caches| f64::from(caches.latency.value));
         Self {
+            first: if regime == RegimeKind::ShadowKvm61 { "shadow" } else { "guest" },
             base: real(small.cycles.total - small.cycles.translation),
             l2_hit: real(machine.translation.l2_tlb_hit.times(1)),
             cached,
@@ -319,7 +352,7 @@ impl Prices {
         self.base
             + real(expected.l2_hits) * self.l2_hit
             + real(expected.cached) * self.cached
-            + refs("guest", &expected.guest_refs)
+            + refs(self.first, &expected.guest_refs)
             + refs("nested", &expected.host_refs)
     }
 }

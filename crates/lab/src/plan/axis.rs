@@ -6,10 +6,11 @@ use std::path::Path;
 
 use memvirt_addr::PageSize;
 use memvirt_machine::{MachineSpec, RegimeKind};
-use memvirt_workload::Workload;
+use memvirt_workload::{Measured, Workload};
 
 use super::point::Point;
 use super::value::Value;
+use crate::several::Vcpus;
 use crate::switches::MEMORY_BYTES;
 
 /// One kind of axis.
@@ -47,6 +48,12 @@ fn portable(value: &Value) -> Option<String> {
 
 fn page(value: &Value) -> Option<PageSize> {
     value.text()?.parse().ok()
+}
+
+/// Whether the workload's file says that it is measured in its steady state. Workloads are the slowest axis: it is known by now.
+fn declared_steady(point: &Point) -> bool {
+    let workload = point.workload.as_ref().and_then(|name| Workload::resolve(OsStr::new(name)).ok());
+    workload.is_some_and(|workload| workload.measured() == Measured::Steady)
 }
 
 const ON: &str = "true or false";
@@ -88,9 +95,15 @@ pub(super) static ALL: &[Axis] = &[
         },
         why: Some(|value| MachineSpec::load(portable(value)?).err().map(|error| error.to_string())),
     },
-    axis("vcpus", "1: several vCPUs are not part of plans yet", |_, value| {
-        value.count().filter(|n| *n == 1).map(|_| ())
+    axis("vcpus", "a number of vCPUs from 1 to 256", |point, value| {
+        let accepted = value.count().and_then(|n| u16::try_from(n).ok()).filter(|n| (1..=Vcpus::MOST).contains(n));
+        accepted.map(|count| point.vcpus.count = count)
     }),
+    axis(
+        "sharing",
+        "\"tenants\" (each vCPU runs processes of its own) or \"threads\" (of one process)",
+        |point, value| value.text()?.parse().ok().map(|sharing| point.vcpus.sharing = sharing),
+    ),
     axis("guest_page", "\"4K\" or \"2M\"", |point, value| {
         page(value).filter(|size| *size != PageSize::Size1G).map(|size| point.overrides.guest_page = Some(size))
     }),
@@ -131,6 +144,17 @@ pub(super) static ALL: &[Axis] = &[
     }),
     axis("prefault", ON, |point, value| value.switch().map(|on| point.measure.prefault = on)),
     axis("warm_up", "a number of accesses", |point, value| value.count().map(|n| point.measure.warm_up_accesses = n)),
+    axis(
+        "steady",
+        "true, false, or \"declared\": where the workload's file says `measure = \"steady\"`",
+        |point, value| {
+            point.steady = match value.text() {
+                Some("declared") => declared_steady(point),
+                _ => value.switch()?,
+            };
+            Some(())
+        },
+    ),
     axis("check", ON, |point, value| value.switch().map(|on| point.check = on)),
     axis("seed", "a number", |point, value| value.count().map(|n| point.seed = n)),
     Axis {

@@ -29,4 +29,4 @@ macro_rules! embed {
 }
 
 /// All of them, in the order of their names.
-pub(super) static ALL: &[Builtin] = embed!["pages", "phase", "regimes", "smoke"];
+pub(super) static ALL: &[Builtin] = embed!["pages", "phase", "regimes", "smoke", "vcpus"];

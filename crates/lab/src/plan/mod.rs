@@ -25,7 +25,7 @@ use std::path::Path;
 pub use builtin::Builtin;
 pub use error::PlanError;
 pub use point::Point;
-pub use run::{PlanDone, PlanProgress, PlanRun};
+pub use run::{Outlook, PlanDone, PlanProgress, PlanRun};
 pub use table::{Row, Table};
 
 use value::Value;

@@ -5,6 +5,8 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use memvirt_machine::Mode;
+
 use super::axis::{self, Axis};
 use super::point::Point;
 use super::value::Value;
@@ -235,7 +237,8 @@ impl Grid {
             _ => {}
         }
         let of_traces = ["memory_calls", "quantum"];
-        let of_workloads = |name: &str| ["scale", "footprint"].contains(&name) || name.starts_with("set.");
+        let of_workloads =
+            |name: &str| ["scale", "footprint", "steady", "sharing"].contains(&name) || name.starts_with("set.");
         for axis in &axes {
             if has("workload") && of_traces.contains(&axis.name.as_str()) {
                 return refuse(&axis.name, "for grids of traces only");
@@ -245,6 +248,19 @@ impl Grid {
             }
         }
         let points = combine(&axes)?;
+        let any = |is: fn(&Point) -> bool| points.iter().any(is);
+        if any(|point| point.vcpus.count > 1 && point.trace.is_some()) {
+            return refuse("vcpus", "a recording runs on one vCPU");
+        }
+        if any(|point| point.vcpus.count > 1 && point.measure.mode == Mode::Cycles) {
+            return refuse(
+                "vcpus",
+                "several vCPUs are simulated in mode \"counts\"; another grid holds mode \"cycles\"",
+            );
+        }
+        if has("steady") && has("warm_up") {
+            return refuse("warm_up", "`steady` says itself how long it warms up; two grids hold both");
+        }
         Ok(Self { axes, points })
     }
 }

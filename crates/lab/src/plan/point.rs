@@ -7,8 +7,10 @@ use memvirt_trace::{MemoryCalls, Reading, Turns};
 use memvirt_workload::Workload;
 
 use crate::error::LabError;
-use crate::experiment::Experiment;
+use crate::experiment::{Done, Experiment};
 use crate::input::Input;
+use crate::scale::Sharing;
+use crate::several::Vcpus;
 use crate::switches::Overrides;
 
 /// One run: what its command says, and no more.
@@ -36,6 +38,10 @@ pub struct Point {
     pub set: Vec<(String, String)>,
     /// How it is measured.
     pub measure: Measure,
+    /// Whether the workload is measured in its steady state.
+    pub steady: bool,
+    /// On how many vCPUs it runs.
+    pub vcpus: Vcpus,
     /// Switches that differ from their defaults.
     pub overrides: Overrides,
     /// Whether the oracle watches.
@@ -56,6 +62,8 @@ impl Default for Point {
             footprint: None,
             set: Vec::new(),
             measure: Measure::default(),
+            steady: false,
+            vcpus: Vcpus::default(),
             overrides: Overrides::default(),
             check: false,
         }
@@ -69,17 +77,54 @@ impl Point {
     ///
     /// Where the workload or the machine cannot be had.
     pub fn experiment(&self) -> Result<Experiment, LabError> {
+        let (mut input, mut measure) = (self.input()?, self.measure);
+        if let (true, Input::Workload(workload)) = (self.steady, &mut input) {
+            let steady = workload.as_ref().clone().steady();
+            (**workload, measure.warm_up_accesses) = (steady.workload, steady.warm_up_accesses);
+        }
         Ok(Experiment {
-            input: self.input()?,
+            input,
             regimes: vec![self.regime],
             overrides: self.overrides,
             machine: MachineSpec::load(&self.machine)?,
             seed: self.seed,
-            measure: self.measure,
+            measure,
             check: self.check,
             threads: None,
             command: self.command(),
         })
+    }
+
+    /// Runs it.
+    ///
+    /// # Errors
+    ///
+    /// As [`experiment`](Self::experiment), and where it cannot be run at all.
+    pub fn run(&self) -> Result<Done, LabError> {
+        self.experiment()?.run_on(self.vcpus, &|_| {})
+    }
+
+    /// About how long the run takes on one processor, in seconds: a guess from what its workload's file says, good for telling
+    /// seconds from minutes from hours. Measured with builds without link-time optimization: 15 s for the plan `regimes`.
+    pub(crate) fn expected_seconds(&self) -> f64 {
+        const RUN: f64 = 0.01;
+        const ACCESS: f64 = 150e-9;
+        const PAGE: f64 = 1e-6;
+        const PROCESS: f64 = 1e-3;
+        let cycles = if self.measure.mode == Mode::Cycles { 3.0 } else { 1.0 };
+        let checked = if self.check { 4.0 } else { 1.0 };
+        let Ok(Experiment { input: Input::Workload(workload), measure, .. }) = self.experiment() else {
+            // A packed recording has some millions of accesses.
+            return 5e6 * ACCESS * cycles * checked;
+        };
+        let facts = workload.facts();
+        let accesses = real(facts.accesses.value());
+        let pages = real(facts.footprint_bytes / 4096);
+        let touched = if measure.prefault { pages } else { pages.min(accesses) };
+        let one =
+            RUN + accesses * ACCESS * cycles * checked + touched * PAGE + real(facts.forks + facts.execs) * PROCESS;
+        // One vCPU runs before several do.
+        one * if self.vcpus.count > 1 { 1.0 + f64::from(self.vcpus.count) } else { 1.0 }
     }
 
     fn input(&self) -> Result<Input, LabError> {
@@ -135,10 +180,16 @@ impl Point {
             words.0 += " --prefault";
         }
         words.flag("--warm-up", (warm_up_accesses > 0).then_some(warm_up_accesses));
+        if self.steady {
+            words.0 += " --steady";
+        }
+        let Vcpus { count, sharing } = self.vcpus;
+        words.flag("--vcpus", (count > 1).then_some(count));
+        words.flag("--sharing", (count > 1 && sharing != Sharing::Tenants).then(|| sharing.name()));
     }
 
     /// What stands in a row before the counters: the settings that are no switches of guest or host, by column.
-    pub(super) fn cells(&self) -> [(&'static str, String); 9] {
+    pub(super) fn cells(&self) -> [(&'static str, String); 11] {
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
         [
             ("workload", text(&self.workload)),
@@ -149,9 +200,16 @@ impl Point {
             ("seed", self.seed.to_string()),
             ("scale", shown(self.scale)),
             ("footprint", shown(self.footprint)),
+            ("steady", self.steady.to_string()),
+            ("sharing", if self.vcpus.count > 1 { self.vcpus.sharing.name().to_owned() } else { String::new() }),
             ("check", self.check.to_string()),
         ]
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a guess")]
+const fn real(count: u64) -> f64 {
+    count as f64
 }
 
 fn shown(value: Option<impl ToString>) -> String {

@@ -47,6 +47,17 @@ pub struct PlanProgress {
     pub last: String,
 }
 
+/// What is about to be run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outlook {
+    /// Rows that the table has already.
+    pub kept: usize,
+    /// Runs to be made.
+    pub runs: usize,
+    /// About so many seconds of one processor that they take.
+    pub seconds: f64,
+}
+
 /// What came of it.
 #[derive(Clone, Debug)]
 pub struct PlanDone {
@@ -100,12 +111,17 @@ impl PlanRun<'_> {
         self.dir.join(format!("{}{quick}.csv", self.plan.name()))
     }
 
-    /// Runs what is missing and writes the table. `observer` hears of each finished run, from several threads.
+    /// Runs what is missing and writes the table. `before` hears what is to be run, `observer` of each finished run, from several
+    /// threads.
     ///
     /// # Errors
     ///
     /// Where an input cannot be read at all, or the table cannot be written. Rows finished by then are kept for the next time.
-    pub fn run(&self, observer: &(dyn Fn(PlanProgress) + Sync)) -> Result<PlanDone, PlanError> {
+    pub fn run(
+        &self,
+        before: &dyn Fn(Outlook),
+        observer: &(dyn Fn(PlanProgress) + Sync),
+    ) -> Result<PlanDone, PlanError> {
         let points = self.plan.points(self.size)?;
         let fail = |command: String| move |source| PlanError::Run { command, source };
         let layout = Layout::of(&points, self.version).map_err(fail(self.plan.name().to_owned()))?;
@@ -123,6 +139,8 @@ impl PlanRun<'_> {
         }
         let missing: Vec<&Task> = tasks.iter().filter(|task| !have.contains_key(&task.key())).collect();
         let kept = tasks.len() - missing.len();
+        let seconds = missing.iter().map(|task| task.point.expected_seconds()).sum();
+        before(Outlook { kept, runs: missing.len(), seconds });
         if !missing.is_empty() {
             let known = tasks.iter().filter_map(|task| have.get(&task.key())).collect::<Vec<_>>();
             let journal = Journal::begin(self.dir, &journal, &layout.columns, &known)?;
@@ -165,7 +183,7 @@ impl Plan {
 
 fn carry_out(layout: &Layout, task: &Task) -> Result<Row, PlanError> {
     let failed = |source| PlanError::Run { command: task.point.command(), source };
-    let done = task.point.experiment().and_then(|experiment| experiment.run(&|_| {})).map_err(failed)?;
+    let done = task.point.run().map_err(failed)?;
     layout.row(&task.point, &task.inputs, &done)
 }
 

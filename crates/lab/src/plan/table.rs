@@ -11,6 +11,8 @@ use super::PlanError;
 use super::point::Point;
 use crate::error::LabError;
 use crate::experiment::Done;
+use crate::scale::Sharing;
+use crate::several::Vcpus;
 use crate::table::{csv_line, result_columns};
 
 /// Columns that every table begins with.
@@ -135,7 +137,7 @@ impl Layout {
     }
 }
 
-/// The columns of a run that has everything: caches, walk caches, nested hypervisors.
+/// The columns of a run that has everything: caches, walk caches, nested hypervisors; and of one on several vCPUs.
 fn fullest() -> Result<Vec<String>, LabError> {
     let mut point = Point {
         workload: Some("null-syscall".to_owned()),
@@ -146,7 +148,26 @@ fn fullest() -> Result<Vec<String>, LabError> {
     point.measure.mode = Mode::Cycles;
     point.overrides.walk_caches = Some(true);
     point.overrides.memory_bytes = Some(64 << 20);
-    let done = point.experiment()?.run(&|_| {})?;
+    let mut columns = columns_of(&point)?;
+    // Threads that unmap: their interrupts are counted only where there are any.
+    let several = Point {
+        workload: Some("churn".to_owned()),
+        set: vec![("operations".to_owned(), "100".to_owned())],
+        vcpus: Vcpus { count: 2, sharing: Sharing::Threads },
+        ..Point::default()
+    };
+    // So are switches that keep what a PCID tags.
+    let mut tagged = Point { workload: Some("context-switch-2".to_owned()), scale: Some(0.001), ..Point::default() };
+    tagged.overrides.pcid = Some(true);
+    for point in [several, tagged] {
+        let more: Vec<_> = columns_of(&point)?.into_iter().filter(|name| !columns.contains(name)).collect();
+        columns.extend(more);
+    }
+    Ok(columns)
+}
+
+fn columns_of(point: &Point) -> Result<Vec<String>, LabError> {
+    let done = point.run()?;
     let Some(result) = done.comparison.results.first() else { return Err(LabError::NoRegime) };
     Ok(result_columns(&serde_json::to_value(result)?).into_iter().map(|(name, _)| name).collect())
 }

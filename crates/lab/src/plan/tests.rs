@@ -29,7 +29,7 @@ fn small() -> Plan {
 
 fn carry_out(plan: &Plan, dir: &Path, version: &str, threads: usize) -> PlanDone {
     let threads = NonZeroUsize::new(threads);
-    PlanRun { plan, size: Size::Full, dir, version, threads }.run(&|_| {}).unwrap()
+    PlanRun { plan, size: Size::Full, dir, version, threads }.run(&|_| {}, &|_| {}).unwrap()
 }
 
 #[test]
@@ -81,7 +81,29 @@ fn what_is_wrong_is_named_with_its_line_and_what_is_accepted() {
             "workload = \"zipf\"\nregime = \"native\"\nmachine = \"pdp\"",
             "t.toml:7: grid[0].machine: unknown machine `pdp`; known: ",
         ),
-        ("workload = \"zipf\"\nregime = \"native\"\nvcpus = 2", "t.toml:7: grid[0].vcpus: `2`: expected 1"),
+        (
+            "workload = \"zipf\"\nregime = \"native\"\nvcpus = 0",
+            "t.toml:7: grid[0].vcpus: `0`: expected a number of vCPUs from 1",
+        ),
+        ("workload = \"zipf\"\nregime = \"native\"\nvcpus = 257", "t.toml:7: grid[0].vcpus: `257`: expected a number"),
+        (
+            "workload = \"zipf\"\nregime = \"native\"\nvcpus = [1, 2]\nmode = [\"counts\", \"cycles\"]",
+            "t.toml:7: grid[0].vcpus: several vCPUs are simulated in mode \"counts\"",
+        ),
+        ("trace = \"a.mvt\"\nregime = \"native\"\nvcpus = 2", "t.toml:7: grid[0].vcpus: a recording runs on one vCPU"),
+        (
+            "workload = \"zipf\"\nregime = \"native\"\nsharing = \"thread\"",
+            "t.toml:7: grid[0].sharing: `thread`: expected \"tenants\"",
+        ),
+        (
+            "workload = \"zipf\"\nregime = \"native\"\nsteady = \"yes\"",
+            "t.toml:7: grid[0].steady: `yes`: expected true, false, or \"declared\"",
+        ),
+        (
+            "workload = \"zipf\"\nregime = \"native\"\nsteady = true\nwarm_up = 5",
+            "t.toml:8: grid[0].warm_up: `steady` says itself how long it warms up",
+        ),
+        ("trace = \"a.mvt\"\nregime = \"native\"\nsteady = true", "grid[0].steady: for grids of workloads only"),
         (
             "workload = \"/etc/w.toml\"\nregime = \"native\"",
             "expected a name, or a path relative to where the plan is run",
@@ -152,9 +174,16 @@ fn a_table_has_a_column_for_all_that_any_regime_counts() {
     assert_eq!(table.rows.len(), 2 * RegimeKind::ALL.len());
     let columns: BTreeSet<_> = table.columns.iter().collect();
     assert_eq!(columns.len(), table.columns.len(), "no column twice");
-    for column in
-        ["set.footprint", "switches.host_page", "switches.vcpus", "walk_caches.nested_tlb.hits", "nested_virt.l0_exits"]
-    {
+    for column in [
+        "set.footprint",
+        "switches.host_page",
+        "switches.vcpus",
+        "walk_caches.nested_tlb.hits",
+        "nested_virt.l0_exits",
+        "smp.end",
+        "guest.flushes_sent",
+        "guest.space_switches_kept",
+    ] {
         assert!(table.column(column).is_some(), "{column}");
     }
     let filled = |column: &str, row: &Row| !table.cell(row, column).unwrap().is_empty();
@@ -236,8 +265,60 @@ fn a_trace_that_is_not_there_stops_the_plan_by_name_and_keeps_what_was_done() {
     );
     let dir = TempDir::new().unwrap();
     let run = PlanRun { plan: &both, size: Size::Full, dir: dir.path(), version: "1", threads: NonZeroUsize::new(1) };
-    let error = run.run(&|_| {}).unwrap_err().to_string();
+    let error = run.run(&|_| {}, &|_| {}).unwrap_err().to_string();
     assert!(error.starts_with("memvirt run --regime native --trace no-such.mvt "), "{error}");
     let part = Table::load(&run.path().with_extension("csv.part")).unwrap();
     assert_eq!(part.rows.len(), 1);
+}
+
+#[test]
+fn declared_is_steady_where_the_file_of_the_workload_says_so() {
+    let plan = plan("workload = [\"fork\", \"gups\"]\nregime = \"native\"\nsteady = [\"declared\", false]");
+    let points = plan.points(Size::Full).unwrap();
+    // Of `fork` both say the same, and what two say stands once.
+    let of: Vec<_> = points.iter().map(|point| (point.workload.clone().unwrap(), point.steady)).collect();
+    assert_eq!(of, [("fork".to_owned(), false), ("gups".to_owned(), true), ("gups".to_owned(), false)]);
+    assert!(points[1].command().ends_with(" --steady"), "{}", points[1].command());
+    let warm = |point: &Point| point.experiment().unwrap().measure.warm_up_accesses;
+    assert!(warm(&points[1]) > 1 << 20 && warm(&points[2]) == 0, "every page of 4 GiB is stored to first");
+}
+
+#[test]
+fn several_vcpus_make_rows_of_the_same_columns_whose_parts_add_up() {
+    let grid = "workload = \"churn\"\nscale = 0.004\nvcpus = [1, 3]\nsharing = [\"tenants\", \"threads\"]\ncheck = true\n\
+                regime = [\"native\", \"shadow:kvm\", \"nested\"]";
+    let dir = TempDir::new().unwrap();
+    let table = carry_out(&plan(grid), dir.path(), "1", 2).table;
+    // With one vCPU there is nothing to share.
+    assert_eq!(table.rows.len(), 3 + 2 * 3);
+    for row in &table.rows {
+        let number = |column: &str| table.number(row, column).unwrap_or_else(|| panic!("{column}"));
+        let vcpus = number("switches.vcpus");
+        let parts: f64 =
+            ["base", "translation", "exits", "waiting"].map(|part| number(&format!("cycles.{part}"))).iter().sum();
+        assert!((parts - number("cycles.total")).abs() < 0.5, "{}", row.cells[0]);
+        assert_eq!(table.cell(row, "stale.broken").unwrap(), "0");
+        assert!(number("table_bytes.peak") >= number("table_bytes.total"));
+        let several = vcpus > 1.5;
+        assert_eq!(several, !table.cell(row, "smp.end").unwrap().is_empty());
+        assert_eq!(several, row.cells[0].contains(" --vcpus 3"));
+        if several {
+            assert!(number("guest.user_accesses") > 2.9 * 3_000.0 && number("smp.end") * 3.0 >= number("cycles.total"));
+        }
+    }
+    let sent: f64 = table.rows.iter().filter_map(|row| table.number(row, "smp.shootdowns")).sum();
+    assert!(sent > 0.0, "threads of one process interrupt each other");
+}
+
+#[test]
+fn the_expected_time_tells_seconds_from_minutes() {
+    let seconds =
+        |grid: &str| -> f64 { plan(grid).points(Size::Full).unwrap().iter().map(Point::expected_seconds).sum() };
+    let all = Plan::resolve("regimes".as_ref()).unwrap().points(Size::Full).unwrap();
+    let regimes: f64 = all.iter().map(Point::expected_seconds).sum();
+    assert!((5.0..60.0).contains(&regimes), "15 s when it was measured: {regimes}");
+    let one = seconds("workload = \"uniform\"\nregime = \"native\"");
+    let longer = seconds("workload = \"uniform\"\nregime = \"native\"\nscale = 10");
+    assert!(longer > 7.0 * one && longer < 10.0 * one);
+    assert!(seconds("workload = \"uniform\"\nregime = \"native\"\nvcpus = 8") > 8.0 * one);
 }

@@ -19,7 +19,7 @@ use serde::Serialize;
 pub use own::Own;
 pub use pvm::{Events, Row, pvm};
 
-use crate::claims::{Effort, plain_tasks};
+use crate::claims::{Done, Effort, Task, plain_tasks};
 use crate::comparison::Comparison;
 use crate::error::LabError;
 use crate::nested_virt::NestedVirtTable;
@@ -174,7 +174,8 @@ impl Sources<'_> {
     }
 }
 
-/// Measures all that the rows need, spread over rayon's threads; the result does not depend on how many there are.
+/// Measures all that the rows need, spread over rayon's threads; the result does not depend on how many there are. `observer`
+/// hears of each step, from several threads.
 ///
 /// # Errors
 ///
@@ -183,13 +184,22 @@ pub fn measure(
     effort: Effort,
     machine: &MachineSpec,
     threads: Option<NonZeroUsize>,
+    observer: &(dyn Fn(Done) + Sync),
 ) -> Result<Vec<PublishedRow>, LabError> {
     let tasks = plain_tasks();
+    let of = tasks.len() + 1 + Own::STEPS;
+    let told = |what: &str| observer(Done { what: what.to_owned(), of });
     on_threads(threads, tasks.len(), || {
-        let fair: Result<Vec<_>, LabError> =
-            tasks.par_iter().with_max_len(1).map(|task| task.run(effort, machine)).collect();
+        let one = |task: &Task| {
+            let made = task.run(effort, machine);
+            told(task.workload);
+            made
+        };
+        let fair: Result<Vec<_>, LabError> = tasks.par_iter().with_max_len(1).map(one).collect();
         let nested_virt = NestedVirtTable::levels()?;
-        let (fair, pvm, own) = (fair?, pvm()?, Own::measure(effort, machine)?);
+        let (fair, pvm) = (fair?, pvm()?);
+        told("LMbench");
+        let own = Own::measure(effort, machine, &told)?;
         Ok(rows(&Sources { effort, fair: &fair, pvm: &pvm, nested_virt: &nested_virt, own: &own }))
     })?
 }

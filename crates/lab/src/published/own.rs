@@ -59,12 +59,15 @@ const MISSING: [&str; 5] = ["b-tree", "graph", "gups", "hash-join", "xsbench"];
 const MMU_BOUND: [&str; 4] = ["forkwait", "kernel-build", "touch-and-free", "web-server"];
 
 impl Own {
-    /// Measures all of it.
+    /// How often [`measure`](Self::measure) tells of a step.
+    pub(crate) const STEPS: usize = 5;
+
+    /// Measures all of it; `told` hears of each step.
     ///
     /// # Errors
     ///
     /// [`LabError`] where a run cannot be made.
-    pub fn measure(effort: Effort, machine: &MachineSpec) -> Result<Self, LabError> {
+    pub fn measure(effort: Effort, machine: &MachineSpec, told: &(dyn Fn(&str) + Sync)) -> Result<Self, LabError> {
         let run = |tasks: Vec<Task>, machine: &MachineSpec| -> Result<Vec<_>, LabError> {
             tasks.par_iter().with_max_len(1).map(|task| task.run(effort, machine)).collect()
         };
@@ -78,17 +81,18 @@ impl Own {
         let updating = ["touch-and-free", "kernel-build"].map(|name| Task::counted(name, &updating, PLAIN));
         let one = run(timed(&MISSING, &[RegimeKind::NestedEpt]), &without_host_caches(machine))?;
         let two = run(timed(&MISSING, &[RegimeKind::NestedEpt]), machine)?;
-        Ok(Self {
-            walks: walks::walk_all()?,
-            gups: if effort == Effort::Full { gups()? } else { None },
-            boot: boot.run(effort, machine)?,
-            alternatives: run(alternatives.to_vec(), machine)?,
-            one_dimension: one.into_iter().zip(two).collect(),
-            updating: run(updating.to_vec(), machine)?,
-            npt: run(timed(&MMU_BOUND, &[RegimeKind::ShadowKvm61, RegimeKind::NestedNpt]), machine)?,
-            scaled: scaled(effort, machine)?,
-            dense: dense(machine)?,
-        })
+        told("walk caches of one dimension and of two");
+        let gups = if effort == Effort::Full { gups()? } else { None };
+        told("GUPS");
+        let alternatives = run(alternatives.to_vec(), machine)?;
+        told("flat and agile tables");
+        let (boot, updating) = (boot.run(effort, machine)?, run(updating.to_vec(), machine)?);
+        let npt = run(timed(&MMU_BOUND, &[RegimeKind::ShadowKvm61, RegimeKind::NestedNpt]), machine)?;
+        told("boot, updates of tables, NPT");
+        let (scaled, dense) = (scaled(effort, machine)?, dense(machine)?);
+        told("vCPUs and processes");
+        let one_dimension = one.into_iter().zip(two).collect();
+        Ok(Self { walks: walks::walk_all()?, gups, boot, alternatives, one_dimension, updating, npt, scaled, dense })
     }
 }
 

@@ -23,6 +23,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
+use crate::claims::Done;
 use crate::error::LabError;
 use crate::input::Input;
 use crate::switches::{MEMORY_BYTES, Overrides};
@@ -43,6 +44,26 @@ pub enum Sharing {
     Tenants,
     /// One address space: each vCPU is a thread that does the workload's work in areas of its own.
     Threads,
+}
+
+impl Sharing {
+    /// The name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tenants => "tenants",
+            Self::Threads => "threads",
+        }
+    }
+}
+
+impl std::str::FromStr for Sharing {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = [Self::Tenants, Self::Threads].into_iter().find(|sharing| sharing.name() == text);
+        found.ok_or_else(|| format!("unknown sharing `{text}`; known: tenants, threads"))
+    }
 }
 
 /// What is asked.
@@ -104,6 +125,9 @@ pub fn latencies(machine: &MachineSpec) -> Latencies {
 /// at the same place of it.
 pub const STAGGER: f64 = 0.1;
 
+/// A run, however it ended.
+pub(crate) type Ended = memvirt_smp::Finished<memvirt_smp::ThreadError<std::convert::Infallible>>;
+
 /// What each run is told.
 struct Bed {
     guest: GuestConfig,
@@ -150,6 +174,15 @@ impl ScalePlan {
     ///
     /// Where numbers do not fit each other or the workload, or the machine or the threads cannot be had.
     pub fn run(&self) -> Result<ScaleTable, LabError> {
+        self.run_watched(&|_| {})
+    }
+
+    /// As [`run`](Self::run); `observer` hears of each finished point, from several threads.
+    ///
+    /// # Errors
+    ///
+    /// As `run`.
+    pub fn run_watched(&self, observer: &(dyn Fn(Done) + Sync)) -> Result<ScaleTable, LabError> {
         self.check()?;
         let bed = self.bed();
         let mut cells: Vec<(RegimeKind, u16)> = Vec::new();
@@ -161,17 +194,21 @@ impl ScalePlan {
                 }
             }
         }
+        let of = cells.len();
+        let one = |regime: RegimeKind, vcpus: u16, length: u64| {
+            let run = self.one(regime, vcpus, length, &bed)?;
+            observer(Done { what: format!("{} under {regime} on {vcpus} vCPUs", self.workload.name()), of });
+            Ok((regime, vcpus, run))
+        };
         // One vCPU first: when the others begin follows from how long that takes.
         let (alone, several): (Vec<_>, Vec<_>) = cells.into_iter().partition(|(_, vcpus)| *vcpus == 1);
-        let first = |(regime, vcpus): &(RegimeKind, u16)| Ok((*regime, *vcpus, self.one(*regime, *vcpus, 0, &bed)?));
+        let first = |(regime, vcpus): &(RegimeKind, u16)| one(*regime, *vcpus, 0);
         let length = |regime, runs: &[(RegimeKind, u16, Run)]| {
             runs.iter().find(|(kind, ..)| *kind == regime).map_or(0, |(.., run)| run.timeline.end)
         };
         let all = || -> Result<Vec<_>, LabError> {
             let mut runs: Vec<_> = alone.par_iter().map(first).collect::<Result<_, LabError>>()?;
-            let more = |(regime, vcpus): &(RegimeKind, u16)| {
-                Ok((*regime, *vcpus, self.one(*regime, *vcpus, length(*regime, &runs), &bed)?))
-            };
+            let more = |(regime, vcpus): &(RegimeKind, u16)| one(*regime, *vcpus, length(*regime, &runs));
             let more: Vec<_> = several.par_iter().map(more).collect::<Result<_, LabError>>()?;
             runs.extend(more);
             Ok(runs)
@@ -237,8 +274,32 @@ impl ScalePlan {
         (0..cpus).map(|cpu| if cpu == 0 || within == 0 { 0 } else { random.random_range(0..within) }).collect()
     }
 
-    /// One point; one vCPU by itself takes `length`.
-    fn one(&self, regime: RegimeKind, vcpus: u16, length: u64, bed: &Bed) -> Result<Run, LabError> {
+    /// What the runs of a regime are told.
+    pub(crate) fn setup(&self, regime: RegimeKind) -> Setup {
+        let (Bed { guest, host, .. }, machine) = (self.bed(), self.machine.clone());
+        Setup { regime, guest, host, machine, measure: self.measure, check: self.check }
+    }
+
+    /// One point, however it ends; one vCPU by itself takes `length`.
+    ///
+    /// # Errors
+    ///
+    /// Where numbers do not fit each other, or the machine cannot be built.
+    pub(crate) fn simulate(&self, regime: RegimeKind, vcpus: u16, length: u64) -> Result<Ended, LabError> {
+        self.check()?;
+        self.simulate_in(regime, vcpus, length, &self.bed())
+    }
+
+    /// What `one` makes of every regime, side by side.
+    pub(crate) fn on_all_regimes<T: Send>(
+        &self,
+        one: impl Fn(&RegimeKind) -> Result<T, LabError> + Sync,
+    ) -> Result<Vec<T>, LabError> {
+        let all = || self.regimes.par_iter().map(&one).collect::<Result<Vec<_>, LabError>>();
+        on_threads(self.threads, self.regimes.len(), all)?
+    }
+
+    fn simulate_in(&self, regime: RegimeKind, vcpus: u16, length: u64, bed: &Bed) -> Result<Ended, LabError> {
         let machine = self.machine.clone();
         let (guest, host, measure) = (bed.guest, bed.host, self.measure);
         let setup = Setup { regime, guest, host, machine, measure, check: self.check };
@@ -248,7 +309,12 @@ impl ScalePlan {
         let (latencies, slice) = (bed.latencies, Slice(self.slice));
         let smp = Smp { setup, shape, latencies, slice, start: Start::Booted, begin: self.begin(cpus, vcpus, length) };
         let loads = (0..self.vms).flat_map(|vm| (0..vcpus).map(move |vcpu| (vm, vcpu)));
-        let done = run(&smp, loads.map(|(vm, vcpu)| self.load(vm, vcpu, vcpus)).collect())?;
+        Ok(run(&smp, loads.map(|(vm, vcpu)| self.load(vm, vcpu, vcpus)).collect())?)
+    }
+
+    /// One point that must come to its end; one vCPU by itself takes `length`.
+    fn one(&self, regime: RegimeKind, vcpus: u16, length: u64, bed: &Bed) -> Result<Run, LabError> {
+        let done = self.simulate_in(regime, vcpus, length, bed)?;
         if let Some(error) = done.input_error {
             return Err(LabError::Scale(format!("{}: {error}", self.workload.name())));
         }
