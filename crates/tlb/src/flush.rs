@@ -30,7 +30,7 @@ impl Tlb {
             return;
         }
         let (vpid, pcid, page) = (tag.vpid(), tag.pcid(), gva.frame().number());
-        let mut dropped = 0;
+        let (mut dropped, pieces) = (0, self.pieces.maybe_around(page));
         for level in [&mut self.l1, &mut self.l2] {
             for size in PageSize::ALL {
                 if let Some(array) = level.array_of_mut(size)
@@ -39,7 +39,7 @@ impl Tlb {
                     dropped += array.remove_key(Key::new(vpid, size, page), pcid, false);
                 }
             }
-            for array in level.arrays.iter_mut().filter(|array| array.fractured() > 0) {
+            for array in level.arrays.iter_mut().filter(|array| pieces && array.fractured() > 0) {
                 dropped += array.remove_where(|held| {
                     let guest_size = held.data.guest_size();
                     let its_page = Key::new(held.key.vpid(), guest_size, held.key.page());
@@ -89,6 +89,9 @@ impl Tlb {
     fn count_flush(&mut self, dropped: u64) {
         self.l1.note_live();
         self.l2.note_live();
+        if self.l1.arrays.iter().chain(&self.l2.arrays).all(|array| array.fractured() == 0) {
+            self.pieces.clear();
+        }
         self.stats.flushes += 1;
         self.stats.flushed_entries += dropped;
     }

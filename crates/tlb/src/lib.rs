@@ -13,6 +13,7 @@ mod geometry;
 mod hits;
 mod nested;
 mod order;
+mod pieces;
 mod ready;
 mod small;
 mod stats;

@@ -221,7 +221,8 @@ impl Tlb {
     fn usual_through(&mut self, tag: Tag, run: &[Acc], ready: &[Ready]) -> Option<Through> {
         let (clock, context) = (self.clock, Key::context(tag.vpid(), PageSize::Size4K));
         let mut usual = self.usual(tag.pcid())?;
-        let steps = if usual.full {
+        let full = usual.full;
+        let steps = if full {
             usual.steps::<true>(context, clock, run, ready)
         } else {
             usual.steps::<false>(context, clock, run, ready)
@@ -239,6 +240,14 @@ impl Tlb {
             self.likely = PageSize::Size4K;
         }
         self.small.forget_to_note(fills > 0);
+        // Where all entries are whole, so are those that took their places.
+        if !full {
+            for (at, Ready(ready)) in ready.iter().enumerate().take(done) {
+                if filled >> at & 1 != 0 {
+                    self.pieces.note(ready);
+                }
+            }
+        }
         Some(Through { done, filled })
     }
 

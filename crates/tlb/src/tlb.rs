@@ -13,6 +13,7 @@ use memvirt_addr::{Acc, Gva, PageSize};
 use crate::array::Array;
 use crate::entry::{Entry, Key, Packed, denied_to};
 use crate::geometry::{CacheLevel, FracturedInvlpg, Geometry, GigabytePages, Inclusion, Sizes};
+use crate::pieces::Pieces;
 use crate::ready::Ready;
 use crate::small::SmallPages;
 use crate::stats::Stats;
@@ -31,6 +32,7 @@ pub struct Tlb {
     /// The size whose first-level array hit last: the next access most likely hits there too.
     pub(crate) likely: PageSize,
     pub(crate) small: SmallPages,
+    pub(crate) pieces: Pieces,
     pub(crate) stats: Stats,
     pub(crate) fractured: FracturedInvlpg,
     pub(crate) inclusion: Inclusion,
@@ -139,6 +141,7 @@ impl Tlb {
             clock: 0,
             likely: PageSize::Size4K,
             small: SmallPages::default(),
+            pieces: Pieces::default(),
             stats: Stats::default(),
             fractured: geometry.fractured,
             inclusion: geometry.inclusion,
@@ -222,6 +225,7 @@ impl Tlb {
         self.clock += 1;
         let now = self.clock;
         self.small.note(new);
+        self.pieces.note(new);
         if let Some(old) = self.l2.insert(new, now, false) {
             self.stats.l2_evictions += 1;
             self.evicted_from_l2(&old);
