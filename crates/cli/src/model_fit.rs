@@ -53,7 +53,8 @@ enum FitFormat {
 pub(crate) fn fit(args: &FitArgs) -> anyhow::Result<Status> {
     let machine = MachineSpec::load(&args.machine)?;
     let effort = if args.quick { Effort::Quick } else { Effort::Full };
-    let fits = Fits::gather(effort, &machine, args.threads, &|_| {})?;
+    let mut fits = Fits::gather(effort, &machine, args.threads, &|_| {})?;
+    fits.complete(&machine, args.threads)?;
     if let Some(out) = &args.out {
         write_fits(out, &fits)?;
     }
@@ -66,28 +67,62 @@ pub(crate) fn fit(args: &FitArgs) -> anyhow::Result<Status> {
 }
 
 fn csv(fits: &Fits) -> String {
-    let mut text = "quantity,model,basis,runs,max_relative_error,geometric_mean_relative_error\n".to_owned();
+    let mut text = "quantity,model,basis,runs,max_relative_error,geometric_mean_relative_error,held_out_max,held_out_geometric_mean,bound,\
+                    verdict,missing\n"
+        .to_owned();
+    let share = |share: Option<f64>| share.map_or_else(String::new, |share| format!("{share:.6}"));
     for row in fits.errors() {
+        let (max, mean) = (row.held_out.map(|held| held.max), row.held_out.map(|held| held.geometric_mean));
         text += &format!(
-            "{},\"{}\",\"{}\",{},{:.6},{:.6}\n",
-            row.quantity, row.model, row.basis, row.runs, row.max, row.geometric_mean
+            "\"{}\",\"{}\",\"{}\",{},{:.6},{:.6},{},{},{},{},\"{}\"\n",
+            row.quantity,
+            row.model,
+            row.basis,
+            row.runs,
+            row.max,
+            row.geometric_mean,
+            share(max),
+            share(mean),
+            share(row.bound),
+            row.verdict(),
+            row.missing.as_deref().unwrap_or_default()
         );
     }
     text
 }
 
 fn people(fits: &Fits) -> String {
-    let mut grid = table(["what", "model", "rests on", ">runs", ">largest error", ">geometric mean"]);
-    for row in fits.errors() {
-        let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+    let mut grid = table([
+        "what",
+        "model",
+        "rests on",
+        ">runs",
+        ">largest error",
+        ">geometric mean",
+        ">held out",
+        ">bound",
+        "verdict",
+    ]);
+    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+    let errors = fits.errors();
+    for row in &errors {
         grid.add_row([
             row.quantity.to_owned(),
-            row.model,
+            row.model.clone(),
             row.basis.to_owned(),
             row.runs.to_string(),
             percent(row.max),
             percent(row.geometric_mean),
+            row.held_out.map_or_else(String::new, |held| percent(held.max)),
+            row.bound.map_or_else(String::new, |bound| format!("{} %", 100.0 * bound)),
+            row.verdict().to_owned(),
         ]);
     }
-    render(&grid)
+    let mut text = render(&grid);
+    for row in errors {
+        if let Some(missing) = row.missing {
+            text += &format!("out: {}, {} ({}): {missing}\n", row.quantity, row.model, row.basis);
+        }
+    }
+    text
 }

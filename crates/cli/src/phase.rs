@@ -80,7 +80,7 @@ pub(crate) fn phase(args: &PhaseArgs) -> anyhow::Result<Status> {
     let (version, size) = (version(), if args.quick { Size::Quick } else { Size::Full });
     let run = PlanRun { plan: &plan, size, dir: &dir, version: &version, threads: args.threads };
     let done = carry_out(&run)?;
-    let found = Phase::of(&done.table, &machine, args.shadow)?;
+    let found = Phase::of(&done.table, &plan.points(size)?, &machine, args.shadow)?;
     if args.out.is_some() {
         found.write_to(&dir.join(args.shadow.name().replace(':', "-")))?;
     }

@@ -161,8 +161,8 @@ impl Evidence {
         };
         let many = || Many::measure(effort, machine, of, observer);
         let ((many, fits), made) = rayon::join(|| rayon::join(many, fit), compare);
-        let fits = fits?;
-        let (many, mut made) = (many?, made?);
+        let (mut fits, many, mut made) = (fits?, many?, made?);
+        fits.take(&many);
         let fair = Fair::of(made.split_off(WORKLOADS.len() + 2));
         let large_guest_pages = made.pop().ok_or(LabError::NoRegime)?;
         let naive = made.pop().ok_or(LabError::NoRegime)?;

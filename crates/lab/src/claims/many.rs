@@ -84,6 +84,24 @@ impl Many {
         jobs().len()
     }
 
+    /// The runs of many vCPUs alone.
+    ///
+    /// # Errors
+    ///
+    /// Where a run cannot be made.
+    pub(crate) fn scaling(effort: Effort, machine: &MachineSpec) -> Result<Vec<Scaled>, LabError> {
+        SCALES.par_iter().with_max_len(1).map(|scale| scale.run(effort, machine)).collect()
+    }
+
+    /// The runs of many processes alone.
+    ///
+    /// # Errors
+    ///
+    /// Where a run cannot be made.
+    pub(crate) fn footprints(effort: Effort, machine: &MachineSpec) -> Result<Vec<Residents>, LabError> {
+        FOOTPRINTS.par_iter().with_max_len(1).map(|footprint| footprint.run(effort, machine)).collect()
+    }
+
     /// Runs everything, spread over rayon's threads; `observer` hears of each step.
     pub(super) fn measure(
         effort: Effort,
@@ -137,7 +155,8 @@ fn phase(effort: Effort, machine: &MachineSpec) -> Result<Phase, LabError> {
     let plan = Plan::resolve("phase".as_ref()).and_then(|plan| plan.with_axis("regime", &names)).map_err(failed)?;
     let plan = plan.with_axis("machine", &[machine.name.as_str()]).map_err(failed)?;
     let table = plan.measure(size(effort)).map_err(failed)?;
-    Phase::of(&table, machine, KVM)
+    let points = plan.points(size(effort)).map_err(failed)?;
+    Phase::of(&table, &points, machine, KVM)
 }
 
 /// A workload over numbers of vCPUs: full and quick.

@@ -37,6 +37,14 @@ pub struct GuestSpec {
     pub length: Length,
 }
 
+impl std::fmt::Display for GuestSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let isolated = if self.kpti { ", isolated" } else { "" };
+        let length = if self.length == Length::Long { "long" } else { "short" };
+        write!(f, "`{}`{isolated}, {length}", self.workload)
+    }
+}
+
 /// The workloads of the fits: servers, process creation, churn of page tables, context switches, computation.
 pub const WORKLOADS: [&str; 12] = [
     "churn",
@@ -189,14 +197,14 @@ pub const fn policy(regime: RegimeKind) -> Option<Policy> {
 }
 
 /// A machine without virtualization and without walk caches.
-pub(super) fn bare(guest: GuestConfig, machine: &MachineSpec) -> Result<Engine<Native>, LabError> {
+pub(crate) fn bare(guest: GuestConfig, machine: &MachineSpec) -> Result<Engine<Native>, LabError> {
     let frames = guest.memory_bytes / 4096;
     let vm = VmSpec { map: MemoryMap::identity(frames), vcpus: 1 };
     Ok(Engine::new(Host::new(frames), 1, &machine.geometry()?, Tags::On, vec![(vm, Native)]))
 }
 
 /// Runs a workload on a platform, with its memory there before it is touched or not; `between` is called before each batch.
-pub(super) fn drive<P: Platform, S: Source<Error = core::convert::Infallible>>(
+pub(crate) fn drive<P: Platform, S: Source<Error = core::convert::Infallible>>(
     stream: &mut S,
     config: GuestConfig,
     prefault: bool,

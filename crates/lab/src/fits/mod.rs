@@ -10,6 +10,7 @@
 pub mod errors;
 pub mod guests;
 pub mod mosaics;
+pub mod others;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -23,12 +24,13 @@ use memvirt_machine::{MachineSpec, RegimeKind};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::claims::Effort;
+use crate::claims::{Effort, Many};
 use crate::error::LabError;
 use crate::threads::on_threads;
-pub use errors::ErrorRow;
+pub use errors::{ErrorRow, Region};
 use guests::{Accesses, GuestSpec, Observed};
 use mosaics::{Mosaics, Task};
+use others::Others;
 pub use stream::{Crude, Expected, Hardware};
 use times::Times;
 use traps::Traps;
@@ -68,6 +70,8 @@ pub struct Fits {
     pub mosaics: Vec<Mosaics>,
     /// Walks and their references, warm.
     pub walks: Vec<WalkPoint>,
+    /// The models whose runs are made elsewhere: cold walks, and what [`Fits::complete`] or [`Fits::take`] brings.
+    pub others: Others,
 }
 
 impl Fits {
@@ -84,6 +88,21 @@ impl Fits {
     ) -> Result<Self, LabError> {
         let most = GuestSpec::all().len();
         on_threads(threads, most, || Self::measure(effort, machine, observer))?
+    }
+
+    /// Adds the models of footprint and of many vCPUs, and makes their runs.
+    ///
+    /// # Errors
+    ///
+    /// Where a run cannot be made.
+    pub fn complete(&mut self, machine: &MachineSpec, threads: Option<NonZeroUsize>) -> Result<(), LabError> {
+        let effort = self.effort;
+        on_threads(threads, GuestSpec::all().len(), || self.others.measure(effort, machine))?
+    }
+
+    /// The same from runs that were made already.
+    pub fn take(&mut self, many: &Many) {
+        self.others.take(&many.footprints, &many.scaling);
     }
 
     fn measure(effort: Effort, machine: &MachineSpec, observer: &(dyn Fn(&str) + Sync)) -> Result<Self, LabError> {
@@ -108,7 +127,8 @@ impl Fits {
                 warm.measure()
             })?;
         let walks = walks.into_iter().flatten().collect();
-        Ok(Self { machine: machine.name.clone(), effort, traps, times, mosaics, walks })
+        let others = Others::of_walks()?;
+        Ok(Self { machine: machine.name.clone(), effort, traps, times, mosaics, walks, others })
     }
 }
 

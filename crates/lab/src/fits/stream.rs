@@ -5,7 +5,9 @@
 //! walk cache and no counter of a run is looked at. Under nested paging the guest does the same, so the stream says what the
 //! caches of both dimensions would hold.
 //!
-//! Left out: EPT violations (a warm guest has none) and what a hypervisor flushes by itself.
+//! Where nested tables do not map a frame yet, the walk ends in a violation, the hypervisor maps the frame, and the walk is made again: a
+//! guest that goes on touching memory for the first time walks more often nested than natively. Left out: what a hypervisor flushes
+//! by itself.
 
 use std::collections::{HashMap, HashSet};
 
@@ -126,7 +128,35 @@ struct Caches {
     /// Whether what the nested TLB has of a frame may be stored to, and whether its nested dirty bit is set.
     frame_writable: HashMap<Gfn, bool>,
     dirty: HashSet<Gfn>,
+    mapped: Mapped,
     expected: Expected,
+}
+
+/// What nested tables map: pages of the host's, and by level the tables that lead to them; each by number.
+#[derive(Debug, Default)]
+struct Mapped {
+    pages: HashSet<u64>,
+    tables: [HashSet<u64>; 4],
+}
+
+impl Mapped {
+    /// The level of the entry at which a walk for `frame` ends in a violation; `largest` is the host's page.
+    fn absent(&self, frame: Gfn, largest: PageSize) -> Option<usize> {
+        let leaf = usize::from(largest.level().number());
+        let table = (leaf + 1..=4).rev().find(|level| !self.tables[level - 1].contains(&region(frame, level - 1)));
+        table.or_else(|| (!self.pages.contains(&region(frame, leaf - 1))).then_some(leaf))
+    }
+
+    fn map(&mut self, frame: Gfn, largest: PageSize) {
+        let leaf = usize::from(largest.level().number());
+        self.pages.insert(region(frame, leaf - 1));
+        (leaf..4).for_each(|level| _ = self.tables[level].insert(region(frame, level)));
+    }
+}
+
+/// The number of the region that a table of `level` maps, around a frame.
+const fn region(frame: Gfn, level: usize) -> u64 {
+    frame.number() >> (9 * level)
 }
 
 fn walk_orders(geometry: &WalkGeometry) -> [Option<(usize, SetOrder)>; 3] {
@@ -176,6 +206,7 @@ impl Caches {
             writable: HashMap::new(),
             frame_writable: HashMap::new(),
             dirty: HashSet::new(),
+            mapped: Mapped::default(),
             expected: Expected::default(),
         })
     }
@@ -219,20 +250,51 @@ impl Caches {
         self.drop_path(seen.acc.gva(), pcid);
     }
 
-    /// One walk; whether the nested tables let later stores through.
+    /// The walks of one access; whether the nested tables let later stores through.
     fn walk(&mut self, seen: &Seen, leaf: Option<Leaf>, pcid: u16) -> bool {
-        self.expected.walks += 1;
-        let start = self.guest_start(seen.acc.gva(), pcid);
-        let mut found = start < 4;
-        let stored = self.descend(seen, leaf, pcid, start, true, &mut found);
-        if leaf.is_none() && found && self.hardware.walk_caches {
-            // What ends in a fault is walked again from the root.
-            self.drop_path(seen.acc.gva(), pcid);
-            self.descend(seen, leaf, pcid, 4, false, &mut found);
+        loop {
+            self.expected.walks += 1;
+            let start = self.guest_start(seen.acc.gva(), pcid);
+            let mut found = start < 4;
+            let end = self.descend(seen, leaf, pcid, start, true, &mut found);
+            let fault = end.is_err() || leaf.is_none();
+            if fault && found && self.hardware.walk_caches {
+                // What ends in a fault is walked again from the root.
+                self.drop_path(seen.acc.gva(), pcid);
+                if let Err(gpa) = end {
+                    self.drop_nested(gpa);
+                }
+                let _ = self.descend(seen, leaf, pcid, 4, false, &mut found);
+            }
+            match end {
+                Ok(stored) => return stored,
+                Err(gpa) => self.map(gpa.frame()),
+            }
         }
-        stored
     }
 
+    /// The hypervisor maps a frame; stores need nothing more of it.
+    fn map(&mut self, frame: Gfn) {
+        let largest = self.hardware.largest;
+        self.mapped.map(frame, largest);
+        self.dirty.insert(frame.align_down(largest));
+    }
+
+    fn drop_nested(&mut self, gpa: Gpa) {
+        for (level, cache) in (2..).zip(&mut self.host) {
+            if let Some((_, order)) = cache {
+                let number = number(gpa.as_u64(), level);
+                order.remove(number, walk_key(number, 0));
+            }
+        }
+        let frame = gpa.frame().align_down(self.hardware.largest);
+        if let Some((_, order)) = &mut self.nested_tlb {
+            order.remove(frame.number() / self.hardware.largest.frames(), frame.number());
+        }
+    }
+
+    /// Reads the guest's entries from level `start` downwards, and under nested paging what translates each and the data; whether later
+    /// stores go through, or what nested tables do not map.
     fn descend(
         &mut self,
         seen: &Seen,
@@ -241,26 +303,26 @@ impl Caches {
         start: usize,
         looks: bool,
         found: &mut bool,
-    ) -> bool {
+    ) -> Result<bool, Gpa> {
         for step in seen.path.steps() {
             let level = usize::from(step.level.number());
             if level > start {
                 continue;
             }
-            self.expected.guest_refs[level] += 1;
             if self.hardware.nested {
-                self.host_walk(step.entry_at, true, looks, found);
+                self.host_walk(step.entry_at, true, looks, found)?;
             }
+            self.expected.guest_refs[level] += 1;
             if matches!(step.entry, Entry::Table { .. }) {
                 keep(&mut self.guest, seen.acc.gva().as_u64(), level, pcid);
             }
         }
         match leaf {
             Some(leaf) if self.hardware.nested => {
-                self.host_walk(leaf.frame.base(), seen.acc.is_write(), looks, found);
-                self.dirty.contains(&leaf.frame.align_down(self.hardware.largest))
+                self.host_walk(leaf.frame.base(), seen.acc.is_write(), looks, found)?;
+                Ok(self.dirty.contains(&leaf.frame.align_down(self.hardware.largest)))
             }
-            _ => true,
+            _ => Ok(true),
         }
     }
 
@@ -271,7 +333,8 @@ impl Caches {
         start
     }
 
-    fn host_walk(&mut self, gpa: Gpa, write: bool, looks: bool, found: &mut bool) {
+    /// Translates a guest-physical address.
+    fn host_walk(&mut self, gpa: Gpa, write: bool, looks: bool, found: &mut bool) -> Result<(), Gpa> {
         let frame = gpa.frame().align_down(self.hardware.largest);
         let page = frame.number() / self.hardware.largest.frames();
         if looks && let Some((ways, order)) = &mut self.nested_tlb {
@@ -280,15 +343,19 @@ impl Caches {
                 order.touch(page, frame.number());
                 self.expected.cached += 1;
                 *found = true;
-                return;
+                return Ok(());
             }
         }
         let start = if looks { start(&mut self.host, gpa.as_u64(), 0) } else { 4 };
         self.expected.cached += u64::from(start < 4);
         *found |= start < 4;
         let leaf = usize::from(self.hardware.largest.level().number());
-        for level in leaf..=start {
+        let absent = self.mapped.absent(gpa.frame(), self.hardware.largest);
+        for level in absent.unwrap_or(leaf)..=start {
             self.expected.host_refs[level] += 1;
+        }
+        if absent.is_some() {
+            return Err(gpa);
         }
         if write {
             self.dirty.insert(frame);
@@ -300,6 +367,7 @@ impl Caches {
             order.touch(page, frame.number());
             self.frame_writable.insert(frame, self.dirty.contains(&frame));
         }
+        Ok(())
     }
 
     fn drop_key(&mut self, key: Key) {
@@ -557,8 +625,7 @@ impl<P: Platform> Platform for Stream<P> {
     fn populate(&mut self, vm: VmId, range: GfnRange, out: &mut Ledger) {
         // Nested tables map it writable, and nobody logs stores: entries are made dirty.
         for caches in &mut self.caches {
-            let largest = caches.hardware.largest;
-            caches.dirty.extend((0..range.frames).map(|i| range.start.offset(i).align_down(largest)));
+            (0..range.frames).for_each(|i| caches.map(range.start.offset(i)));
         }
         self.inner.populate(vm, range, out);
     }

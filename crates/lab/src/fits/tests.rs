@@ -4,6 +4,7 @@ use memvirt_costmodel::Model;
 use memvirt_machine::{MachineSpec, RegimeKind};
 
 use super::guests::{Accesses, GuestSpec, Length, Observed};
+use super::times::Times;
 use super::traps::{MODELS, inputs};
 use super::walks::Warm;
 
@@ -25,13 +26,15 @@ fn no_counter_of_the_predicted_run_enters_a_prediction_of_exits() {
 }
 
 #[test]
-fn policies_without_hidden_state_are_predicted_to_the_last_exit() {
+fn exits_are_predicted_to_the_last_one() {
     let machine = MachineSpec::load(MachineSpec::DEFAULT).unwrap();
     let exact = [
         RegimeKind::NestedEpt,
         RegimeKind::ShadowWriteProtect,
         RegimeKind::ShadowLazyFill,
         RegimeKind::ShadowVtlb,
+        RegimeKind::ShadowKvm61,
+        RegimeKind::ShadowXen,
         RegimeKind::ShadowVbox,
     ];
     for (workload, kpti) in [("churn", false), ("exec", false), ("fork-and-exit", true)] {
@@ -55,5 +58,38 @@ fn warm_walks_follow_from_the_stream_to_the_last_reference() {
             assert!(point.walks > 100.0 && point.refs > point.walks, "{point:?}");
             assert!(point.walk_error() == 0.0 && point.ref_error() == 0.0, "{point:?}");
         }
+    }
+}
+
+#[test]
+fn walks_that_end_in_a_violation_are_predicted_each_and_their_references_nearly() {
+    let guest_page = memvirt_addr::PageSize::Size4K;
+    let points = (Warm { workload: "database", machine: "skylake-sp", guest_page, accesses: 8_000 }).measure().unwrap();
+    let [native, nested] = points.as_slice() else { panic!("{points:?}") };
+    assert!(nested.walks > 1.2 * native.walks, "it goes on touching memory for the first time");
+    assert!(native.walk_error() == 0.0 && native.ref_error() == 0.0, "{native:?}");
+    assert!(nested.walk_error() == 0.0 && nested.ref_error() < 0.08, "{nested:?}");
+}
+
+#[test]
+fn run_time_follows_from_the_native_run_within_five_percent_under_every_regime() {
+    let machine = MachineSpec::load(MachineSpec::DEFAULT).unwrap();
+    let regimes = MODELS.map(|(regime, _)| regime);
+    let spec = |workload, kpti, length| GuestSpec { workload, kpti, length };
+    let specs = [
+        spec("churn", true, Length::Short),
+        spec("fork-and-exit", true, Length::Short),
+        spec("protection-fault", true, Length::Short),
+        spec("zipf", false, Length::Short),
+        spec("zipf", false, Length::Long),
+    ];
+    let observed = specs.map(|spec| Observed::of(spec, Accesses(1_000), &machine, &regimes).unwrap());
+    for index in 0..MODELS.len() {
+        let times = Times::of(index, &observed, &machine).unwrap();
+        let within = times.points.iter().all(|point| point.error() < 0.05);
+        assert!(times.points.len() == specs.len() && within, "{}: {:?}", times.regime, times.inputs());
+        // The parts of a handler's work are those counted, not only their sum.
+        let wrong = times.inputs().into_iter().filter(|one| one.input != "walks" && one.max > 1e-3);
+        assert_eq!(wrong.count(), 0, "{}: {:?}", times.regime, times.inputs());
     }
 }

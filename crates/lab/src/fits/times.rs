@@ -143,6 +143,13 @@ impl Times {
         found
     }
 
+    /// For people: the inputs that are wrong by most.
+    pub(super) fn worst(&self) -> String {
+        let inputs = self.inputs();
+        let said = inputs.iter().take(3).map(|one| format!("{} {:.1} % ({})", one.input, 100.0 * one.max, one.guest));
+        said.collect::<Vec<_>>().join("; ")
+    }
+
     /// The model under regime `index` of [`MODELS`] against runs.
     ///
     /// # Errors
@@ -256,23 +263,56 @@ fn counted(run: &memvirt_machine::RunResult) -> Parts {
     Parts { base: real(cycles.base), walks: real(cycles.translation), exits: real(cycles.exits) }
 }
 
-/// What the native run and its events say of a guest under a regime.
-fn said(model: &Model, index: usize, one: &Observed, machine: &MachineSpec) -> Result<Said, LabError> {
-    let (regime, _) = MODELS[index];
+/// What the exits of a guest under regime `index` of [`MODELS`] cost, with the work in them.
+pub(crate) fn exit_cycles(
+    index: usize,
+    events: &memvirt_census::Events,
+    work: &memvirt_platform::Work,
+    machine: &MachineSpec,
+) -> Result<f64, LabError> {
+    let (_, name) = MODELS[index];
+    let model = Model::find(name).map_err(|error| LabError::Model(error.to_string()))?;
+    let Exits { fixed, .. } = exits(&model, index, events, machine)?;
+    Ok(fixed + units(work, machine).iter().sum::<f64>())
+}
+
+/// A handler's work at the machine's prices.
+fn units(work: &memvirt_platform::Work, machine: &MachineSpec) -> Units {
+    let mut cycles = [0.0; UNITS];
+    for (cycles, ((_, count), (_, figure))) in cycles.iter_mut().zip(work.units().zip(machine.work.figures())) {
+        *cycles = real(figure.times(count));
+    }
+    cycles
+}
+
+/// Exits by kind, and what they cost without the work in them.
+struct Exits {
+    hidden: f64,
+    stores: f64,
+    violations: f64,
+    invlpgs: f64,
+    loads: f64,
+    fixed: f64,
+}
+
+fn exits(
+    model: &Model,
+    index: usize,
+    events: &memvirt_census::Events,
+    machine: &MachineSpec,
+) -> Result<Exits, LabError> {
     let failed = |error: &dyn std::fmt::Display| LabError::Model(error.to_string());
-    let inputs = traps::inputs(model, &one.events)?;
+    let inputs = traps::inputs(model, events)?;
     let outputs = model.evaluate(&inputs, &model.predicted()).map_err(|error| failed(&error))?;
     let output = |name: &str| {
         model.outputs().zip(&outputs).find(|(output, _)| output.name == name).map_or(0.0, |(_, value)| *value)
     };
-    let (native, events) = (&one.native, &one.events);
-    let price = |figure: &memvirt_machine::spec::Figure| real(figure.times(1));
-    let (exits, base, walk) = (&machine.exits, &machine.base, &machine.translation);
-    let nested = regime == RegimeKind::NestedEpt;
     let (hidden, stores, violations) = (output("hidden_faults"), output("table_writes"), output("ept_violations"));
+    let nested = MODELS[index].0 == RegimeKind::NestedEpt;
     let (faults, invlpgs, loads) =
         if nested { (0.0, 0.0, 0.0) } else { (real(events.faults), real(events.invlpgs), real(events.cr3_loads)) };
-    let fixed = [
+    let (exits, price) = (&machine.exits, |figure: &memvirt_machine::spec::Figure| real(figure.times(1)));
+    let kinds = [
         (hidden, &exits.hidden_fault),
         (faults, &exits.reflected_fault),
         (stores, &exits.table_write),
@@ -280,7 +320,18 @@ fn said(model: &Model, index: usize, one: &Observed, machine: &MachineSpec) -> R
         (loads, &exits.cr3_load),
         (violations, &exits.ept_violation),
     ];
-    let fixed = fixed.iter().map(|(count, handler)| count * (price(&exits.round_trip) + price(handler))).sum();
+    let fixed = kinds.iter().map(|(count, handler)| count * (price(&exits.round_trip) + price(handler))).sum();
+    Ok(Exits { hidden, stores, violations, invlpgs, loads, fixed })
+}
+
+/// What the native run and its events say of a guest under a regime.
+fn said(model: &Model, index: usize, one: &Observed, machine: &MachineSpec) -> Result<Said, LabError> {
+    let (regime, _) = MODELS[index];
+    let Exits { hidden, stores, violations, invlpgs, loads, fixed } = exits(model, index, &one.events, machine)?;
+    let native = &one.native;
+    let price = |figure: &memvirt_machine::spec::Figure| real(figure.times(1));
+    let (base, walk) = (&machine.base, &machine.translation);
+    let nested = regime == RegimeKind::NestedEpt;
     let stream = &one.splintered;
     let guest_refs = real(stream.guest_refs.iter().sum());
     let (l2_hits, walks) = (real(stream.l2_hits), real(stream.walks));
@@ -294,11 +345,7 @@ fn said(model: &Model, index: usize, one: &Observed, machine: &MachineSpec) -> R
         // A walk that exits has looked for the entry in vain.
         (guest_refs + 4.0 * (hidden + stores)) * price(&walk.shadow_reference)
     };
-    let mut work = [0.0; UNITS];
-    for (cycles, ((_, count), (_, figure))) in work.iter_mut().zip(one.work[index].units().zip(machine.work.figures()))
-    {
-        *cycles = real(figure.times(count));
-    }
+    let work = units(&one.work[index], machine);
     Ok(Said {
         base: real(native.cycles.base) - loads * price(&base.cr3_load) - invlpgs * price(&base.invlpg),
         walks: l2_hits * price(&walk.l2_tlb_hit) + references,

@@ -5,7 +5,7 @@
 
 use memvirt_census::Events;
 use memvirt_costmodel::Model;
-use memvirt_costmodel::fit::{Assessment, Data, Fold, Options, assess, relative_error};
+use memvirt_costmodel::fit::{Assessment, Data, Fold, Options, Quality, assess, relative_error};
 use memvirt_machine::RegimeKind;
 use serde::Serialize;
 
@@ -73,6 +73,20 @@ pub fn inputs(model: &Model, events: &Events) -> Result<Vec<f64>, LabError> {
 }
 
 impl Traps {
+    /// How wrong the mechanism is on long runs.
+    #[must_use]
+    pub fn long(&self) -> Quality {
+        let long = self.points.iter().filter(|point| point.guest.length == Length::Long);
+        let (counted, said): (Vec<f64>, Vec<f64>) = long.map(|point| (point.counted, point.mechanism)).unzip();
+        Quality::of(&counted, &said)
+    }
+
+    /// For people: the run that the mechanism misses by most.
+    pub(super) fn worst(&self) -> String {
+        let worst = self.points.iter().max_by(|a, b| a.error().total_cmp(&b.error()));
+        worst.map_or_else(String::new, |point| format!("exits of {}", point.guest))
+    }
+
     /// The model of regime `index` of [`MODELS`] against runs.
     ///
     /// # Errors

@@ -2,20 +2,28 @@
 //!
 //! The runs are those of the plan `phase` on one machine. Both rates are the guest's, taken from the native run. Beside each
 //! measured benefit stands that of the model `break-even`, fed with prices of the machine and events of the native run alone:
-//! walks at the references of `walk-cold`, updates at the exits that their faults, flushes and, where stores are trapped, stores
-//! cause. Source: Gandhi, Hill, Swift, ISCA 2016, figure 1, as a diagram.
+//! walks at the references of `walk-cold`, updates at the exits that the census says they cause (first stores to tables after each time
+//! that these were brought in step, fills, flushes) and the work in their handlers. Source: Gandhi, Hill, Swift, ISCA 2016, figure 1,
+//! as a diagram.
 
 mod draw;
 mod vcpus;
 
 use std::collections::BTreeMap;
 
+use memvirt_census::{Census, Events};
 use memvirt_costmodel::Model;
 use memvirt_machine::{MachineSpec, RegimeKind};
+use memvirt_platform::Work;
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::error::LabError;
-use crate::plan::{Row, Table};
+use crate::fits::guests::{bare, drive, policy};
+use crate::fits::times::exit_cycles;
+use crate::fits::traps::MODELS;
+use crate::input::Input;
+use crate::plan::{Point, Row, Table};
 use crate::table::csv_line;
 
 pub use vcpus::{VcpuPhase, VcpuSample};
@@ -41,7 +49,7 @@ pub struct Sample {
     pub predicted: f64,
     /// The command of the native run.
     pub command: String,
-    /// Cycles of exits that an update costs under shadow paging, predicted.
+    /// Cycles of exits that an update costs under shadow paging more than under nested paging, predicted.
     #[serde(skip)]
     update_cycles: f64,
 }
@@ -70,12 +78,17 @@ impl Phase {
     pub const SHADOWS: [RegimeKind; 3] =
         [RegimeKind::ShadowKvm61, RegimeKind::ShadowWriteProtect, RegimeKind::ShadowLazyFill];
 
-    /// The plane of a table of the plan `phase` on one machine.
+    /// The plane of a table of the plan `phase` on one machine; `points` are the plan's, of which the native ones are counted.
     ///
     /// # Errors
     ///
     /// Where the models do not take the figures, or the table holds no run of the workload with two knobs.
-    pub fn of(table: &Table, machine: &MachineSpec, shadow: RegimeKind) -> Result<Self, LabError> {
+    pub fn of(
+        table: &Table,
+        points: &[Point],
+        machine: &MachineSpec,
+        shadow: RegimeKind,
+    ) -> Result<Self, LabError> {
         let mut groups: BTreeMap<String, BTreeMap<String, &Row>> = BTreeMap::new();
         let mut order = Vec::new();
         for row in &table.rows {
@@ -88,12 +101,14 @@ impl Phase {
             }
             groups.entry(guest).or_default().insert(regime, row);
         }
-        let costs = Costs::of(machine, shadow)?;
+        let costs = Costs::of(machine)?;
         let sample = |guest: &String| {
             let row = |regime: RegimeKind| groups[guest].get(regime.name()).copied();
             Some([row(RegimeKind::Native)?, row(shadow)?, row(RegimeKind::NestedEpt)?])
         };
-        let samples = order.iter().filter_map(sample).filter_map(|rows| costs.sample(table, rows).transpose());
+        let exits = exits_of(points, machine, shadow)?;
+        let samples =
+            order.iter().filter_map(sample).filter_map(|rows| costs.sample(table, rows, &exits).transpose());
         let samples = samples.collect::<Result<Vec<_>, _>>()?;
         let knobs: Vec<&Sample> = samples.iter().filter(|sample| !sample.known).collect();
         let mut updates: Vec<f64> = knobs.iter().map(|sample| sample.update_cycles).collect();
@@ -163,21 +178,56 @@ fn separation(mut ratios: Vec<(f64, bool)>) -> Option<f64> {
     Some((ratios[cut - 1].0 * ratios[cut].0).sqrt())
 }
 
+/// Cycles of the exits of a guest under a shadow regime and under nested paging, predicted from its native run.
+type Exits = [f64; 2];
+
+/// What the census says of each native run, by its command.
+fn exits_of(
+    points: &[Point],
+    machine: &MachineSpec,
+    shadow: RegimeKind,
+) -> Result<BTreeMap<String, Exits>, LabError> {
+    let native: Vec<&Point> = points.iter().filter(|point| point.regime == RegimeKind::Native).collect();
+    let one = |point: &&Point| Ok((point.command(), exits(point, machine, [shadow, RegimeKind::NestedEpt])?));
+    native.par_iter().with_max_len(1).map(one).collect()
+}
+
+fn exits(point: &Point, machine: &MachineSpec, regimes: [RegimeKind; 2]) -> Result<Exits, LabError> {
+    let experiment = point.experiment()?;
+    let (guest, measure) = (experiment.setup(RegimeKind::Native).guest, experiment.measure);
+    let Input::Workload(workload) = &experiment.input else {
+        return Err(LabError::Model("the line is drawn through workloads, not traces".to_owned()));
+    };
+    let mut census = Census::new(bare(guest, machine)?);
+    let count = |census: &Census<_>| -> (Events, [Work; 2]) {
+        let work = regimes.map(|regime| policy(regime).map_or_else(Work::default, |policy| census.work(policy)));
+        (*census.events(), work)
+    };
+    let mut before = None;
+    drive(&mut workload.generator(point.seed), guest, measure.prefault, &mut census, |guest, census| {
+        if before.is_none() && guest.stats().user_accesses >= measure.warm_up_accesses {
+            before = Some(count(census));
+        }
+    })?;
+    let after = count(&census);
+    let mut cycles = [0.0; 2];
+    for (i, cycles) in cycles.iter_mut().enumerate() {
+        let Some(index) = MODELS.iter().position(|(of, _)| *of == regimes[i]) else { continue };
+        let of = |(events, work): &(Events, [Work; 2])| exit_cycles(index, events, &work[i], machine);
+        *cycles = of(&after)? - before.as_ref().map_or(Ok(0.0), of)?;
+    }
+    Ok(cycles)
+}
+
 /// What the model takes from the machine.
 struct Costs {
     model: Model,
     shadow_walk: f64,
     nested_walk: f64,
-    reflected: f64,
-    hidden: f64,
-    invlpg: f64,
-    cr3_load: f64,
-    /// Of a store that is trapped; nothing where leaf tables are not protected.
-    store: f64,
 }
 
 impl Costs {
-    fn of(machine: &MachineSpec, shadow: RegimeKind) -> Result<Self, LabError> {
+    fn of(machine: &MachineSpec) -> Result<Self, LabError> {
         let failed = |error: &dyn std::fmt::Display| LabError::Model(error.to_string());
         let walk = Model::find("walk-cold").map_err(|error| failed(&error))?;
         let refs = |host: f64| {
@@ -185,28 +235,23 @@ impl Costs {
             walk.at(&point).map_err(|error| failed(&error))
         };
         let (flat, two) = (refs(0.0)?, refs(4.0)?);
-        let price = |figure: u64| -> f64 { exact(figure) };
-        let (exits, translation, work) = (&machine.exits, &machine.translation, &machine.work);
+        let translation = &machine.translation;
         let [guest, own, host] =
             [&translation.guest_reference, &translation.shadow_reference, &translation.host_reference]
-                .map(|figure| price(figure.times(1)));
-        let exit = |handler: u64| price(exits.round_trip.times(1) + handler);
-        let [read, set, emulated] = [&work.guest_entries_read, &work.entries_set, &work.instructions_emulated]
-            .map(|figure| price(figure.times(1)));
-        let trapped = shadow == RegimeKind::ShadowWriteProtect;
+                .map(|figure| exact(figure.times(1)));
         Ok(Self {
             model: Model::find("break-even").map_err(|error| failed(&error))?,
             shadow_walk: flat[1] * own,
             nested_walk: two[1] * guest + two[2] * host,
-            reflected: exit(exits.reflected_fault.times(1)) + 4.0 * read,
-            hidden: exit(exits.hidden_fault.times(1)) + 4.0 * read + set,
-            invlpg: exit(exits.invlpg.times(1)),
-            cr3_load: exit(exits.cr3_load.times(1)),
-            store: if trapped { exit(exits.table_write.times(1)) + emulated } else { 0.0 },
         })
     }
 
-    fn sample(&self, table: &Table, [native, shadow, nested]: [&Row; 3]) -> Result<Option<Sample>, LabError> {
+    fn sample(
+        &self,
+        table: &Table,
+        [native, shadow, nested]: [&Row; 3],
+        exits: &BTreeMap<String, Exits>,
+    ) -> Result<Option<Sample>, LabError> {
         let of = |row: &Row, column: &str| table.number(row, column).unwrap_or(0.0);
         let count = |column: &str| of(native, column);
         let finished =
@@ -214,15 +259,12 @@ impl Costs {
         let (instructions, stores) = (count("guest.instructions"), count("guest.table_stores"));
         let name = table.cell(native, "workload").unwrap_or_default();
         let (walks, cycles) = (count("walks"), count("cycles.total"));
-        if !finished || instructions <= 0.0 || walks <= 0.0 || stores <= 0.0 {
+        let command = table.cell(native, "command").unwrap_or_default();
+        let Some(exits) = exits.get(&command).filter(|_| finished) else { return Ok(None) };
+        if instructions <= 0.0 || walks <= 0.0 || stores <= 0.0 {
             return Ok(None);
         }
-        // Each fault is passed on, and its page filled on the retry.
-        let exits = count("guest_page_faults") * (self.reflected + self.hidden)
-            + count("guest.invlpgs") * self.invlpg
-            + count("guest.cr3_loads") * self.cr3_load
-            + stores * self.store;
-        let update_cycles = exits / stores;
+        let updates = exits.map(|cycles| cycles / stores);
         let base = (cycles / instructions - walks / instructions * self.shadow_walk).max(0.0);
         let point = [
             ("base", base),
@@ -230,7 +272,8 @@ impl Costs {
             ("update_rate", stores / instructions),
             ("shadow_walk", self.shadow_walk),
             ("nested_walk", self.nested_walk),
-            ("shadow_update", update_cycles.min(200_000.0)),
+            ("shadow_update", updates[0].min(200_000.0)),
+            ("nested_update", updates[1].min(200_000.0)),
         ];
         let outputs = self.model.at(&point).map_err(|error| LabError::Model(error.to_string()))?;
         let (shadow, nested) = (of(shadow, "cycles.total"), of(nested, "cycles.total"));
@@ -247,8 +290,8 @@ impl Costs {
             nested: nested / cycles,
             advantage: (shadow / nested).ln(),
             predicted: (outputs[0] / outputs[1]).ln(),
-            command: table.cell(native, "command").unwrap_or_default(),
-            update_cycles,
+            command,
+            update_cycles: updates[0] - updates[1],
         }))
     }
 }

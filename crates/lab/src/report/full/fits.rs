@@ -20,15 +20,24 @@ pub(super) fn section(fits: &Fits) -> Result<Section, LabError> {
         .errors()
         .into_iter()
         .map(|row| {
+            let held = row.held_out.map_or_else(String::new, |held| percent(held.max));
+            let bound = row.bound.map_or_else(String::new, |bound| format!("{} %", 100.0 * bound));
+            let verdict = match (row.verdict(), &row.missing) {
+                ("out", Some(missing)) => format!("out: {missing}"),
+                (verdict, _) => verdict.to_owned(),
+            };
             let (max, mean) = (percent(row.max), percent(row.geometric_mean));
-            vec![row.quantity.to_owned(), row.model, row.basis.to_owned(), row.runs.to_string(), max, mean]
+            let names = [row.quantity.to_owned(), row.model, row.basis.to_owned(), row.runs.to_string()];
+            names.into_iter().chain([max, mean, held, bound, verdict]).collect()
         })
         .collect();
-    let header = ["what", "model", "rests on", "runs", "largest error", "geometric mean"];
+    let header =
+        ["what", "model", "rests on", "runs", "largest error", "geometric mean", "held out: largest", "bound", "verdict"];
     Ok(Section::new("fits", "Cost models and their errors")
         .words(
-            "Exits and run time are predicted from the native run alone; walks from the stream of accesses. Errors are relative, of runs \
-             that the fit has not seen where something is fitted.",
+            "Exits and run time are predicted from the native run alone; walks from the stream of accesses; vCPUs from one of them. Errors \
+             are relative; where something is fitted, of runs of other workloads than those fitted to, and held out: of long runs by a fit \
+             to short ones. The bounds are those asked for.",
         )
         .table(&header, &rows)
         .figure(traps(fits)?)
@@ -136,26 +145,26 @@ fn residuals(fits: &Fits) -> Result<Figure, LabError> {
     let plot = Plot { x: powers("exits counted"), y, series };
     let header = ["regime", "guest", "residual"].map(str::to_owned).to_vec();
     let caption =
-        "What the mechanism's prediction of exits misses. KVM and Xen keep state that the native run does not show.";
+        "What the mechanism's prediction of exits misses: each policy's rules, followed along the native run.";
     Figure::new("fits-residuals", "Exits: residuals", caption.to_owned(), (header, rows), plot)
 }
 
 fn times(fits: &Fits) -> Result<Figure, LabError> {
     let series = fits.times.iter().map(|one| {
-        let points = one.points.iter().map(|point| (point.counted.total(), point.unseen.total())).collect();
+        let points = one.points.iter().map(|point| (point.counted.total(), point.mechanism.total())).collect();
         (one.regime.name().to_owned(), points)
     });
     let plot = against(series.collect(), "cycles of the run", "cycles predicted");
     let rows = fits.times.iter().flat_map(|one| {
         one.points.iter().map(|point| {
-            let figures = [point.counted.total(), point.unseen.total()].map(|cycles| format!("{cycles:.0}"));
+            let figures = [point.counted.total(), point.mechanism.total()].map(|cycles| format!("{cycles:.0}"));
             let split = point.split().map(|share| format!("{share:.6}"));
             [one.regime.name().to_owned(), guest(&point.guest)].into_iter().chain(figures).chain(split).collect()
         })
     });
     let header = ["regime", "guest", "counted", "predicted", "error of base", "error of walks", "error of exits"];
-    let caption = "Run time predicted from the native run, the work of exit handlers fitted to other workloads; the data split each error by \
-                   where it comes from, as shares of the run.";
+    let caption = "Run time predicted from the native run, the work of exit handlers included; the data split each error by where it comes from, as \
+                   shares of the run.";
     let data = (header.map(str::to_owned).to_vec(), rows.collect());
     Figure::new("fits-time", "Run time: predicted against counted", caption.to_owned(), data, plot)
 }
