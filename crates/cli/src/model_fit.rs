@@ -15,8 +15,10 @@ use crate::output::{print, render, table};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Runs workloads natively and under each regime, predicts the latter from the former, fits the models, and says how wrong they are on
-runs that they have not seen. With --out it writes a page with the figures and their data.
+Runs workloads natively and under each regime, predicts the latter from the former, fits the models, and says in one table how wrong
+each is on runs that it has not seen, the bound that it should keep, and where it does not what is missing. With --out it writes a page
+with the figures and their data. --quick takes about a minute of processor time without link-time optimization, spread over all
+processors; the full form, of longer runs and more of them, many times that.
 
 Examples:
   memvirt model fit --quick

@@ -157,8 +157,8 @@ fn people(phase: &Phase) -> String {
             format!("{predicted}{}", percent(sample.predicted)),
         ]);
     }
-    let measured = match phase.measured_misses_per_update {
-        Some(ratio) => format!("{ratio:.0} by the runs of two-rates"),
+    let measured = match phase.measured_between {
+        Some((below, above)) => format!("between {below:.0} and {above:.0} by the runs of two-rates"),
         None => "no such ratio in the runs of two-rates, where one side always won".to_owned(),
     };
     format!(

@@ -65,6 +65,8 @@ pub struct Phase {
     pub model_misses_per_update: f64,
     /// The same by the runs of the workload with two knobs: the ratio that separates winners with the fewest exceptions.
     pub measured_misses_per_update: Option<f64>,
+    /// The ratios of the runs below and above it: closer than this the runs do not say.
+    pub measured_between: Option<(f64, f64)>,
     /// Runs of the workload with two knobs on the side of the line that won, of all.
     pub right_side: (usize, usize),
     /// The largest difference of predicted and measured advantage among them.
@@ -83,12 +85,7 @@ impl Phase {
     /// # Errors
     ///
     /// Where the models do not take the figures, or the table holds no run of the workload with two knobs.
-    pub fn of(
-        table: &Table,
-        points: &[Point],
-        machine: &MachineSpec,
-        shadow: RegimeKind,
-    ) -> Result<Self, LabError> {
+    pub fn of(table: &Table, points: &[Point], machine: &MachineSpec, shadow: RegimeKind) -> Result<Self, LabError> {
         let mut groups: BTreeMap<String, BTreeMap<String, &Row>> = BTreeMap::new();
         let mut order = Vec::new();
         for row in &table.rows {
@@ -107,8 +104,7 @@ impl Phase {
             Some([row(RegimeKind::Native)?, row(shadow)?, row(RegimeKind::NestedEpt)?])
         };
         let exits = exits_of(points, machine, shadow)?;
-        let samples =
-            order.iter().filter_map(sample).filter_map(|rows| costs.sample(table, rows, &exits).transpose());
+        let samples = order.iter().filter_map(sample).filter_map(|rows| costs.sample(table, rows, &exits).transpose());
         let samples = samples.collect::<Result<Vec<_>, _>>()?;
         let knobs: Vec<&Sample> = samples.iter().filter(|sample| !sample.known).collect();
         let mut updates: Vec<f64> = knobs.iter().map(|sample| sample.update_cycles).collect();
@@ -121,13 +117,15 @@ impl Phase {
         let right_side = (knobs.iter().filter(right).count(), knobs.len());
         let worst = knobs.iter().map(|sample| (sample.predicted - sample.advantage).abs()).fold(0.0, f64::max);
         let ratios = knobs.iter().map(|s| (s.misses / s.updates, s.advantage > 0.0)).collect();
-        let measured_misses_per_update = separation(ratios);
+        let measured_between = separation(ratios);
+        let measured_misses_per_update = measured_between.map(|(below, above)| (below * above).sqrt());
         let (machine, worst_difference) = (machine.name.clone(), worst);
         Ok(Self {
             machine,
             shadow,
             model_misses_per_update,
             measured_misses_per_update,
+            measured_between,
             right_side,
             worst_difference,
             samples,
@@ -166,8 +164,9 @@ impl Phase {
     }
 }
 
-/// The ratio of misses to updates that separates winners with the fewest exceptions; `None` where one side wins everywhere.
-fn separation(mut ratios: Vec<(f64, bool)>) -> Option<f64> {
+/// The ratios of misses to updates between which winners are separated with the fewest exceptions; `None` where one side wins
+/// everywhere.
+fn separation(mut ratios: Vec<(f64, bool)>) -> Option<(f64, f64)> {
     ratios.sort_by(|a, b| a.0.total_cmp(&b.0));
     if ratios.windows(2).all(|pair| pair[0].1 == pair[1].1) {
         return None;
@@ -175,18 +174,14 @@ fn separation(mut ratios: Vec<(f64, bool)>) -> Option<f64> {
     // Below the ratio nested paging is expected to win, from it on shadow paging.
     let wrong = |cut: usize| ratios.iter().enumerate().filter(|(i, (_, nested))| (*i < cut) != *nested).count();
     let cut = (1..ratios.len()).min_by_key(|cut| wrong(*cut))?;
-    Some((ratios[cut - 1].0 * ratios[cut].0).sqrt())
+    Some((ratios[cut - 1].0, ratios[cut].0))
 }
 
 /// Cycles of the exits of a guest under a shadow regime and under nested paging, predicted from its native run.
 type Exits = [f64; 2];
 
 /// What the census says of each native run, by its command.
-fn exits_of(
-    points: &[Point],
-    machine: &MachineSpec,
-    shadow: RegimeKind,
-) -> Result<BTreeMap<String, Exits>, LabError> {
+fn exits_of(points: &[Point], machine: &MachineSpec, shadow: RegimeKind) -> Result<BTreeMap<String, Exits>, LabError> {
     let native: Vec<&Point> = points.iter().filter(|point| point.regime == RegimeKind::Native).collect();
     let one = |point: &&Point| Ok((point.command(), exits(point, machine, [shadow, RegimeKind::NestedEpt])?));
     native.par_iter().with_max_len(1).map(one).collect()

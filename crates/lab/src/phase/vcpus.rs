@@ -61,7 +61,7 @@ const SHADOW: RegimeKind = RegimeKind::ShadowKvm61;
 /// The points, and rounds of each.
 fn grid(size: Size) -> (Vec<Knobs>, u64) {
     let (touches, computes, rounds): (&[u64], &[u64], u64) = match size {
-        Size::Quick => (&[30, 10_000], &[3_000, 1_000_000], 4),
+        Size::Quick => (&[30, 1_000, 10_000], &[3_000, 100_000, 1_000_000], 3),
         Size::Full => (&[30, 300, 3_000, 30_000], &[3_000, 30_000, 300_000, 3_000_000], 12),
     };
     (touches.iter().flat_map(|touch| computes.iter().map(move |compute| (*touch, *compute))).collect(), rounds)
@@ -188,7 +188,17 @@ impl VcpuPhase {
     /// exceptions; `None` where one side wins everywhere.
     #[must_use]
     pub fn misses_per_update(&self, vcpus: u16) -> Option<f64> {
-        separation(self.of(vcpus).map(|sample| (sample.misses / sample.updates, sample.advantage > 0.0)).collect())
+        let ratios = self.of(vcpus).map(|sample| (sample.misses / sample.updates, sample.advantage > 0.0)).collect();
+        separation(ratios).map(|(below, above)| (below * above).sqrt())
+    }
+
+    /// The points of the grid next to that ratio: it lies somewhere between them.
+    #[must_use]
+    pub fn border(&self, vcpus: u16) -> Option<(f64, f64)> {
+        let ratio = self.misses_per_update(vcpus)?;
+        let ratios = || self.of(vcpus).map(|sample| sample.misses / sample.updates);
+        let below = ratios().filter(|r| *r < ratio).fold(0.0, f64::max);
+        Some((below, ratios().filter(|r| *r >= ratio).fold(f64::INFINITY, f64::min)))
     }
 
     /// Points whose winner the analysis names, of all with several vCPUs.

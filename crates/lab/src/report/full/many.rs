@@ -146,8 +146,8 @@ fn sizes(one: &Residents) -> Vec<Vec<String>> {
 
 pub(super) fn phase(evidence: &Evidence) -> Result<Section, LabError> {
     let (phase, planes) = (&evidence.many.phase, &evidence.many.vcpu_phase);
-    let measured = match phase.measured_misses_per_update {
-        Some(ratio) => format!("{ratio:.0} by the runs of the workload with two knobs"),
+    let measured = match phase.measured_between {
+        Some((below, above)) => format!("between {below:.0} and {above:.0} by the runs of the workload with two knobs"),
         None => "no such ratio in the runs, where one side always won".to_owned(),
     };
     let words = format!(
@@ -157,13 +157,13 @@ pub(super) fn phase(evidence: &Evidence) -> Result<Section, LabError> {
     );
     let ratios = planes.vcpus.iter().map(|vcpus| {
         let ratio = planes
-            .misses_per_update(*vcpus)
-            .map_or_else(|| "none, one side always won".to_owned(), |r| format!("{r:.0}"));
-        format!("{vcpus} vCPUs: {ratio}")
+            .border(*vcpus)
+            .map_or_else(|| "none, one side always won".to_owned(), |(from, to)| format!("{from:.0} to {to:.0}"));
+        format!("{vcpus} {}: {ratio}", if *vcpus == 1 { "vCPU" } else { "vCPUs" })
     });
     let (right, of) = planes.right();
     let more = format!(
-        "With more vCPUs the handlers of shadow paging queue for the MMU lock. Misses for one update at the border between the winners: {}. Mean-value analysis, fed from one vCPU, names the winner of {right} of {of} points with several.",
+        "With more vCPUs the handlers of shadow paging queue for the MMU lock. The border between the winners, in misses for one update, lies between two points of the grid: {}. Mean-value analysis, fed from one vCPU, names the winner of {right} of {of} points with several.",
         ratios.collect::<Vec<_>>().join("; ")
     );
     let quick = if evidence.effort == Effort::Quick { " --quick" } else { "" };
