@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use memvirt_lab::claims::{Done, Effort, Evidence, claims};
+use memvirt_lab::claims::{Done, Effort, Evidence, WORKLOADS, claims};
 use memvirt_lab::report::write_full_report;
 use memvirt_machine::MachineSpec;
 
@@ -15,16 +15,7 @@ use crate::output::{make_folder, print, render, table};
 use crate::progress::Rows;
 
 #[derive(Debug, Args)]
-#[command(after_help = "\
-Runs 20 workloads under six regimes, with kernel-page-table isolation off and on, on 1 to 64 vCPUs, with 1 to 64 processes, and over
-the plane of TLB misses and page-table updates; counts every event's exits, walks every combination of depths and page sizes, and
-writes one page that needs no network, with each figure as SVG and PNG and its data beside it. The verdicts are printed too.
-
-Exit status: 0 where the report is written, 2 where it cannot be.
-
-Examples:
-  memvirt report --quick --out quick
-  memvirt report --machine zen4 --out zen4")]
+#[command(after_help = after_help())]
 pub(crate) struct ReportArgs {
     /// Shorter runs, fewer vCPUs and processes: within a minute on two cores
     #[arg(long)]
@@ -38,6 +29,22 @@ pub(crate) struct ReportArgs {
     /// Threads [default: one for each processor]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
+}
+
+fn after_help() -> String {
+    format!(
+        "\
+Runs {} workloads under six regimes, with kernel-page-table isolation off and on, on 1 to 64 vCPUs, with 1 to 64 processes, and over
+the plane of TLB misses and page-table updates; counts every event's exits, walks every combination of depths and page sizes, and
+writes one page that needs no network, with each figure as SVG and PNG and its data beside it. The verdicts are printed too.
+
+Exit status: 0 where the report is written, 2 where it cannot be.
+
+Examples:
+  memvirt report --quick --out quick
+  memvirt report --machine zen4 --out zen4",
+        WORKLOADS.len()
+    )
 }
 
 /// Seconds of one processor that the runs take, measured with release builds without LTO: the full report (between 950 and 1,050, on a

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::memvirt_in;
+use crate::{memvirt, memvirt_in};
 
 fn files(folder: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
@@ -86,4 +86,16 @@ fn only_the_report_s_own_files_are_overwritten() {
     write(folder.path(), "report", "1");
     assert_eq!(fs::read_to_string(folder.path().join("report/notes.txt")).unwrap(), "mine");
     assert_ne!(fs::read_to_string(folder.path().join("report/index.html")).unwrap(), "old");
+}
+
+#[test]
+fn the_manual_and_the_help_count_as_many_workloads_as_the_report_runs() {
+    let number = memvirt_lab::claims::WORKLOADS.len();
+    let help = memvirt("report --help").stdout;
+    assert!(help.contains(&format!("Runs {number} workloads under six regimes")), "{help}");
+    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/report.md");
+    let page = fs::read_to_string(page).unwrap();
+    assert!(
+        page.contains(&format!("* {number} workloads under native")) && page.contains(&format!("The same {number} "))
+    );
 }

@@ -8,7 +8,7 @@ use memvirt_workload::Workload;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::fair::{Fair, PLAIN};
+use super::fair::{Fair, PLAIN, WORKLOADS};
 use super::machines::{Isolation, WorldSwitches};
 use super::many::Many;
 use super::task::Task;
@@ -60,30 +60,6 @@ pub struct Done {
     /// Steps in all.
     pub of: usize,
 }
-
-/// Workloads that stand for kinds of programs, in the order of their names.
-pub(super) const WORKLOADS: [&str; 20] = [
-    "b-tree",
-    "churn",
-    "compute",
-    "context-switch-16",
-    "context-switch-96",
-    "database",
-    "exec",
-    "fork",
-    "forkwait",
-    "graph",
-    "gups",
-    "hash-join",
-    "jvm",
-    "kernel-build",
-    "key-value",
-    "page-fault",
-    "stream",
-    "touch-and-free",
-    "web-server",
-    "zipf",
-];
 
 /// The regimes of every workload.
 pub(super) const REGIMES: [RegimeKind; 6] = [

@@ -15,8 +15,8 @@ use super::task::Task;
 use crate::comparison::Comparison;
 use crate::switches::Overrides;
 
-/// The workloads of the sorted bar, in the order of their names.
-pub(crate) const FAIR: [&str; 23] = [
+/// Workloads that stand for kinds of programs, in the order of their names: all that the report runs under every regime.
+pub const WORKLOADS: [&str; 23] = [
     "b-tree",
     "boot",
     "churn",
@@ -103,14 +103,14 @@ pub(crate) fn plain_tasks() -> Vec<Task> {
         let steady = Workload::find(name).is_ok_and(|workload| workload.measured() == Measured::Steady);
         if steady { THREE.to_vec() } else { REGIMES.to_vec() }
     };
-    FAIR.iter().map(|name| Task::timed(name, &regimes(name), PLAIN)).collect()
+    WORKLOADS.iter().map(|name| Task::timed(name, &regimes(name), PLAIN)).collect()
 }
 
 /// All tasks, in the order of the fields of [`Fair`].
 pub(super) fn tasks() -> Vec<Task> {
     let mut tasks = plain_tasks();
     for overrides in [KPTI, LARGE] {
-        tasks.extend(FAIR.iter().map(|name| Task::timed(name, &THREE, overrides)));
+        tasks.extend(WORKLOADS.iter().map(|name| Task::timed(name, &THREE, overrides)));
     }
     let switched = switches().into_iter().flat_map(|switch| SWITCHED.map(|name| Task::timed(name, &THREE, switch)));
     tasks.extend(switched);
@@ -120,7 +120,7 @@ pub(super) fn tasks() -> Vec<Task> {
 impl Fair {
     /// Of the results of [`tasks`], in their order.
     pub(super) fn of(mut made: Vec<Comparison>) -> Self {
-        let n = FAIR.len();
+        let n = WORKLOADS.len();
         let mut rest = |from: usize| made.split_off(from.min(made.len()));
         let switched = rest(3 * n);
         let large = rest(2 * n);

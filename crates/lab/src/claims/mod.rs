@@ -18,7 +18,7 @@ use serde::Serialize;
 pub(crate) use benefit::{benefit, median, ranking as ranking_of};
 pub(crate) use evidence::result;
 pub use evidence::{Done, Effort, Evidence};
-pub use fair::{Fair, measured_as};
+pub use fair::{Fair, WORKLOADS, measured_as};
 pub(crate) use fair::{PLAIN, plain_tasks};
 pub use machines::{Isolation, WorldSwitches};
 pub use many::{Many, Residents, Scaled};

@@ -212,11 +212,14 @@ impl Fits {
                 "Mosmodel" => "counters of the run; fitted to all others",
                 _ => "counters of the run; two runs, 4K and 2M",
             };
-            row("run time over page sizes", &format!("{model}, {regime}"), basis, &Quality::of(&counted, &said))
+            row(OVER_PAGE_SIZES, &format!("{model}, {regime}"), basis, &Quality::of(&counted, &said))
         };
         models.iter().enumerate().map(one).collect()
     }
 }
+
+/// What the run-time models of the literature, and ours beside them, are asked.
+pub const OVER_PAGE_SIZES: &str = "run time over page sizes";
 
 /// Below so many walks an error in shares says nothing.
 pub const FEW_WALKS: f64 = 500.0;

@@ -189,7 +189,7 @@ impl Task {
     #[must_use]
     pub fn all(effort: Effort) -> Vec<Self> {
         let (accesses, footprint, workloads) = match effort {
-            Effort::Quick => (40_000, 256 << 20, &WORKLOADS[..1]),
+            Effort::Quick => (20_000, 128 << 20, &WORKLOADS[..1]),
             Effort::Full => (400_000, 6 << 30, &WORKLOADS[..]),
         };
         workloads.iter().map(|workload| Self { workload, accesses, footprint }).collect()

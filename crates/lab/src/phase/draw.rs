@@ -46,8 +46,10 @@ impl Phase {
     /// The figure with its data.
     pub(crate) fn figure(&self) -> Result<Figure, LabError> {
         let caption = format!(
-            "{}: nested paging against {} over the rates of the native run. Squares: the workload with two knobs; dots: built-in \
-             workloads. Dashed: where the model expects both to cost the same.",
+            "{}: nested paging against {} over the rates of the native run. Squares: the workload with two knobs, `two-rates`; dots: \
+             built-in workloads, from their start unless marked warm. Both rates are for 1000 instructions of processes; what the kernel \
+             executes for them is not counted there, so that programs that do little but system calls lie far out. Dashed: where the \
+             model expects both to cost the same.",
             self.machine, self.shadow
         );
         Figure::new("phase-plane", "Who wins", caption, self.cells(), self.plot())

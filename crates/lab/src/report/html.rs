@@ -12,6 +12,16 @@ pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
+/// Words as HTML; what stands between backticks is code.
+pub(crate) fn prose(text: &str) -> String {
+    let escaped = escape(text);
+    if escaped.matches('`').count() % 2 == 1 {
+        return escaped;
+    }
+    let piece = |(i, part): (usize, &str)| if i % 2 == 1 { format!("<code>{part}</code>") } else { part.to_owned() };
+    escaped.split('`').enumerate().map(piece).collect()
+}
+
 /// Rules that give the drawings' colours their dark counterparts, for everything under `scope`.
 fn inks(scope: &str) -> String {
     let rule = |ink: Ink| {
@@ -61,26 +71,62 @@ pub(crate) fn figure_block(figure: &Figure, command: &str) -> String {
         escape(&figure.title),
         inline(&figure.wide, "wide", &figure.title),
         inline(&figure.narrow, "narrow", &figure.title),
-        escape(&figure.caption),
+        prose(&figure.caption),
         escape(command),
         table(&figure.header, figure.rows.iter().map(|row| (row.as_slice(), "")))
     )
 }
 
+/// How the cells of a column are set: figures to the right, words to the left, many words in lines.
+fn setting(rows: &[(&[String], &str)], column: usize) -> &'static str {
+    let cells = || rows.iter().filter_map(|(row, _)| row.get(column)).filter(|cell| !matches!(cell.as_str(), "" | "-"));
+    let figure = |cell: &&String| cell.starts_with(|c: char| c.is_ascii_digit() || "+-.<\u{2212}".contains(c));
+    let (all, figures) = (cells().count(), cells().filter(figure).count());
+    match cells().map(|cell| cell.chars().count()).max() {
+        Some(_) if 2 * figures >= all => "",
+        Some(0..=44) => " class=\"t\"",
+        Some(_) => " class=\"t w\"",
+        None => "",
+    }
+}
+
 /// A table; rows with a class.
 pub(crate) fn table<'a>(header: &[String], rows: impl Iterator<Item = (&'a [String], &'a str)>) -> String {
+    let rows: Vec<_> = rows.collect();
+    let settings: Vec<_> = (0..header.len()).map(|column| setting(&rows, column)).collect();
     let mut text = String::from("<div class=\"scroll\"><table>\n<thead><tr>");
-    for cell in header {
-        let _ = write!(text, "<th scope=\"col\">{}</th>", escape(cell));
+    for (cell, set) in header.iter().zip(&settings) {
+        let _ = write!(text, "<th scope=\"col\"{set}>{}</th>", escape(cell));
     }
     text += "</tr></thead>\n<tbody>\n";
     for (row, class) in rows {
         let _ = write!(text, "<tr{}>", if class.is_empty() { String::new() } else { format!(" class=\"{class}\"") });
         for (i, cell) in row.iter().enumerate() {
-            let cell = escape(cell);
-            text += &if i == 0 { format!("<th scope=\"row\">{cell}</th>") } else { format!("<td>{cell}</td>") };
+            let (cell, set) = (escape(cell), settings.get(i).copied().unwrap_or_default());
+            text += &if i == 0 { format!("<th scope=\"row\">{cell}</th>") } else { format!("<td{set}>{cell}</td>") };
         }
         text += "</tr>\n";
     }
     text + "</tbody>\n</table></div>\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backticks_are_code_and_everything_else_is_escaped() {
+        assert_eq!(prose("`a<b` & c"), "<code>a&lt;b</code> &amp; c");
+        assert_eq!(prose("one ` alone"), "one ` alone");
+    }
+
+    #[test]
+    fn words_stand_to_the_left_and_figures_to_the_right() {
+        let cells = |row: [&str; 4]| row.map(str::to_owned).to_vec();
+        let long = "many words, so many that they do not fit into one line";
+        let rows = [cells(["a", "1.5 %", "holds", long]), cells(["b", "-3", "12 of these", ""])];
+        let html = table(&cells(["what", "error", "why", "more"]), rows.iter().map(|row| (row.as_slice(), "")));
+        assert!(html.contains("<td>1.5 %</td><td class=\"t\">holds</td><td class=\"t w\">many"), "{html}");
+        assert!(html.contains("<th scope=\"col\">error</th><th scope=\"col\" class=\"t\">why</th>"), "{html}");
+    }
 }

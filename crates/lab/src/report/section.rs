@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::figure::Figure;
-use super::html::{document, escape, figure_block, table};
+use super::html::{document, escape, figure_block, prose, table};
 use super::{write, write_figures};
 use crate::error::LabError;
 
@@ -35,7 +35,7 @@ impl Section {
 
     /// A paragraph.
     pub(crate) fn words(self, words: &str) -> Self {
-        self.html(format!("<p>{}</p>\n", escape(words)))
+        self.html(format!("<p>{}</p>\n", prose(words)))
     }
 
     /// The command that makes what stands above.

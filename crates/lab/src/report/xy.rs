@@ -150,6 +150,8 @@ fn legend_lines(plot: &Plot, width: i32) -> i32 {
 impl Layout {
     fn of(plot: &Plot, shape: Shape) -> Self {
         let (width, field, most) = match shape {
+            // Words at many points need room.
+            Shape::Wide if plot.series.iter().map(|series| series.labels.len()).sum::<usize>() > 8 => (900, 560, 10),
             Shape::Wide => (900, 380, 10),
             Shape::Narrow => (340, 260, 5),
         };
@@ -243,10 +245,15 @@ fn paint(area: &Area<'_>, plot: &Plot, layout: &Layout) -> Drawn {
     for series in &plot.series {
         curve(area, series, layout)?;
     }
-    // Words keep off the dots that have words themselves.
-    let named = plot.series.iter().filter(|series| !series.labels.is_empty());
-    let dots = named.flat_map(|series| placed(series, layout)).flatten();
-    let mut taken: Vec<Taken> = dots.map(|(x, y)| (x - 3, y - 3, x + 3, y + 3)).collect();
+    // Words keep off all dots and squares.
+    let half = |mark| if mark == Mark::Squares { 5 } else { 4 };
+    let around = |series: &Series| {
+        let half = half(series.mark);
+        let places = placed(series, layout).into_iter().flatten();
+        places.map(|(x, y)| (x - half, y - half, x + half, y + half)).collect::<Vec<Taken>>()
+    };
+    let marked = plot.series.iter().filter(|series| matches!(series.mark, Mark::Dots | Mark::Squares));
+    let mut taken: Vec<Taken> = marked.flat_map(around).collect();
     for series in &plot.series {
         words(area, series, layout, &mut taken)?;
     }
@@ -312,23 +319,32 @@ fn curve(area: &Area<'_>, series: &Series, layout: &Layout) -> Drawn {
 /// A place taken by words: left, top, right, bottom.
 type Taken = (i32, i32, i32, i32);
 
-/// Words beside points, where no other words stand: above or below, right or left, farther away where they must.
+/// Words beside points, where no other words or points stand: above or below, right or left, farther away where they must, and then
+/// with a line to the point.
 fn words(area: &Area<'_>, series: &Series, layout: &Layout, taken: &mut Vec<Taken>) -> Drawn {
     const HALF: i32 = 6;
-    const AWAY: [i32; 8] = [-7, 8, -19, 20, -31, 32, -43, 44];
+    const AWAY: [i32; 14] = [-7, 8, -19, 20, -31, 32, -43, 44, -55, 56, -67, 68, -79, 80];
+    const NEAR: i32 = 12;
     for (at, word) in placed(series, layout).into_iter().zip(&series.labels) {
         let Some((x, y)) = at else { continue };
         let wide = pixels(word.chars().count()) * 10 / 12;
-        let sides = [(x + 8, HPos::Left, x + 8, x + 8 + wide), (x - 8, HPos::Right, x - 8 - wide, x - 8)];
+        let right = |from: i32| (x + from, HPos::Left, x + from, x + from + wide);
+        let left = |from: i32| (x - from, HPos::Right, x - from - wide, x - from);
+        let sides = [right(8), left(8), right(26), left(26)];
         let fits = |left: i32, right: i32| left > layout.x.pixels.0 && right < layout.width;
+        let inside = |y: i32| y - HALF > layout.y.pixels.1 && y + HALF < layout.y.pixels.0;
         let free = |box_: Taken, taken: &[Taken]| {
             taken.iter().all(|t| box_.2 < t.0 || t.2 < box_.0 || box_.3 < t.1 || t.3 < box_.1)
         };
         let places = AWAY.into_iter().flat_map(|dy| sides.iter().map(move |side| (dy, side)));
         let mut places = places
-            .filter(|(_, side)| fits(side.2, side.3))
+            .filter(|(dy, side)| fits(side.2, side.3) && inside(y + dy))
             .map(|(dy, side)| (side.0, side.1, y + dy, (side.2, y + dy - HALF, side.3, y + dy + HALF)));
-        let Some((x, anchor, y, place)) = places.find(|(.., place)| free(*place, taken)) else { continue };
+        let Some((at_x, anchor, at_y, place)) = places.find(|(.., place)| free(*place, taken)) else { continue };
+        if (at_y - y).abs() > NEAR || (at_x - x).abs() > NEAR {
+            line(area, Ink::Muted, (x, y), (at_x, at_y))?;
+        }
+        let (x, y) = (at_x, at_y);
         taken.push(place);
         text(area, word, (x, y), Ink::Text, anchor, FONT - 2.0, FontStyle::Normal)?;
     }

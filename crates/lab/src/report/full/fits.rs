@@ -5,6 +5,7 @@ use std::path::Path;
 use super::Section;
 use crate::error::LabError;
 use crate::fits::Fits;
+use crate::fits::errors::OVER_PAGE_SIZES;
 use crate::report::Figure;
 use crate::report::html::escape;
 use crate::report::paint::Ink;
@@ -19,6 +20,8 @@ pub(super) fn section(fits: &Fits) -> Result<Section, LabError> {
     let rows: Vec<Vec<String>> = fits
         .errors()
         .into_iter()
+        // A section of their own shows these.
+        .filter(|row| row.quantity != OVER_PAGE_SIZES)
         .map(|row| {
             let held = row.held_out.map_or_else(String::new, |held| percent(held.max));
             let bound = row.bound.map_or_else(String::new, |bound| format!("{} %", 100.0 * bound));
@@ -31,8 +34,17 @@ pub(super) fn section(fits: &Fits) -> Result<Section, LabError> {
             names.into_iter().chain([max, mean, held, bound, verdict]).collect()
         })
         .collect();
-    let header =
-        ["what", "model", "rests on", "runs", "largest error", "geometric mean", "held out: largest", "bound", "verdict"];
+    let header = [
+        "what",
+        "model",
+        "rests on",
+        "runs",
+        "largest error",
+        "geometric mean",
+        "held out: largest",
+        "bound",
+        "verdict",
+    ];
     Ok(Section::new("fits", "Cost models and their errors")
         .words(
             "Exits and run time are predicted from the native run alone; walks from the stream of accesses; vCPUs from one of them. Errors \

@@ -6,6 +6,7 @@
 mod benefit;
 mod breakdown;
 mod fits;
+mod literature;
 mod many;
 mod sections;
 mod steps;
@@ -13,7 +14,7 @@ mod textbook;
 
 use std::path::Path;
 
-use super::html::escape;
+use super::html::{escape, prose};
 use super::section::{Page, Section};
 use crate::claims::{Claim, Effort, Evidence, claims};
 use crate::error::LabError;
@@ -39,6 +40,7 @@ fn page(evidence: &Evidence, command: &str) -> Result<Page, LabError> {
     sections.push(many::footprint(evidence, benefit::tables(evidence)?)?);
     sections.push(many::phase(evidence)?);
     sections.push(fits::section(&evidence.fits)?);
+    sections.push(literature::section(&evidence.fits));
     sections.extend([sections::isolation(evidence), sections::nested_virt(evidence), sections::published(evidence)]);
     sections.push(textbook::section(evidence)?);
     Ok(Page {
@@ -76,8 +78,8 @@ fn claims_table(claims: &[Claim]) -> Section {
             "<tr id=\"claim-{}\"><th scope=\"row\">{}</th><td>{}<p class=\"made\"><code>{}</code></p></td>\
              <td class=\"verdict {}\">{}</td><td><a href=\"#{}\">shown</a></td></tr>\n",
             claim.id,
-            escape(claim.claim),
-            escape(&claim.measured),
+            prose(claim.claim),
+            prose(&claim.measured),
             escape(&claim.command),
             claim.verdict.words().replace(' ', "-"),
             claim.verdict.words(),
