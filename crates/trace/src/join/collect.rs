@@ -1,14 +1,17 @@
 //! The two texts read to their ends: what each address space did by `strace`, and what it faulted on by `perf`.
 //!
-//! An address space begins with an exec, or with a fork in the child.
+//! An address space begins with an exec, or with a fork in the child. Those of two runs are matched by the process, whose numbers
+//! grow in the order in which processes are made, and within one process by their order: in time they may overtake each other.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 
 use memvirt_addr::AccessKind;
 use memvirt_ops::process::{Batch, Op, ProcessId, Source};
 
 use super::matters;
 use crate::error::TraceError;
+use crate::text::{Grammar, TextReader};
 
 /// A page fault of user mode.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +35,8 @@ pub(crate) struct Calls {
     pub(crate) events: Vec<Event>,
     /// The address space that a forked one is a copy of, for each; `None` for those that exec made.
     pub(crate) copied: Vec<Option<usize>>,
+    /// The address spaces, process by process.
+    pub(crate) ranked: Vec<usize>,
 }
 
 impl Calls {
@@ -66,10 +71,21 @@ struct Spaces {
     current: ProcessId,
     of: BTreeMap<ProcessId, usize>,
     copied: Vec<Option<usize>>,
+    /// The process that each began with.
+    owners: Vec<ProcessId>,
+}
+
+/// Sorts address spaces by process and time. Numbers count from that of the first process: they may have started again at the
+/// lowest.
+fn rank(spaces: &mut [usize], owners: &[ProcessId], leaders: &BTreeMap<ProcessId, u32>) {
+    let leader = |process| leaders.get(&process).copied().unwrap_or(0);
+    let first = leader(ProcessId::FIRST);
+    spaces.sort_by_key(|space| (leader(owners[*space]).wrapping_sub(first), *space));
 }
 
 impl Spaces {
     fn begin(&mut self, process: ProcessId, copied: Option<usize>) -> usize {
+        self.owners.push(process);
         self.copied.push(copied);
         self.of.insert(process, self.copied.len() - 1);
         self.copied.len() - 1
@@ -101,7 +117,9 @@ impl Spaces {
 }
 
 /// The operations of a stream, with the address space that each concerns; and why it breaks off, where it does after the first.
-pub(crate) fn calls(source: &mut impl Source<Error = TraceError>) -> Result<(Calls, Option<TraceError>), TraceError> {
+pub(crate) fn calls<R: Read, G: Grammar>(
+    source: &mut TextReader<R, G>,
+) -> Result<(Calls, Option<TraceError>), TraceError> {
     let (mut spaces, mut all) = (Spaces::default(), Calls::default());
     let (mut batch, mut damage) = (Batch::default(), None);
     loop {
@@ -121,13 +139,15 @@ pub(crate) fn calls(source: &mut impl Source<Error = TraceError>) -> Result<(Cal
             all.events.push(Event { space, op });
         }
     }
+    all.ranked = (0..spaces.copied.len()).collect();
+    rank(&mut all.ranked, &spaces.owners, &source.timeline().leaders());
     all.copied = spaces.copied;
     Ok((all, damage))
 }
 
-/// The faults of each address space that has any, in the order in which they had their first. A stream that breaks off ends there:
+/// The faults of each address space that has any, process by process. A stream that breaks off ends there:
 /// what is wrong was found when it was read first.
-pub(crate) fn faults(mut source: impl Source<Error = TraceError>) -> Vec<Vec<Fault>> {
+pub(crate) fn faults<R: Read, G: Grammar>(mut source: TextReader<R, G>) -> Vec<Vec<Fault>> {
     let (mut spaces, mut all) = (Spaces::default(), BTreeMap::<usize, Vec<Fault>>::new());
     let (mut batch, mut order) = (Batch::default(), 0);
     while source.next_batch(&mut batch).unwrap_or(false) {
@@ -140,7 +160,7 @@ pub(crate) fn faults(mut source: impl Source<Error = TraceError>) -> Vec<Vec<Fau
             spaces.apply(op);
         }
     }
-    let mut all: Vec<_> = all.into_values().collect();
-    all.sort_by_key(|faults| faults.first().map(|fault| fault.order));
-    all
+    let mut ranked: Vec<usize> = all.keys().copied().collect();
+    rank(&mut ranked, &spaces.owners, &source.timeline().leaders());
+    ranked.iter().filter_map(|space| all.remove(space)).collect()
 }

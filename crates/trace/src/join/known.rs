@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use memvirt_addr::AccessKind;
-use memvirt_ops::process::{Backing, Image, Op, Prot, Sharing};
+use memvirt_ops::process::{Backing, Image, Op, Prot, Range as Bytes, Sharing};
 
 use super::collect::Fault;
 use super::merge::{Space, mapped};
@@ -21,6 +21,8 @@ pub(super) struct Known {
     touched: BTreeMap<(usize, u64), bool>,
     /// Ranges that calls to come give back to the kernel: what faults there again may do so after one of them.
     discards: Vec<(u64, u64)>,
+    /// Ranges that calls to come unmap, for something else to be mapped there.
+    unmapped: Vec<(u64, u64)>,
 }
 
 impl Known {
@@ -32,6 +34,7 @@ impl Known {
             stores_are_known: false,
             touched: BTreeMap::new(),
             discards: Vec::new(),
+            unmapped: Vec::new(),
         };
         if let Some(image) = space.image {
             known.begin(&image);
@@ -40,9 +43,12 @@ impl Known {
             known.apply(call);
         }
         for call in &space.calls {
-            if let Op::Discard { range } = *call {
-                let start = range.start.as_u64();
-                known.discards.push((start, start.saturating_add(whole_pages(range.bytes))));
+            let end = |range: Bytes| range.start.as_u64().saturating_add(whole_pages(range.bytes));
+            match *call {
+                Op::Discard { range } => known.discards.push((range.start.as_u64(), end(range))),
+                // What one thread unmaps says little of where another is.
+                Op::Munmap { range } if !space.is_threaded => known.unmapped.push((range.start.as_u64(), end(range))),
+                _ => {}
             }
         }
         known
@@ -108,11 +114,13 @@ impl Known {
 
     /// Whether what is mapped now explains a fault: it permits the access, and the page has not faulted for good.
     pub(super) fn explain(&self, fault: &Fault) -> bool {
-        self.at(fault.address).is_some_and(|(_, prot, _, number)| {
+        self.at(fault.address).is_some_and(|(_, prot, private, number)| {
             let before = self.touched.get(&(number, fault.address / PAGE));
             let again = before.is_none_or(|stored| {
                 // A load and then a store fault twice; a page that was stored to, or one that is given back, has gone between.
-                let gone = || self.discards.iter().any(|(start, end)| (*start..*end).contains(&fault.address));
+                // (What a file shares may fault at stores again and again, whenever it has been written back.)
+                let holds = |(start, end): &(u64, u64)| (*start..*end).contains(&fault.address);
+                let gone = || self.discards.iter().any(holds) || (private && self.unmapped.iter().any(holds));
                 prot.write && !(gone() && (*stored || !self.stores_are_known))
             });
             again && self.permits(prot, fault.kind)
@@ -144,6 +152,10 @@ impl Known {
             let inside = fault.address.wrapping_sub(range.start.as_u64()) < whole_pages(range.bytes);
             return inside && self.at(fault.address).is_some_and(|(_, prot, ..)| self.permits(prot, fault.kind));
         }
+        if let Op::Mremap { from, to } = op {
+            let inside = fault.address.wrapping_sub(to.start.as_u64()) < whole_pages(to.bytes);
+            return inside && self.at(from.start.as_u64()).is_some_and(|(_, prot, ..)| self.permits(prot, fault.kind));
+        }
         mapped(op).is_some_and(|(mapping, prot)| {
             let inside = fault.address.wrapping_sub(mapping.start) < whole_pages(mapping.bytes);
             inside && self.permits(prot, fault.kind)
@@ -159,7 +171,10 @@ impl Known {
                 self.insert(range.start.as_u64(), range.bytes, prot, sharing == Sharing::Private);
             }
             Op::Munmap { range } => {
-                self.cut(range.start.as_u64(), range.start.as_u64().saturating_add(whole_pages(range.bytes)));
+                let start = range.start.as_u64();
+                let end = start.saturating_add(whole_pages(range.bytes));
+                self.cut(start, end);
+                forget(&mut self.unmapped, start, end);
             }
             Op::Mprotect { range, prot } => {
                 let start = range.start.as_u64();
@@ -176,10 +191,9 @@ impl Known {
                     self.areas.insert(first, (last, prot, private, self.numbers));
                     self.numbers += 1;
                 }
-                if let Some(at) = self.discards.iter().position(|range| *range == (start, end)) {
-                    self.discards.remove(at);
-                }
+                forget(&mut self.discards, start, end);
             }
+            Op::Mremap { from, to } => self.remap(from, to),
             Op::Brk { end } => {
                 if let Some(heap) = self.heap.filter(|heap| *heap < end.as_u64()) {
                     let number = self.areas.get(&heap).map(|area| area.3);
@@ -194,11 +208,32 @@ impl Known {
         }
     }
 
+    /// An area grows, shrinks or moves; what faulted in it goes along.
+    fn remap(&mut self, from: Bytes, to: Bytes) {
+        let (start, bytes, at) = (from.start.as_u64(), whole_pages(from.bytes), to.start.as_u64());
+        let cut = self.cut(start, start.saturating_add(bytes));
+        let Some((_, (_, prot, private, number))) = cut.first().copied() else { return };
+        self.insert(at, to.bytes, prot, private);
+        let pages = start / PAGE..start.saturating_add(bytes) / PAGE;
+        let touched: Vec<_> =
+            self.touched.range((number, pages.start)..(number, pages.end)).map(|(k, v)| (*k, *v)).collect();
+        for ((_, page), stored) in touched {
+            self.touched.insert((self.numbers - 1, page - pages.start + at / PAGE), stored);
+        }
+    }
+
     /// Notes a fault: the area's number, and whether a store to it is permitted.
     pub(super) fn touch(&mut self, fault: &Fault) -> (usize, bool) {
         let (number, writable) =
             self.at(fault.address).map_or((usize::MAX, false), |(_, prot, _, number)| (number, prot.write));
         self.touched.insert((number, fault.address / PAGE), fault.kind == AccessKind::Write);
         (number, writable)
+    }
+}
+
+/// Takes a range out of those to come.
+fn forget(ranges: &mut Vec<(u64, u64)>, start: u64, end: u64) {
+    if let Some(at) = ranges.iter().position(|range| *range == (start, end)) {
+        ranges.remove(at);
     }
 }

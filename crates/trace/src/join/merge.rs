@@ -28,6 +28,8 @@ pub(crate) struct Space {
     pub(crate) faults: Vec<(usize, Fault)>,
     pub(crate) layout: Layout,
     pub(crate) heap: Option<(u64, u64)>,
+    /// Whether several threads are in it.
+    pub(crate) is_threaded: bool,
     places: Places,
 }
 
@@ -40,6 +42,8 @@ pub(crate) struct Told<'a> {
     pub(crate) forks: &'a [usize],
     /// Whether a fault's kind is what the recording says.
     pub(crate) has_kinds: bool,
+    /// Whether several threads are in it.
+    pub(crate) is_threaded: bool,
 }
 
 /// The space that exec made of which a forked one is a copy, and what was called up to the fork.
@@ -101,7 +105,10 @@ impl Space {
         let lowest = calls.iter().filter_map(mapped).map(|(mapping, _)| trial.map(mapping)).min().unwrap_or(1 << 46);
         let end = top.or(first_end(calls)).unwrap_or(lowest);
         let heap = match (top, recorded_heap) {
-            (Some(_), Some(recorded)) if grown > 0 => heap_start(faults, lowest, grown).map(|start| (recorded, start)),
+            // A heap that never grew is nowhere: in the other run it lies elsewhere, and everything below the mappings is the
+            // program.
+            (Some(_), Some(_)) if grown == 0 => None,
+            (Some(_), Some(recorded)) => heap_start(faults, lowest, grown).map(|start| (recorded, start)),
             (_, recorded) => recorded.map(|recorded| (recorded, recorded)),
         };
         let mut places = Places {
@@ -113,7 +120,8 @@ impl Space {
         let moved = Mover { layout: &mut layout, heap, faults, places: &mut places }.all(calls);
         let image = image(faults, &places, number.wrapping_mul(2));
         let inherited = Vec::new();
-        let mut space = Self { image, inherited, calls: moved, faults: Vec::new(), layout, heap, places };
+        let is_threaded = told.is_threaded;
+        let mut space = Self { image, inherited, calls: moved, faults: Vec::new(), layout, heap, is_threaded, places };
         space.order(told);
         space
     }
@@ -124,7 +132,8 @@ impl Space {
         let (mut layout, mut places) = (Layout::below(origin.space.layout.top()), places.clone());
         let mut mover = Mover { layout: &mut layout, heap, faults, places: &mut places };
         let (inherited, moved) = (mover.all(calls), mover.all(told.calls));
-        let mut space = Self { image, inherited, calls: moved, faults: Vec::new(), layout, heap, places };
+        let is_threaded = told.is_threaded;
+        let mut space = Self { image, inherited, calls: moved, faults: Vec::new(), layout, heap, is_threaded, places };
         space.order(told);
         space
     }
@@ -174,8 +183,12 @@ impl Space {
         let mut all = Vec::new();
         for call in &self.calls {
             areas.apply(call);
-            if let Some((mapping, _)) = mapped(call) {
-                all.push(mapping.start..mapping.start.saturating_add(whole_pages(mapping.bytes)));
+            let mapping = match call {
+                Op::Mremap { to, .. } => Some((to.start.as_u64(), to.bytes)),
+                _ => mapped(call).map(|(mapping, _)| (mapping.start, mapping.bytes)),
+            };
+            if let Some((start, bytes)) = mapping {
+                all.push(start..start.saturating_add(whole_pages(bytes)));
             }
         }
         let known =
@@ -233,10 +246,18 @@ impl Mover<'_> {
                 Op::Discard { range: Bytes { start: there.map_or(range.start, at), ..range } }
             }
             Op::Mremap { from, to } => {
-                let there = self.layout.unmap(from.start.as_u64(), from.bytes);
-                let from = Bytes { start: there.map_or(from.start, at), ..from };
-                let new = Mapped { start: to.start.as_u64(), bytes: to.bytes, file_offset: None };
-                Op::Mremap { from, to: Bytes { start: at(self.layout.map(new)), ..to } }
+                // A new place is looked for while the old one is still taken (Linux `mm/mremap.c`).
+                let (old, new) = (from.start.as_u64(), to.start.as_u64());
+                let there = self.layout.translate(old).map_or(from.start, at);
+                let moved = if old == new {
+                    self.layout.resize(old, from.bytes, to.bytes);
+                    there
+                } else {
+                    let moved = self.layout.map(Mapped { start: new, bytes: to.bytes, file_offset: None });
+                    self.layout.unmap(old, from.bytes);
+                    at(moved)
+                };
+                Op::Mremap { from: Bytes { start: there, ..from }, to: Bytes { start: moved, ..to } }
             }
             Op::Brk { end } => match self.heap {
                 Some((recorded, there)) => Op::Brk { end: at(end.as_u64().wrapping_sub(recorded).wrapping_add(there)) },

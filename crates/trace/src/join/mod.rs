@@ -4,10 +4,10 @@
 //! gives the address of every page fault and no area. Both need no privilege. They are of two runs, whose addresses differ by
 //! randomization, so that
 //!
-//! 1. address spaces are matched in the order in which they begin;
+//! 1. address spaces are matched process by process ([`collect`]);
 //! 2. calls are moved to the addresses of the faults' run by the rule that Linux places mappings with ([`place`]), below the
-//!    top for which the faults of all address spaces together fit best: the first instruction fetched is the interpreter's
-//!    entry, as far from that top in one address space as in another;
+//!    top for which the faults fit best: the first instruction fetched is the interpreter's entry, as far from that top in one
+//!    address space as in most others;
 //! 3. what exec mapped is found from what was touched ([`image`]);
 //! 4. each fault stands after the calls that it needs ([`merge`]);
 //! 5. where a text of the kernel's tracepoints tells who ran when on which CPU, a replay follows it ([`turns`]).
@@ -22,7 +22,8 @@ mod place;
 mod play;
 mod turns;
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::path::Path;
 
@@ -161,7 +162,7 @@ impl Pair {
             let loads = switches.loads().to_vec();
             let text = FaultText { name: member.name.clone(), has_kinds, tally: reader.tally(), loads };
             if schedule.is_none() && !switches.switches().is_empty() {
-                let again = perf(&bundle, member, Execs::Recorded)?;
+                let again = perf(&bundle, member, Execs::Recorded, reader.grammar().threads())?;
                 schedule = Some((text.name.clone(), Recorded::place(again, switches)));
             }
             fault_texts.push((member.clone(), text));
@@ -200,7 +201,8 @@ impl Pair {
         let text = self.fault_texts.iter().find(|(_, text)| text.name == name);
         let (member, text) = text.ok_or_else(|| not_a_pair(format!("no perf text named {name}")))?;
         let spaces = self.calls.copied.len();
-        let read = |execs| Ok::<_, TraceError>(collect::faults(perf(&self.bundle, member, execs)?));
+        let threads = read_through(&self.bundle, member)?.0.grammar().threads();
+        let read = |execs| Ok::<_, TraceError>(collect::faults(perf(&self.bundle, member, execs, threads.clone())?));
         let faults = read(Execs::Recorded)?;
         // Without privilege perf tells of no exec; the new program has a name of its own.
         let renamed = if faults.len() < spaces { read(Execs::Renamed)? } else { Vec::new() };
@@ -209,7 +211,11 @@ impl Pair {
             let why = self.damage.as_ref().map(|damage| format!(" ({damage})")).unwrap_or_default();
             return Err(not_a_pair(format!("{spaces} address spaces in its strace text and {found} in {name}{why}")));
         };
-        Ok(joined(&self.calls, &faults, text.has_kinds))
+        let mut of_space = vec![Vec::new(); spaces];
+        for (space, faults) in self.calls.ranked.iter().zip(faults) {
+            of_space[*space] = faults;
+        }
+        Ok(joined(&self.calls, &of_space, text.has_kinds))
     }
 }
 
@@ -239,9 +245,20 @@ fn open_bundle(path: &Path) -> Result<Bundle, TraceError> {
 
 type PerfReader = TextReader<MemberReader, Perf>;
 
-/// A text of perf read to its end, for what it counts; and why it breaks off, where it does after the first events.
+/// A text of perf read to its end, for what it counts; and why it breaks off, where it does after the first events. Twice where
+/// the first reading finds out that some tasks are threads.
 fn read_through(bundle: &Bundle, member: &Member) -> Result<(PerfReader, Option<TraceError>), TraceError> {
-    let mut reader = perf(bundle, member, Execs::Recorded)?;
+    let first = read_once(bundle, member, BTreeSet::new())?;
+    let threads = first.0.grammar().threads();
+    if threads.is_empty() { Ok(first) } else { read_once(bundle, member, threads) }
+}
+
+fn read_once(
+    bundle: &Bundle,
+    member: &Member,
+    threads: BTreeSet<u32>,
+) -> Result<(PerfReader, Option<TraceError>), TraceError> {
+    let mut reader = perf(bundle, member, Execs::Recorded, threads)?;
     let mut batch = Batch::default();
     loop {
         match reader.next_batch(&mut batch) {
@@ -277,8 +294,9 @@ impl Pair {
 /// What stands in perf's text of the kernel's own tracepoint.
 const KINDS: &[u8] = b"exceptions:page_fault_user";
 
-fn perf(bundle: &Bundle, member: &Member, execs: Execs) -> Result<PerfReader, TraceError> {
-    Ok(TextReader::new(bundle.open(member)?, bundle.member_name(member), Progress::default(), Perf::with(execs)))
+fn perf(bundle: &Bundle, member: &Member, execs: Execs, threads: BTreeSet<u32>) -> Result<PerfReader, TraceError> {
+    let grammar = Perf::with(execs, threads);
+    Ok(TextReader::new(bundle.open(member)?, bundle.member_name(member), Progress::default(), grammar))
 }
 
 fn joined(calls: &Calls, faults: &[Vec<Fault>], has_kinds: bool) -> Joined {
@@ -290,18 +308,20 @@ fn joined(calls: &Calls, faults: &[Vec<Fault>], has_kinds: bool) -> Joined {
         }
     }
     let made = || (0..spaces).filter(|space| calls.copied[*space].is_none());
-    let distance = distance_of_tops(made().map(|space| (&own[space][..], &faults[space][..])).collect());
-    let top = |faults: &[Fault]| Some(first_page(faults)?.saturating_sub(distance? * place::PAGE));
+    let each: Vec<_> = made().map(|space| (&own[space][..], &faults[space][..])).collect();
+    let tops: BTreeMap<usize, Option<u64>> = made().zip(tops_of(&each)).collect();
     let forks: Vec<Vec<usize>> = (0..spaces).map(|space| forks_of(calls, faults, space)).collect();
     let mut all: Vec<Space> = Vec::with_capacity(spaces);
     for (space, number) in (0..spaces).zip(0u32..) {
-        let told = Told { calls: &own[space], faults: &faults[space], forks: &forks[space], has_kinds };
+        let is_threaded =
+            calls.events.iter().any(|event| event.space == space && matches!(event.op, Op::Handoff { .. }));
+        let told = Told { calls: &own[space], faults: &faults[space], forks: &forks[space], has_kinds, is_threaded };
         // A copy comes after what it is a copy of.
         all.push(match calls.origin(space) {
             Some((origin, inherited)) if origin < space => {
                 Space::copy(told, Origin { space: &all[origin], faults: &faults[origin], calls: &inherited })
             }
-            _ => Space::new(told, top(&faults[space]), number),
+            _ => Space::new(told, tops.get(&space).copied().flatten(), number),
         });
     }
     let spaces = all;
@@ -341,17 +361,29 @@ fn first_page(faults: &[Fault]) -> Option<u64> {
     faults.first().map(|fault| fault.address / place::PAGE * place::PAGE)
 }
 
-/// How many pages the first one fetched lies above the top that mappings fill from, in all address spaces that exec made, whose
-/// calls and faults are given, alike.
-fn distance_of_tops(each: Vec<(&[Op], &[Fault])>) -> Option<u64> {
-    let total = |top: &dyn Fn(&[Fault]) -> Option<u64>| -> i64 {
-        each.iter().map(|(calls, faults)| top(faults).map_or(0, |top| fit(calls, faults, top))).sum()
+/// So much better another place must fit to be taken for a space's own: a few faults fall on something at many places.
+const BY_CHANCE: i64 = 8;
+
+/// Below where mappings fill each of the address spaces that exec made, whose calls and faults are given: so many pages under the
+/// first one fetched. In most spaces of a program that is the same number; where the kernel's own pages for user mode (vdso) lie
+/// elsewhere, beside the stack, which is left to chance (Linux 5 and 6, `vdso_addr`), it is another, and the space's own calls
+/// and faults say so.
+fn tops_of(each: &[(&[Op], &[Fault])]) -> Vec<Option<u64>> {
+    let top = |faults: &[Fault], distance: u64| Some(first_page(faults)?.saturating_sub(distance * place::PAGE));
+    let fits = |(calls, faults): &(&[Op], &[Fault])| -> Vec<i64> {
+        (0..TOPS).map(|distance| top(faults, distance).map_or(0, |top| fit(calls, faults, top))).collect()
     };
-    let best = (0..TOPS).max_by_key(|distance| {
-        let top = |faults: &[Fault]| Some(first_page(faults)?.saturating_sub(distance * place::PAGE));
-        (total(&top), std::cmp::Reverse(*distance))
-    })?;
-    Some(best)
+    let fits: Vec<Vec<i64>> = each.iter().map(fits).collect();
+    let total = |distance: usize| fits.iter().map(|fits| fits[distance]).sum::<i64>();
+    let distances = || 0..fits.first().map_or(0, Vec::len);
+    let Some(common) = distances().max_by_key(|distance| (total(*distance), Reverse(*distance))) else {
+        return Vec::new();
+    };
+    let own = |fits: &Vec<i64>| {
+        let best = distances().max_by_key(|distance| (fits[*distance], Reverse(distance.abs_diff(common))));
+        best.filter(|best| fits[*best] - fits[common] >= BY_CHANCE).unwrap_or(common)
+    };
+    each.iter().zip(&fits).map(|((_, faults), fits)| top(faults, own(fits) as u64)).collect()
 }
 
 impl Source for Joined {

@@ -119,6 +119,18 @@ impl Layout {
         at
     }
 
+    /// Changes the length of a recorded range where it lies.
+    pub(crate) fn resize(&mut self, start: u64, old: u64, new: u64) {
+        let (old, new) = (start.saturating_add(whole_pages(old)), start.saturating_add(whole_pages(new)));
+        if new < old {
+            self.unmap(new, old - new);
+        } else if let Some(there) = self.translate(old.saturating_sub(1)).filter(|_| new > old) {
+            let to = there.wrapping_add(1);
+            self.taken.insert(to, to.saturating_add(new - old));
+            self.pieces.insert(old, Piece { end: new, to });
+        }
+    }
+
     fn free(&mut self, start: u64, end: u64) {
         let hit: Vec<_> = self.taken.range(..end).filter(|(_, e)| **e > start).map(|(s, e)| (*s, *e)).collect();
         for (first, last) in hit {

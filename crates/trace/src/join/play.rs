@@ -1,6 +1,6 @@
 //! The operations in the order of strace's text, the faults of each address space between them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use memvirt_addr::{Acc, AccessKind, Gva};
 use memvirt_ops::process::{Batch, Op, ProcessId};
@@ -17,13 +17,15 @@ pub(super) struct Player {
     faults: Vec<usize>,
     /// The last address space made.
     made: usize,
+    /// The address space of each process that has one of its own.
+    own: BTreeMap<ProcessId, usize>,
     batches: VecDeque<Batch>,
 }
 
 impl Player {
     pub(super) fn new(spaces: Vec<Space>) -> Self {
         let zeros = vec![0; spaces.len()];
-        Self { calls: zeros.clone(), faults: zeros, made: 0, spaces, batches: VecDeque::new() }
+        Self { calls: zeros.clone(), faults: zeros, made: 0, own: BTreeMap::new(), spaces, batches: VecDeque::new() }
     }
 
     pub(super) fn play(mut self, events: &[Event]) -> VecDeque<Batch> {
@@ -44,7 +46,7 @@ impl Player {
                     continue;
                 }
             }
-            self.one(events, at);
+            self.one(events, at, running);
             let (child, parent) = match event.op {
                 Op::Vfork { child } => {
                     lent = Some((child, running, Vec::new()));
@@ -76,10 +78,14 @@ impl Player {
         if matters(&event.op) { self.call(event) } else { self.push(event.op) }
     }
 
-    fn one(&mut self, events: &[Event], at: usize) {
+    fn one(&mut self, events: &[Event], at: usize, running: ProcessId) {
         let event = &events[at];
         match event.op {
             Op::Exec => {
+                // What it did in the copy of its parent's space, which ends here.
+                if let Some(left) = self.own.insert(running, event.space) {
+                    self.touch(left, usize::MAX, usize::MAX);
+                }
                 self.made = self.made.max(event.space);
                 let image = self.spaces[event.space].image;
                 self.push(image.map_or(Op::Exec, |image| Op::Load { image }));
@@ -96,7 +102,10 @@ impl Player {
                 let child = self.spaces.get(self.made + 1).and_then(|space| space.faults.first());
                 let before = child.map_or(usize::MAX, |(_, fault)| fault.order);
                 self.touch(event.space, self.calls[event.space], before);
-                self.made += usize::from(matches!(event.op, Op::Fork { .. }));
+                if let Op::Fork { child } = event.op {
+                    self.made += 1;
+                    self.own.insert(child, self.made);
+                }
                 self.push(event.op);
             }
             op if matters(&op) => self.call(event),
@@ -119,8 +128,8 @@ impl Player {
 
     /// The faults of a space that need at most `calls` of its calls and come before fault number `before` of the recording.
     fn touch(&mut self, space: usize, calls: usize, before: usize) {
-        let from = self.faults[space];
-        let rest = &self.spaces[space].faults[from..];
+        let from = self.faults.get(space).copied().unwrap_or(0);
+        let Some(rest) = self.spaces.get(space).map(|space| &space.faults[from..]) else { return };
         let ready = rest.iter().take_while(|(needed, fault)| *needed <= calls && fault.order < before);
         let run: Vec<Acc> = ready.filter_map(|(_, fault)| access(fault)).collect();
         let count = rest.iter().take_while(|(needed, fault)| *needed <= calls && fault.order < before).count();

@@ -245,3 +245,97 @@ fn whatever_the_order_of_a_schedule_everything_is_played_once() {
     }
     assert!(followed > 50, "{followed} of them are followed");
 }
+
+/// The faults of a program with a thread, whose number stands behind that of the process.
+#[test]
+fn threads_share_the_address_space_of_their_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let threaded = FAULTS.replace("a 9 1.5", "worker 9/10 1.5").replace("a 9 1.8", "a 9/9 1.8");
+    let joined = pair(folder.path(), CALLS, &threaded).join("faults.txt").unwrap();
+    assert_eq!((joined.found.spaces, joined.found.faults, joined.found.unplaced), (1, 8, 0), "{:?}", joined.found);
+    // The kernel names tasks alone; that one was a thread shows when it ends before its process.
+    let fork = "a 9 [000] 1.05: sched:sched_process_fork: comm=a pid=9 child_comm=a child_pid=10\n";
+    let exit = "a 10 [000] 1.9: sched:sched_process_exit: comm=a pid=10 prio=120 group_dead=false\n";
+    let traced = fork.to_owned() + &FAULTS.replace("a 9 1.5", "a 10 1.5") + exit;
+    let joined = pair(folder.path(), CALLS, &traced).join("faults.txt").unwrap();
+    assert_eq!((joined.found.spaces, joined.found.faults, joined.found.unplaced), (1, 8, 0), "{:?}", joined.found);
+}
+
+/// Two children that have their first faults in the other order than they were made in.
+#[test]
+fn address_spaces_are_matched_by_process_whoever_comes_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let calls = CALLS.replace(
+        "7 exit_group",
+        "7 clone(child_stack=NULL, flags=SIGCHLD) = 8\n7 clone(child_stack=NULL, flags=SIGCHLD) = 9
+9 mmap(NULL, 4096, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x7f00000f9000\n9 exit_group(0) = ?
+8 mmap(NULL, 65536, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x7f00000ea000\n8 exit_group(0) = ?\n7 exit_group",
+    );
+    let early = FAULTS.to_owned()
+        + "a 11 2.1: page-faults:u: 7f00100f9008 7f0010104c30\na 10 2.2: page-faults:u: 7f00100ea008 7f0010104c30\n";
+    let late = FAULTS.to_owned()
+        + "a 10 2.1: page-faults:u: 7f00100ea008 7f0010104c30\na 11 2.2: page-faults:u: 7f00100f9008 7f0010104c30\n";
+    for faults in [early, late] {
+        let joined = pair(folder.path(), &calls, &faults).join("faults.txt").unwrap();
+        assert_eq!((joined.found.spaces, joined.found.unplaced), (3, 0), "{:?}", joined.found);
+    }
+}
+
+#[test]
+fn an_area_that_moves_is_placed_while_it_still_lies_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let calls = CALLS.replace(
+        "7 exit_group",
+        "7 mmap(NULL, 8192, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x7f00000fc000
+7 mremap(0x7f00000fc000, 8192, 16384, MREMAP_MAYMOVE) = 0x7f00000f8000
+7 mremap(0x7f00000f8000, 16384, 4096, 0) = 0x7f00000f8000\n7 exit_group",
+    );
+    let faults = FAULTS.to_owned()
+        + "a 9 2.1: page-faults:u: 7f00100fc008 7f0010104c30\na 9 2.2: page-faults:u: 7f00100fb008 7f0010104c30\n";
+    let joined = pair(folder.path(), &calls, &faults).join("faults.txt").unwrap();
+    assert_eq!((joined.found.elsewhere, joined.found.unplaced), (0, 0), "{:?}", joined.found);
+}
+
+#[test]
+fn a_page_that_faults_again_does_so_after_what_was_there_was_unmapped() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = "7 mmap(NULL, 32768, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x7f00000f6000
+7 munmap(0x7f00000f6000, 32768) = 0\n";
+    let calls = CALLS.replace("7 exit_group", &(one.repeat(3) + "7 exit_group"));
+    let fault = "a 9 2.1: page-faults:u: 7f00100f6008 7f0010104c30\n";
+    let mut joined = pair(folder.path(), &calls, &(FAULTS.to_owned() + &fault.repeat(3))).join("faults.txt").unwrap();
+    assert_eq!((joined.found.elsewhere, joined.found.unplaced), (0, 0), "{:?}", joined.found);
+    let (mut batch, mut mapped, mut after) = (Batch::default(), 0, Vec::new());
+    while joined.next_batch(&mut batch).unwrap() {
+        after.extend(batch.run.iter().filter(|access| access.gva().as_u64() == 0x7f00_100f_6008).map(|_| mapped));
+        mapped +=
+            u32::from(matches!(batch.then, Some(Op::Mmap { range, .. }) if range.start.as_u64() == 0x7f00_100f_6000));
+    }
+    assert_eq!(after, [1, 2, 3], "each in a life of its own");
+}
+
+/// A child that executes another program has done something before, in the copy of its parent's address space.
+#[test]
+fn what_a_child_does_before_its_exec_comes_before_its_exec() {
+    let folder = tempfile::tempdir().unwrap();
+    let calls = CALLS.replace(
+        "7 exit_group",
+        "7 clone(child_stack=NULL, flags=SIGCHLD) = 8\n8 execve(\"/bin/b\", [], 0x7 /* 1 var */) = 0
+8 exit_group(0) = ?\n7 exit_group",
+    );
+    let faults = FAULTS.to_owned()
+        + "a 10 2.1: page-faults:u: 403010 7f0010104c30\na 10 2.2: page-faults:u: 3000008 7f0010104c30
+b 10 2.3: page-faults:u: 7f0010204b70 7f0010204b70\n";
+    let mut joined = pair(folder.path(), &calls, &faults).join("faults.txt").unwrap();
+    assert_eq!(joined.found.spaces, 3, "{:?}", joined.found);
+    let (mut batch, mut running, mut seen) = (Batch::default(), ProcessId::FIRST, Vec::new());
+    while joined.next_batch(&mut batch).unwrap() {
+        seen.extend(batch.run.iter().filter(|_| running != ProcessId::FIRST).map(|access| access.gva().as_u64()));
+        match batch.then {
+            Some(Op::Switch { to }) => running = to,
+            Some(Op::Exec | Op::Load { .. }) if running != ProcessId::FIRST => seen.push(0),
+            _ => {}
+        }
+    }
+    assert_eq!(seen, [0x40_3010, 0x300_0008, 0, 0x7f00_1020_4b70]);
+}

@@ -72,6 +72,10 @@ impl<R: Read, G: Grammar> TextReader<R, G> {
         self.lines.input().compression()
     }
 
+    pub(crate) fn timeline(&self) -> &Timeline {
+        &self.timeline
+    }
+
     pub(crate) fn orphans(&self) -> u64 {
         self.timeline.orphans()
     }

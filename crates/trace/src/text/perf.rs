@@ -8,6 +8,10 @@
 //! * `syscalls:sys_enter_*` and `sys_exit_*`: system calls; those that change memory areas are carried out;
 //! * `sched:sched_process_fork`, `_exec`, `_exit`, `sched_switch`. A fork after which the parent sleeps uninterruptibly (`D`)
 //!   before anything else happens is a vfork (`kernel/fork.c`, `wait_for_vfork_done`);
+//!
+//! `PID/TID` names a thread and its process. Where lines name tasks alone, those that end while others of their group live on
+//! (`group_dead=false`) have been threads, which only a second reading can know from the beginning.
+//!
 //! * `tlb:tlb_flush`: counted by reason, for comparison; nothing is done.
 //!
 //! Who ran where by `sched_switch` is kept beside the stream ([`super::schedule`]).
@@ -37,6 +41,8 @@ const MAX_PAUSE: u64 = 1_000_000_000;
 #[derive(Debug, PartialEq, Eq)]
 struct Line<'a> {
     comm: &'a [u8],
+    /// The process, where the line names it beside the task.
+    process: Option<u32>,
     task: u32,
     cpu: Option<u32>,
     nanoseconds: u64,
@@ -70,6 +76,10 @@ pub(crate) struct Perf {
     left: Option<u32>,
     /// Who ran where, for replays.
     schedule: Schedule,
+    /// Tasks that are threads, where that is known.
+    threads: BTreeSet<u32>,
+    /// Tasks that have ended while others of their group lived on.
+    left_a_group: BTreeSet<u32>,
     /// Pages that each process has faulted on, where no error codes say what an access was.
     touched: BTreeSet<(u32, u64)>,
 }
@@ -127,11 +137,13 @@ fn parse(line: &[u8]) -> Option<Line<'_>> {
     // A pointer's distance is where the word lies in the line.
     let offset = |word: &[u8]| word.as_ptr().addr() - line.as_ptr().addr();
     let comm = line[..offset(who)].trim_ascii();
+    let process = who.iter().position(|b| *b == b'/').and_then(|slash| task(&who[..slash]));
     let who = who.split(|b| *b == b'/').next_back()?;
     let event = all.by_ref().find(|word| !word.iter().all(u8::is_ascii_digit))?;
     let end = offset(event) + event.len();
     Some(Line {
         comm,
+        process,
         task: task(who)?,
         cpu,
         nanoseconds,
@@ -155,14 +167,24 @@ fn hex(word: &[u8]) -> Option<u64> {
 }
 
 impl Perf {
-    pub(crate) fn with(execs: Execs) -> Self {
-        Self { execs, ..Self::default() }
+    pub(crate) fn with(execs: Execs, threads: BTreeSet<u32>) -> Self {
+        Self { execs, threads, ..Self::default() }
+    }
+
+    /// The tasks that a reading has found to be threads.
+    pub(crate) fn threads(&self) -> BTreeSet<u32> {
+        &self.threads | &self.left_a_group
     }
 
     /// Takes a new name for an exec.
     fn look_at_name(&mut self, line: &Line<'_>, timeline: &mut Timeline) {
         const MAX_TASKS: usize = 1 << 16;
-        if self.execs == Execs::Recorded || (self.names.len() >= MAX_TASKS && !self.names.contains_key(&line.task)) {
+        // A thread may have a name of its own.
+        let is_thread = line.process.is_some_and(|process| process != line.task);
+        if self.execs == Execs::Recorded
+            || is_thread
+            || (self.names.len() >= MAX_TASKS && !self.names.contains_key(&line.task))
+        {
             return;
         }
         let before = self.names.insert(line.task, line.comm.to_vec());
@@ -204,11 +226,18 @@ impl Perf {
             && field(line.fields, "prev_state").is_some_and(|state| state.starts_with(b"D"));
         self.fork = None;
         timeline.act(parent);
-        timeline.fork(child, sleeps);
+        if self.threads.contains(&child) {
+            timeline.thread(child);
+        } else {
+            timeline.fork(child, sleeps);
+        }
     }
 
     /// Makes the task of a line act, and lets the time pass that it ran.
     fn act(&mut self, line: &Line<'_>, timeline: &mut Timeline) {
+        if let Some(process) = line.process {
+            timeline.join(line.task, process);
+        }
         timeline.act(line.task);
         if let Some((_, before)) = self.last.filter(|(task, _)| *task == line.task) {
             timeline.instructions(line.nanoseconds.saturating_sub(before).min(MAX_PAUSE));
@@ -227,7 +256,7 @@ impl Perf {
         }
         self.act(line, timeline);
         self.look_at_name(line, timeline);
-        let page = (line.task, address >> 12);
+        let page = (line.process.unwrap_or(line.task), address >> 12);
         let again = self.touched.contains(&page);
         if self.touched.len() < MAX_PAGES {
             self.touched.insert(page);
@@ -313,7 +342,11 @@ impl Perf {
             }
             b"sched:sched_process_exit" => {
                 self.act(line, timeline);
-                timeline.exit(field(line.fields, "group_dead") == Some(b"true"));
+                let group = field(line.fields, "group_dead");
+                if group == Some(b"false") {
+                    self.left_a_group.insert(line.task);
+                }
+                timeline.exit(group == Some(b"true"));
             }
             _ => {
                 let next = pid("next_pid").ok_or("`next_pid=` of a switch")?;
@@ -420,10 +453,11 @@ mod tests {
 
     #[test]
     fn lines_are_taken_apart() {
-        for (text, comm, task, cpu, nanoseconds, event, fields) in [
+        for (text, comm, process, task, cpu, nanoseconds, event, fields) in [
             (
                 &b"             gcc 27052/27053  3221.326537: page-faults:u:     7fe2143c6b70     7fe2143c6b70"[..],
                 &b"gcc"[..],
+                Some(27052),
                 27053,
                 None,
                 3_221_326_537_000,
@@ -433,6 +467,7 @@ mod tests {
             (
                 b"cc1 plus 12 [003] 1.5:   1 exceptions:page_fault_user: address=0x10 ip=0x20 error_code=0x6",
                 b"cc1 plus",
+                None,
                 12,
                 Some(3),
                 1_500_000_000,
@@ -440,7 +475,7 @@ mod tests {
                 b"address=0x10 ip=0x20 error_code=0x6",
             ),
         ] {
-            assert_eq!(parse(text), Some(Line { comm, task, cpu, nanoseconds, event, fields }));
+            assert_eq!(parse(text), Some(Line { comm, process, task, cpu, nanoseconds, event, fields }));
         }
         for text in
             [&b""[..], b"gcc 1: x:", b"gcc x 1.5: page-faults: 1 2", b"1.5:", b"12 1.5:", b"brk(NULL) = 0x3fa0a000"]

@@ -60,6 +60,11 @@ impl Timeline {
         self.steps.push_back(step);
     }
 
+    /// The number of each process' first task.
+    pub(crate) fn leaders(&self) -> BTreeMap<ProcessId, u32> {
+        self.tasks.values().map(|task| (task.process, task.leader)).collect()
+    }
+
     /// Whether nothing has happened yet.
     pub(crate) fn is_idle(&self) -> bool {
         self.numbers == 0
@@ -166,6 +171,17 @@ impl Timeline {
             self.add(child, parent.process, parent.leader);
         }
         self.op(Op::Syscall { number: crate::calls::CLONE });
+    }
+
+    /// A task is a thread of the process whose first task is `leader`.
+    pub(crate) fn join(&mut self, task: u32, leader: u32) {
+        if task == leader || self.is_alive(task) {
+            return;
+        }
+        self.act(leader);
+        if let Some(of) = self.tasks.get(&leader).copied() {
+            self.add(task, of.process, of.leader);
+        }
     }
 
     /// The task that acts ends, and with it all of its process where `group` is set or it is the first task of it.
