@@ -75,15 +75,11 @@ fn walks_that_end_in_a_violation_are_predicted_each_and_their_references_nearly(
 fn run_time_follows_from_the_native_run_within_five_percent_under_every_regime() {
     let machine = MachineSpec::load(MachineSpec::DEFAULT).unwrap();
     let regimes = MODELS.map(|(regime, _)| regime);
-    let spec = |workload, kpti, length| GuestSpec { workload, kpti, length };
-    let specs = [
-        spec("churn", true, Length::Short),
-        spec("fork-and-exit", true, Length::Short),
-        spec("protection-fault", true, Length::Short),
-        spec("zipf", false, Length::Short),
-        spec("zipf", false, Length::Long),
-    ];
-    let observed = specs.map(|spec| Observed::of(spec, Accesses(1_000), &machine, &regimes).unwrap());
+    let workloads = ["churn", "context-switch-16", "fork-and-exit", "protection-fault", "touch-and-free", "zipf"];
+    let specs: Vec<GuestSpec> =
+        GuestSpec::all().into_iter().filter(|spec| workloads.contains(&spec.workload)).collect();
+    let observed: Vec<Observed> =
+        specs.iter().map(|spec| Observed::of(*spec, Accesses(500), &machine, &regimes).unwrap()).collect();
     for index in 0..MODELS.len() {
         let times = Times::of(index, &observed, &machine).unwrap();
         let within = times.points.iter().all(|point| point.error() < 0.05);
