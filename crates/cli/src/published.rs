@@ -83,7 +83,8 @@ fn all(args: &PublishedArgs) -> anyhow::Result<Status> {
     let rows = measure(effort, &machine, args.threads, &observer);
     bar.clear();
     let rows = rows?;
-    let known: Vec<_> = rows.iter().map(|row| row.id.clone()).collect();
+    let mut known: Vec<_> = rows.iter().map(|row| row.id.clone()).collect();
+    known.dedup();
     if let Some(unknown) = args.row.iter().find(|wanted| !known.contains(wanted)) {
         anyhow::bail!("--row {unknown}: there is no such row; known: {}", known.join(", "));
     }

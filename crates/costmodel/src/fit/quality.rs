@@ -17,7 +17,7 @@ pub struct Quality {
     pub rms_residual: f64,
     /// The largest relative error.
     pub max_relative: f64,
-    /// The geometric mean of the relative errors, each at least [`GEOMETRIC_FLOOR`].
+    /// The geometric mean of the relative errors, each at least [`GEOMETRIC_FLOOR`], or the largest where that is less.
     pub geometric_mean_relative: f64,
 }
 
@@ -57,12 +57,14 @@ impl Quality {
         };
         let errors = || pairs().map(|(y, f)| relative_error(*y, *f));
         let logs: f64 = errors().map(|error| libm::log(error.max(GEOMETRIC_FLOOR))).sum();
-        let geometric = if observed.is_empty() { 0.0 } else { libm::exp(logs / count) };
+        let max_relative = errors().fold(0.0, f64::max);
+        // The floor must not lift the mean above the largest error.
+        let geometric = if observed.is_empty() { 0.0 } else { libm::exp(logs / count).min(max_relative) };
         Self {
             observations: observed.len(),
             r_squared,
             rms_residual: (residual / count).sqrt(),
-            max_relative: errors().fold(0.0, f64::max),
+            max_relative,
             geometric_mean_relative: geometric,
         }
     }
@@ -90,6 +92,12 @@ mod tests {
         assert!((quality.geometric_mean_relative - 0.02).abs() < 1e-12);
         let exact = Quality::of(&[100.0, 100.0], &[100.0, 101.0]);
         assert!((exact.geometric_mean_relative - (0.01f64 * GEOMETRIC_FLOOR).sqrt()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_geometric_mean_is_never_above_the_largest_error() {
+        let exact = Quality::of(&[100.0, 100.0], &[100.0, 100.0]);
+        assert!(exact.max_relative == 0.0 && exact.geometric_mean_relative == 0.0, "{exact:?}");
     }
 
     #[test]

@@ -80,6 +80,12 @@ pub enum PlanError {
         #[source]
         source: io::Error,
     },
+    /// Where the table would go there is a file that is none.
+    #[error("{} is no table of a plan; remove it, or name another folder with --out", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
     /// The threads cannot be started.
     #[error(transparent)]
     Threads(LabError),

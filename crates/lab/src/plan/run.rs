@@ -134,7 +134,12 @@ impl PlanRun<'_> {
         let mut have = BTreeMap::new();
         for file in [&path, &journal] {
             if file.exists() {
-                have.extend(layout.kept(Table::load(file)?));
+                let table = Table::load(file)?;
+                let empty = fs::metadata(file).is_ok_and(|file| file.len() == 0);
+                if file == &path && !empty && !table.is_of_a_plan() {
+                    return Err(PlanError::Foreign { path: path.clone() });
+                }
+                have.extend(layout.kept(table));
             }
         }
         let missing: Vec<&Task> = tasks.iter().filter(|task| !have.contains_key(&task.key())).collect();

@@ -76,6 +76,11 @@ impl Table {
         Self { columns, rows }
     }
 
+    /// Whether some plan's table begins so: its columns may be those of another version.
+    pub(super) fn is_of_a_plan(&self) -> bool {
+        self.columns.starts_with(&[COMMAND, VERSION, INPUTS].map(str::to_owned))
+    }
+
     /// A cell, by row and column; nothing where there is no such column.
     #[must_use]
     pub fn cell(&self, row: &Row, column: &str) -> Option<String> {

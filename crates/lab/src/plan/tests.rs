@@ -240,6 +240,19 @@ fn an_interrupted_plan_goes_on_and_drops_a_half_written_line() {
 }
 
 #[test]
+fn a_file_that_is_no_table_of_a_plan_is_left_alone() {
+    let dir = TempDir::new().unwrap();
+    let first = carry_out(&small(), dir.path(), "1", 2);
+    for foreign in [&b"somebody else's data,1,2\n"[..], b"no line", &[0xff, 0xfe, 0x00]] {
+        fs::write(&first.path, foreign).unwrap();
+        let run =
+            PlanRun { plan: &small(), size: Size::Full, dir: dir.path(), version: "1", threads: NonZeroUsize::new(2) };
+        assert!(matches!(run.run(&|_| {}, &|_| {}), Err(PlanError::Foreign { .. })));
+        assert_eq!(fs::read(&first.path).unwrap(), foreign);
+    }
+}
+
+#[test]
 fn rows_of_another_program_or_of_other_inputs_are_made_again() {
     let dir = TempDir::new().unwrap();
     let first = carry_out(&small(), dir.path(), "1", 2);
