@@ -102,13 +102,16 @@ fn result(setup: &Setup, vcpus: u16, run: &Run) -> RunResult {
     RunResult { switches: memvirt_machine::result::Switches { vcpus, ..one.switches }, smp: Some(smp), ..one }
 }
 
-/// Where the time of all vCPUs went.
+/// Where the time of all vCPUs went. What a vCPU does for others when its own program has ended is counted, but takes nobody's time:
+/// so the guests' own work is what is left of their time, not what was counted.
 fn account(run: &Run) -> Cycles {
     let sum = |of: fn(&Account) -> u64| run.timeline.vcpus.iter().map(of).sum::<u64>();
     let vcpus = run.timeline.vcpus.len() as u64;
+    let translation = run.translation.min(sum(|vcpu| vcpu.guest));
+    let base = sum(|vcpu| vcpu.guest) - translation;
     let parts = [
-        ("base", "the guests' own work", vcpus, run.base),
-        ("translation", "TLB misses and walks", run.counters.walks, run.translation),
+        ("base", "the guests' own work", vcpus, base),
+        ("translation", "TLB misses and walks", run.counters.walks, translation),
         ("exits", "handlers, without the MMU lock", run.counters.total_exits(), sum(|vcpu| vcpu.host)),
         ("exits", "handlers, under the MMU lock", run.counters.total_exits(), sum(|vcpu| vcpu.locked)),
         ("exits", "kicked out of the guest", sum(|vcpu| vcpu.kicks), sum(|vcpu| vcpu.kicked)),
@@ -120,8 +123,8 @@ fn account(run: &Run) -> Cycles {
     let parts = parts.into_iter().filter(|(.., cycles)| *cycles > 0);
     let parts = parts.map(|(group, name, count, cycles)| Part { group, name: name.to_owned(), count, cycles });
     Cycles {
-        base: run.base,
-        translation: run.translation,
+        base,
+        translation,
         exits: run.exits(),
         waiting: run.waiting(),
         total: run.cycles(),

@@ -83,7 +83,7 @@ fn setting(rows: &[(&[String], &str)], column: usize) -> &'static str {
     let figure = |cell: &&String| cell.starts_with(|c: char| c.is_ascii_digit() || "+-.<\u{2212}".contains(c));
     let (all, figures) = (cells().count(), cells().filter(figure).count());
     match cells().map(|cell| cell.chars().count()).max() {
-        Some(_) if 2 * figures >= all => "",
+        Some(_) if 2 * figures > all => "",
         Some(0..=44) => " class=\"t\"",
         Some(_) => " class=\"t w\"",
         None => "",
