@@ -131,7 +131,10 @@ impl Space {
         let Origin { space: &Self { image, heap, ref places, .. }, faults, calls } = origin;
         let (mut layout, mut places) = (Layout::below(origin.space.layout.top()), places.clone());
         let mut mover = Mover { layout: &mut layout, heap, faults, places: &mut places };
-        let (inherited, moved) = (mover.all(calls), mover.all(told.calls));
+        let inherited = mover.all(calls);
+        // Those are counted where they were called.
+        mover.layout.elsewhere = 0;
+        let moved = mover.all(told.calls);
         let is_threaded = told.is_threaded;
         let mut space = Self { image, inherited, calls: moved, faults: Vec::new(), layout, heap, is_threaded, places };
         space.order(told);

@@ -114,7 +114,7 @@ pub struct Found {
     pub faults: u64,
     /// Those on addresses that neither a call nor exec maps.
     pub unplaced: u64,
-    /// Calls that map something.
+    /// Calls that map something, or move it.
     pub mappings: u64,
     /// Those that the rule of placing does not explain.
     pub elsewhere: u64,
@@ -329,7 +329,7 @@ fn joined(calls: &Calls, faults: &[Vec<Fault>], has_kinds: bool) -> Joined {
         spaces: spaces.len() as u64,
         faults: faults.iter().map(|faults| faults.len() as u64).sum(),
         unplaced: spaces.iter().map(Space::unplaced).sum(),
-        mappings: own.iter().flatten().filter(|op| matches!(op, Op::Mmap { .. } | Op::MapFile { .. })).count() as u64,
+        mappings: own.iter().flatten().filter(|op| maps(op)).count() as u64,
         elsewhere: spaces.iter().map(|space| space.layout.elsewhere).sum(),
     };
     Joined { batches: Player::new(spaces).play(&calls.events), found }
@@ -355,6 +355,15 @@ const fn matters(op: &Op) -> bool {
             | Op::Brk { .. }
             | Op::Discard { .. }
     )
+}
+
+/// Whether an operation puts something where nothing was.
+fn maps(op: &Op) -> bool {
+    match op {
+        Op::Mmap { .. } | Op::MapFile { .. } => true,
+        Op::Mremap { from, to } => from.start != to.start,
+        _ => false,
+    }
 }
 
 fn first_page(faults: &[Fault]) -> Option<u64> {

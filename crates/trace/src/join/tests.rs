@@ -293,7 +293,21 @@ fn an_area_that_moves_is_placed_while_it_still_lies_where_it_was() {
     let faults = FAULTS.to_owned()
         + "a 9 2.1: page-faults:u: 7f00100fc008 7f0010104c30\na 9 2.2: page-faults:u: 7f00100fb008 7f0010104c30\n";
     let joined = pair(folder.path(), &calls, &faults).join("faults.txt").unwrap();
-    assert_eq!((joined.found.elsewhere, joined.found.unplaced), (0, 0), "{:?}", joined.found);
+    let found = joined.found;
+    assert_eq!((found.mappings, found.elsewhere, found.unplaced), (5, 0, 0), "{found:?}");
+}
+
+#[test]
+fn what_a_copy_inherits_is_counted_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let calls = CALLS.replace(
+        "7 exit_group",
+        "7 mmap(0x7e0000000000, 4096, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS|MAP_FIXED, -1, 0) = 0x7e0000000000
+7 clone(child_stack=NULL, flags=SIGCHLD) = 8\n8 exit_group(0) = ?\n7 exit_group",
+    );
+    let faults = FAULTS.to_owned() + "a 10 2.1: page-faults:u: 403010 7f0010104c30\n";
+    let found = pair(folder.path(), &calls, &faults).join("faults.txt").unwrap().found;
+    assert_eq!((found.spaces, found.mappings, found.elsewhere), (2, 4, 1), "{found:?}");
 }
 
 #[test]
