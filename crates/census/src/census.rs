@@ -10,12 +10,13 @@ use memvirt_platform::{Horizon, Ledger, Platform, Reached, Refusal, Stop, TableB
 use crate::around::Around;
 use crate::events::Events;
 use crate::graph::Graph;
-use crate::kvm::{self, Kvm};
+use crate::kvm::Kvm;
 use crate::path::{Way, lowest, tables};
 use crate::private::{Lazy, Vtlb};
 use crate::protect::Protect;
+use crate::store::Store;
 use crate::trees::{self, Cost, Pages, Tree};
-use crate::vbox::{Store, Vbox};
+use crate::vbox::Vbox;
 use crate::xen::Xen;
 
 /// A [`Platform`] around another one, a bare machine of one vCPU, that counts what the guest does.
@@ -170,8 +171,9 @@ impl<P: Platform> Census<P> {
         let at = way.frame.at(acc.gva().as_u64() & 0xff8);
         xen.access(way, store.map(|(op, _)| (at, op)), &around, events);
         let ip = store.map_or(Gva::ZERO, |(_, ip)| ip);
-        vbox.access(way, &Store { op: store.map(|(op, _)| op), gva: acc.gva(), ip }, &around, events);
-        kvm.access(way, &kvm::Store { op: store.map(|(op, _)| op), gva: acc.gva(), ip }, &around, events);
+        let instruction = Store { op: store.map(|(op, _)| op), gva: acc.gva(), ip };
+        vbox.access(way, &instruction, &around, events);
+        kvm.access(way, &instruction, &around, events);
         protect.access(way, store.map(|(op, _)| (at, op)), &around);
         if let Some(root) = *root {
             vtlb.access(way, root);

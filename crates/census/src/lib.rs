@@ -10,6 +10,7 @@ mod path;
 mod private;
 mod protect;
 mod shadows;
+mod store;
 mod trees;
 mod vbox;
 mod xen;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use memvirt_addr::{Gfn, Gpa, Gva, Level};
+use memvirt_addr::{Gfn, Gpa, Level};
 use memvirt_ops::arch::StoreOp;
 use memvirt_pagetable::{Attrs, Entry, Format, Guest4};
 use memvirt_platform::Work;
@@ -14,6 +14,7 @@ use crate::around::Around;
 use crate::events::Events;
 use crate::path::Way;
 use crate::shadows::{Clean, Orphans, Search, Shadows};
+use crate::store::Store;
 
 const LEAF_LIMIT: u32 = 4;
 const UPPER_LIMIT: u32 = 24;
@@ -21,23 +22,7 @@ const UPPER_LIMIT: u32 = 24;
 const SYNC_PAGES: u64 = 32;
 const SLOTS: usize = 16;
 
-/// A store, as the guest's kernel made it; a process' stores have address and nothing else.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Store<'a> {
-    pub(crate) op: Option<&'a StoreOp>,
-    pub(crate) gva: Gva,
-    pub(crate) ip: Gva,
-}
-
 impl Store<'_> {
-    const fn bytes(&self) -> u64 {
-        match self.op {
-            Some(StoreOp::Mov { width, .. }) => width.bytes(),
-            Some(StoreOp::Vector) => 16,
-            _ => 8,
-        }
-    }
-
     /// Source: `pgmRZPoolMonitorIsReused`.
     fn is_reused(&self, user: bool) -> bool {
         let unaligned = self.bytes() >= 8 && self.gva.as_u64() & 7 != 0;

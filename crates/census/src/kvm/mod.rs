@@ -22,6 +22,7 @@ use memvirt_platform::Work;
 use crate::around::Around;
 use crate::events::Events;
 use crate::path::Way;
+use crate::store::Store;
 use roots::Root;
 
 /// Stores to an upper table, without a use between them, that end its being one.
@@ -62,24 +63,6 @@ struct Page {
     held: u32,
     /// Zapped while a root named it.
     invalid: bool,
-}
-
-/// A store as the guest's kernel made it; a process' stores have nothing but an address.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Store<'a> {
-    pub(crate) op: Option<&'a StoreOp>,
-    pub(crate) gva: Gva,
-    pub(crate) ip: Gva,
-}
-
-impl Store<'_> {
-    const fn bytes(&self) -> u64 {
-        match self.op {
-            Some(StoreOp::Mov { width, .. }) => width.bytes(),
-            Some(StoreOp::Vector) => 16,
-            _ => 8,
-        }
-    }
 }
 
 /// KVM's view.
