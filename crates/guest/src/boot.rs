@@ -99,6 +99,7 @@ impl Guest {
             doomed: Vec::new(),
             next_space: 0,
             shootdowns: Vec::new(),
+            populated_end: 0,
         };
         guest.first_process(platform, ledger)?;
         Ok(guest)

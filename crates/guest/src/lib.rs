@@ -83,6 +83,8 @@ pub struct Guest {
     next_space: u64,
     /// What the call that runs has made other CPUs do.
     shootdowns: Vec<Shootdown>,
+    /// The frames before this one were brought in by the host with [`Guest::prefault`].
+    populated_end: u64,
 }
 
 /// How often one access may fault in a row: a store to a copy-on-write page faults at most twice.

@@ -6,22 +6,24 @@
 
 use memvirt_addr::{Acc, Gfn, Gpa, Gva, Hfn, PageSize, PfCode, Vpn};
 use memvirt_ops::arch::{Event, GfnRange, GuestFault, StoreOp, Width};
-use memvirt_ops::process::Backing;
+use memvirt_ops::process::{Backing, Range};
 use memvirt_ops::{VcpuId, VmId};
 use memvirt_platform::{Attribution, Horizon, Ledger, Platform, Reached, Refusal, Stop, TableBytes};
 
+use super::area::pages_of;
 use super::layout::DIRECT_MAP;
 use super::{Guest, Halted};
 
 impl Guest {
-    /// Maps every page of the current process' private anonymous memory that may be stored to, as stores to them would, and
-    /// has the host bring in all memory that the guest uses. Nothing of it is counted.
+    /// Maps every page of the current process' private anonymous memory within `range` that may be stored to, as stores to them
+    /// would, and has the host bring in all memory that the guest uses and has not brought in this way before. Nothing of it is
+    /// counted.
     ///
     /// # Errors
     ///
     /// [`Halted::GuestOutOfMemory`].
-    pub fn prefault(&mut self, platform: &mut dyn Platform) -> Result<(), Halted> {
-        self.prefault_on(0, platform)
+    pub fn prefault(&mut self, range: Range, platform: &mut dyn Platform) -> Result<(), Halted> {
+        self.prefault_on(0, range, platform)
     }
 
     /// As [`Guest::prefault`], for the process that is current on a CPU.
@@ -33,22 +35,23 @@ impl Guest {
     /// # Panics
     ///
     /// For a CPU that does not exist.
-    pub fn prefault_on(&mut self, cpu: usize, platform: &mut dyn Platform) -> Result<(), Halted> {
+    pub fn prefault_on(&mut self, cpu: usize, range: Range, platform: &mut dyn Platform) -> Result<(), Halted> {
         self.begin(cpu);
+        let Some((start, end)) = pages_of(range) else { return Ok(()) };
         let process = self.current().and_then(|id| self.processes.get(&id));
-        let areas = process.map_or(Vec::new(), |process| {
-            let wanted =
-                process.areas.iter().filter(|area| area.backing == Backing::AnonymousPrivate && area.prot.write);
-            wanted.map(|area| (area.start, area.end)).collect()
-        });
+        let mut parts = process.map_or(Vec::new(), |process| process.areas.overlapping(start, end));
+        parts.retain(|area| area.backing == Backing::AnonymousPrivate && area.prot.write);
         let counted = self.me().stats;
         let mut loader = Loader { below: platform, vm: self.vm };
-        for (start, end) in areas {
-            self.prefault_pages(start, end, &mut loader)?;
+        for part in parts {
+            self.prefault_pages(part.start, part.end, &mut loader)?;
         }
         self.me_mut().stats = counted;
-        let used = GfnRange { start: Gfn::new(0), frames: self.frames.used_end() };
-        platform.populate(self.vm, used, &mut Ledger::sums());
+        let (old, new) = (self.populated_end, self.frames.used_end());
+        if new > old {
+            self.populated_end = new;
+            platform.populate(self.vm, GfnRange { start: Gfn::new(old), frames: new - old }, &mut Ledger::sums());
+        }
         Ok(())
     }
 

@@ -66,7 +66,7 @@ fn prefault_leaves_what_stores_to_each_page_leave_and_counts_nothing() {
         let (mut touched, mut ahead) = (world(config), world(config));
         touched.store_to_each_page();
         let before = (ahead.guest.stats(), ahead.ledger.counters);
-        ahead.guest.prefault(&mut ahead.machine).expect("memory suffices");
+        ahead.guest.prefault(AREA, &mut ahead.machine).expect("memory suffices");
         let after = (ahead.guest.stats(), ahead.ledger.counters);
         assert_eq!(after.0.peak_data_frames, touched.guest.stats().peak_data_frames);
         assert_eq!(memvirt_guest::GuestStats { peak_data_frames: before.0.peak_data_frames, ..after.0 }, before.0);
@@ -86,8 +86,26 @@ fn prefault_maps_only_what_lacks() {
     let mut world = world(GuestConfig::default());
     world.store_to_each_page();
     let memory = world.memory();
-    world.guest.prefault(&mut world.machine).expect("memory suffices");
+    world.guest.prefault(AREA, &mut world.machine).expect("memory suffices");
     assert_eq!(world.memory(), memory);
+}
+
+#[test]
+fn prefault_maps_the_range_and_nothing_else() {
+    let (mut whole, mut halves) = (world(GuestConfig::default()), world(GuestConfig::default()));
+    whole.guest.prefault(AREA, &mut whole.machine).expect("memory suffices");
+    let half = Range { bytes: AREA.bytes / 2, ..AREA };
+    halves.guest.prefault(half, &mut halves.machine).expect("memory suffices");
+    let mapped = |world: &World| {
+        let guest = Memory(&world.machine);
+        let user = AREA.start..=AREA.start.wrapping_add(AREA.bytes - 1);
+        Tree::<Guest4, _>::new(&guest, world.root()).leaves(user).count() as u64
+    };
+    assert_eq!(mapped(&halves), half.bytes / 4096);
+    let rest = Range { start: half.start.wrapping_add(half.bytes), ..half };
+    halves.guest.prefault(rest, &mut halves.machine).expect("memory suffices");
+    assert_eq!(mapped(&halves), AREA.bytes / 4096);
+    assert_eq!(halves.memory(), whole.memory());
 }
 
 #[test]

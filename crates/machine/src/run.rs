@@ -165,7 +165,10 @@ impl Recorder {
                 *self = Self::default();
             }
             let then = batch.then.take();
-            let maps = matches!(then, Some(Op::Mmap { .. }));
+            let mapped = match then {
+                Some(Op::Mmap { range, .. }) if measure.prefault => Some(range),
+                _ => None,
+            };
             let run = guest.batch(&batch, platform, &mut self.ledger);
             self.sample(guest, platform, observers.watch);
             let done = match (run, then) {
@@ -176,7 +179,7 @@ impl Recorder {
                 }
                 (run, _) => run,
             };
-            let done = if measure.prefault && maps { done.and_then(|()| guest.prefault(platform)) } else { done };
+            let done = done.and_then(|()| mapped.map_or(Ok(()), |range| guest.prefault(range, platform)));
             self.sample(guest, platform, observers.watch);
             if let Err(halted) = done {
                 return (halted.into(), None);

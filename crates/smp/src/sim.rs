@@ -282,8 +282,8 @@ impl<'a, S: Source> Driver<'a, S> {
         let made = self.guests[vm].stats_on(cpu).user_accesses;
         let mut recorder = Recorder { inner: self.platform, spec: self.spec, me, log: &mut self.log, sent: false };
         let mut done = self.guests[vm].batch_on(cpu, &self.batch, &mut recorder, &mut self.ledger);
-        if self.prefault && matches!(self.batch.then, Some(Op::Mmap { .. })) {
-            done = done.and_then(|()| self.guests[vm].prefault_on(cpu, self.platform));
+        if let (true, Some(Op::Mmap { range, .. })) = (self.prefault, self.batch.then) {
+            done = done.and_then(|()| self.guests[vm].prefault_on(cpu, range, self.platform));
         }
         let accesses = self.guests[vm].stats_on(cpu).user_accesses - made;
         let paid = self.paid_since(i, &before);

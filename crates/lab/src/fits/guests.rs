@@ -218,8 +218,8 @@ pub(crate) fn drive<P: Platform, S: Source<Error = core::convert::Infallible>>(
     while stream.next_batch(&mut batch).unwrap_or_else(|never| match never {}) {
         between(&guest, platform);
         guest.batch(&batch, platform, &mut ledger).map_err(halted)?;
-        if prefault && matches!(batch.then, Some(Op::Mmap { .. })) {
-            guest.prefault(platform).map_err(halted)?;
+        if let (true, Some(Op::Mmap { range, .. })) = (prefault, batch.then) {
+            guest.prefault(range, platform).map_err(halted)?;
         }
     }
     Ok(())
