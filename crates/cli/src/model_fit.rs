@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::{Args, ValueEnum};
 use memvirt_lab::claims::Effort;
@@ -12,6 +13,7 @@ use memvirt_machine::MachineSpec;
 
 use crate::failure::Status;
 use crate::output::{print, render, table};
+use crate::progress::Rows;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -55,8 +57,14 @@ enum FitFormat {
 pub(crate) fn fit(args: &FitArgs) -> anyhow::Result<Status> {
     let machine = MachineSpec::load(&args.machine)?;
     let effort = if args.quick { Effort::Quick } else { Effort::Full };
-    let mut fits = Fits::gather(effort, &machine, args.threads, &|_| {})?;
-    fits.complete(&machine, args.threads)?;
+    let (rows, done, of) = (Rows::new(), AtomicUsize::new(0), Fits::steps(effort) + 1);
+    let observer = |what: &str| rows.show(done.fetch_add(1, Ordering::Relaxed) + 1, of, what);
+    let fits = Fits::gather(effort, &machine, args.threads, &observer).and_then(|mut fits| {
+        fits.complete(&machine, args.threads)?;
+        Ok(fits)
+    });
+    rows.clear();
+    let fits = fits?;
     if let Some(out) = &args.out {
         write_fits(out, &fits)?;
     }

@@ -117,24 +117,20 @@ impl Evidence {
         threads: Option<NonZeroUsize>,
         observer: &(dyn Fn(Done) + Sync),
     ) -> Result<Self, LabError> {
-        let tasks = tasks().len() + Many::steps() + 1;
-        on_threads(threads, tasks, || Self::measure(effort, machine, observer))?
+        let most = tasks().len() + Many::steps() + Fits::steps(effort);
+        on_threads(threads, most, || Self::measure(effort, machine, observer))?
     }
 
     fn measure(effort: Effort, machine: &MachineSpec, observer: &(dyn Fn(Done) + Sync)) -> Result<Self, LabError> {
         let tasks = tasks();
-        let of = tasks.len() + Many::steps() + 1 + Own::STEPS;
+        let of = tasks.len() + Many::steps() + Fits::steps(effort) + Own::STEPS;
         let run = |task: &Task| {
             let done = task.run(effort, machine)?;
             observer(Done { what: task.workload.to_owned(), of });
             Ok(done)
         };
         let compare = || tasks.par_iter().with_max_len(1).map(run).collect::<Result<Vec<_>, LabError>>();
-        let fit = || {
-            let fits = Fits::gather(effort, machine, None, &|_| {})?;
-            observer(Done { what: "fits".to_owned(), of });
-            Ok::<_, LabError>(fits)
-        };
+        let fit = || Fits::gather(effort, machine, None, &|what| observer(Done { what: format!("fits: {what}"), of }));
         let many = || Many::measure(effort, machine, of, observer);
         let ((many, fits), made) = rayon::join(|| rayon::join(many, fit), compare);
         let (mut fits, many, mut made) = (fits?, many?, made?);

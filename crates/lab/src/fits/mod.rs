@@ -53,6 +53,10 @@ impl Extent {
             }
         }
     }
+
+    fn warm(&self) -> Vec<Warm> {
+        Warm::all(self.warm, &walks::WORKLOADS[walks::WORKLOADS.len() - self.steady..])
+    }
 }
 
 /// The models against the runs.
@@ -75,6 +79,12 @@ pub struct Fits {
 }
 
 impl Fits {
+    /// How often [`gather`](Self::gather) tells of a step.
+    #[must_use]
+    pub fn steps(effort: Effort) -> usize {
+        GuestSpec::all().len() + Task::all(effort).len() + Extent::of(effort).warm().len()
+    }
+
     /// Runs everything and fits. `observer` hears what was finished, from several threads.
     ///
     /// # Errors
@@ -109,23 +119,25 @@ impl Fits {
         let extent = Extent::of(effort);
         let regimes: Vec<RegimeKind> = traps::MODELS.iter().map(|(regime, _)| *regime).collect();
         let observed = each(&GuestSpec::all(), |spec| {
+            let observed = Observed::of(*spec, extent.accesses, machine, &regimes)?;
             observer(spec.workload);
-            Observed::of(*spec, extent.accesses, machine, &regimes)
+            Ok(observed)
         })?;
         let models: Vec<usize> = (0..regimes.len()).collect();
         let traps = each(&models, |index| Traps::of(*index, &observed, extent.resamples))?;
         let times = each(&models, |index| Times::of(*index, &observed, machine))?;
         let tasks = Task::all(effort);
         let mosaics = each(&tasks, |task| {
+            let mosaics = task.measure(machine)?;
             observer(task.workload);
-            task.measure(machine)
+            Ok(mosaics)
         })?;
         let mosaics = mosaics.into_iter().flatten().collect();
-        let walks =
-            each(&Warm::all(extent.warm, &walks::WORKLOADS[walks::WORKLOADS.len() - extent.steady..]), |warm| {
-                observer(warm.workload);
-                warm.measure()
-            })?;
+        let walks = each(&extent.warm(), |warm| {
+            let points = warm.measure()?;
+            observer(warm.workload);
+            Ok(points)
+        })?;
         let walks = walks.into_iter().flatten().collect();
         let others = Others::of_walks()?;
         Ok(Self { machine: machine.name.clone(), effort, traps, times, mosaics, walks, others })
