@@ -22,7 +22,7 @@ pub enum WorkloadError {
         /// The file.
         path: PathBuf,
         /// What it is instead.
-        reason: &'static str,
+        reason: String,
     },
     /// The file is no TOML, or one of its fields is missing, unknown or out of bounds.
     #[error("{file}:{line}: {}{message}", if field.is_empty() { String::new() } else { format!("{field}: ") })]

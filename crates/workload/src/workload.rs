@@ -1,10 +1,9 @@
 //! A workload: a generator's parameters with a name, a story, where its rates come from, and what it asks of the guest.
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
+use memvirt_textfile::TextError;
 use serde::Serialize;
 
 use crate::builtin::{self, Builtin};
@@ -56,7 +55,7 @@ pub struct Workload {
 
 impl Workload {
     /// Bytes of the largest workload file that is read; they have a few hundred.
-    pub const MAX_FILE_BYTES: u64 = 1 << 20;
+    pub const MAX_FILE_BYTES: u64 = memvirt_textfile::MAX_BYTES;
 
     /// The workloads that are built in, in the order of their names.
     pub fn builtin() -> impl ExactSizeIterator<Item = &'static Builtin> {
@@ -79,15 +78,10 @@ impl Workload {
     /// Where the file cannot be read, is no text, or holds no valid workload.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, WorkloadError> {
         let path = path.as_ref();
-        let not_a_workload = |reason| WorkloadError::NotAWorkload { path: path.to_owned(), reason };
-        let mut bytes = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(Self::MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
-            .map_err(|source| WorkloadError::Read { path: path.to_owned(), source })?;
-        if bytes.len() as u64 > Self::MAX_FILE_BYTES {
-            return Err(not_a_workload("it is larger than 1 MiB"));
-        }
-        let text = String::from_utf8(bytes).map_err(|_| not_a_workload("it is no UTF-8 text"))?;
+        let text = memvirt_textfile::read(path).map_err(|error| match error {
+            TextError::Read(source) => WorkloadError::Read { path: path.to_owned(), source },
+            other => WorkloadError::NotAWorkload { path: path.to_owned(), reason: other.to_string() },
+        })?;
         Self::parse(&path.display().to_string(), &text)
     }
 

@@ -1,14 +1,13 @@
 //! A model: what it takes, what it gives, and how; read from a file, evaluated at a point.
 
 use std::fmt;
-use std::fs;
-use std::io::Read;
 use std::path::Path;
+
+use memvirt_textfile::TextError;
 
 use super::ast::Expr;
 use super::builtin;
-use super::error::{EvalError, ModelError, Problem};
-use super::lexer::MAX_FILE_BYTES;
+use super::error::{EvalError, ModelError};
 use super::parser;
 use super::unit::{Scaled, Units};
 
@@ -206,16 +205,10 @@ impl Model {
     ///
     /// As [`parse`](Self::parse), and where the file cannot be read or is no text.
     pub fn load(path: &Path) -> Result<Self, ModelError> {
-        let read = |source| ModelError::Read { path: path.to_owned(), source };
-        let mut bytes = Vec::new();
-        // One byte more than is allowed tells a file that is too long, and one without end, from the longest one.
-        let limit = MAX_FILE_BYTES as u64 + 1;
-        fs::File::open(path).map_err(read)?.take(limit).read_to_end(&mut bytes).map_err(read)?;
-        let not = |reason| ModelError::NotAModel { path: path.to_owned(), reason };
-        if bytes.len() > MAX_FILE_BYTES {
-            return Err(not(Problem::TooLong.to_string()));
-        }
-        let text = String::from_utf8(bytes).map_err(|_| not("it is no UTF-8 text".to_owned()))?;
+        let text = memvirt_textfile::read(path).map_err(|error| match error {
+            TextError::Read(source) => ModelError::Read { path: path.to_owned(), source },
+            other => ModelError::NotAModel { path: path.to_owned(), reason: other.to_string() },
+        })?;
         Self::parse(&path.display().to_string(), &text)
     }
 

@@ -24,7 +24,7 @@ pub enum PlanError {
         /// The file.
         path: PathBuf,
         /// What it is instead.
-        reason: &'static str,
+        reason: String,
     },
     /// The file is no TOML, or something in it is missing, unknown or out of bounds.
     #[error("{file}:{line}: {}{message}", if field.is_empty() { String::new() } else { format!("{field}: ") })]

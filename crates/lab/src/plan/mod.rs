@@ -18,9 +18,9 @@ mod tests;
 mod value;
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
+
+use memvirt_textfile::TextError;
 
 pub use builtin::Builtin;
 pub use error::PlanError;
@@ -77,7 +77,7 @@ pub struct Plan {
 
 impl Plan {
     /// Bytes of the largest plan file that is read.
-    pub const MAX_FILE_BYTES: u64 = 1 << 20;
+    pub const MAX_FILE_BYTES: u64 = memvirt_textfile::MAX_BYTES;
     /// The most runs of a plan.
     pub const MAX_POINTS: usize = 100_000;
 
@@ -114,15 +114,10 @@ impl Plan {
     ///
     /// Where it cannot be read, is no text, or holds no valid plan.
     pub fn load(path: &Path) -> Result<Self, PlanError> {
-        let not_a_plan = |reason| PlanError::NotAPlan { path: path.to_owned(), reason };
-        let mut bytes = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(Self::MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
-            .map_err(|source| PlanError::Read { path: path.to_owned(), source })?;
-        if bytes.len() as u64 > Self::MAX_FILE_BYTES {
-            return Err(not_a_plan("it is larger than 1 MiB"));
-        }
-        let text = String::from_utf8(bytes).map_err(|_| not_a_plan("it is no UTF-8 text"))?;
+        let text = memvirt_textfile::read(path).map_err(|error| match error {
+            TextError::Read(source) => PlanError::Read { path: path.to_owned(), source },
+            other => PlanError::NotAPlan { path: path.to_owned(), reason: other.to_string() },
+        })?;
         Self::parse(&path.display().to_string(), &text)
     }
 

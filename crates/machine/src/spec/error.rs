@@ -20,7 +20,7 @@ pub enum MachineError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it as a whole.
-        reason: &'static str,
+        reason: String,
     },
     /// It is not what a machine file must be.
     #[error("machine file {file}: line {line}: {}{message}", if field.is_empty() { String::new() } else { format!("{field}: ") })]

@@ -13,12 +13,11 @@ mod tlb;
 mod walk_caches;
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 
 use memvirt_cache::CacheHierarchy;
 use memvirt_platform::MmuGeometry;
+use memvirt_textfile::TextError;
 use memvirt_tlb::Geometry;
 use serde::{Deserialize, Serialize};
 
@@ -82,7 +81,7 @@ impl MachineSpec {
     pub const DEFAULT: &'static str = "skylake-sp";
 
     /// The largest machine file that is read, in bytes.
-    pub const MAX_FILE_BYTES: u64 = 1 << 20;
+    pub const MAX_FILE_BYTES: u64 = memvirt_textfile::MAX_BYTES;
 
     /// The machines that are built in.
     ///
@@ -111,20 +110,12 @@ impl MachineSpec {
         Self::parse(&path.display().to_string(), &Self::read(path)?)
     }
 
-    /// The text of the file, which is never read beyond its limit: a device or a wrong file may have no end.
+    /// The text of the file.
     fn read(path: &Path) -> Result<String, MachineError> {
-        let not_a_machine = |reason| MachineError::NotAMachine { path: path.to_owned(), reason };
-        if path.is_dir() {
-            return Err(not_a_machine("it is a directory"));
-        }
-        let mut bytes = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(Self::MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
-            .map_err(|source| MachineError::Read { path: path.to_owned(), source })?;
-        if bytes.len() as u64 > Self::MAX_FILE_BYTES {
-            return Err(not_a_machine("it is larger than 1 MiB"));
-        }
-        String::from_utf8(bytes).map_err(|_| not_a_machine("it is no UTF-8 text"))
+        memvirt_textfile::read(path).map_err(|error| match error {
+            TextError::Read(source) => MachineError::Read { path: path.to_owned(), source },
+            other => MachineError::NotAMachine { path: path.to_owned(), reason: other.to_string() },
+        })
     }
 
     /// A machine from the text of a file.
