@@ -187,7 +187,9 @@ fn a_point_must_be_whole_known_and_within_bounds() {
     assert_eq!(model.at(&[]), Err(EvalError::Missing { model: name("m"), name: name("n") }));
     assert!(matches!(model.at(&[("n", 4.0), ("q", 1.0)]), Err(EvalError::Unknown { .. })));
     assert!(matches!(model.at(&[("n", 11.0)]), Err(EvalError::OutOfRange { .. })));
-    assert!(matches!(model.at(&[("n", f64::NAN)]), Err(EvalError::OutOfRange { .. })));
+    for endless in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        assert!(matches!(model.at(&[("n", endless)]), Err(EvalError::NoNumber { .. })));
+    }
     assert!(matches!(model.at(&[("n", 4.0), ("p", -1.0)]), Err(EvalError::OutOfRange { .. })));
     let whole = self::model("input n : 1 from config in whole 1..10\noutput y : 1 = n");
     assert_eq!(whole.at(&[("n", 4.0)]), Ok(vec![4.0]));
@@ -195,9 +197,36 @@ fn a_point_must_be_whole_known_and_within_bounds() {
     assert_eq!(refused, "m: n = 4.5 lies outside the whole numbers 1..10");
     let far = whole.at(&[("n", 1e300)]).unwrap_err().to_string();
     assert_eq!(far, "m: n = 1e300 lies outside the whole numbers 1..10");
-    let infinite = EvalError::NotFinite { model: name("m"), name: name("y"), value: f64::INFINITY };
-    assert_eq!(model.at(&[("n", 2.0)]), Err(infinite));
+    assert!(matches!(model.at(&[("n", 2.0)]), Err(EvalError::NotFinite { .. })));
     assert!(matches!(model.evaluate(&[1.0, 2.0], &[2.0]), Err(EvalError::Count { what: "inputs", .. })));
+}
+
+#[test]
+fn a_result_that_is_no_number_goes_back_to_the_part_and_the_values_at_fault() {
+    let inputs = "input a : 1 from config\ninput b : KiB from config\n";
+    let refused =
+        |formulas: &str| model(&format!("{inputs}{formulas}")).at(&[("a", 0.0), ("b", 3.0)]).unwrap_err().to_string();
+    for (formulas, why) in [
+        ("let z = 1 / a\noutput y : 1 = 2 + z", "`z` is inf at this point: `1 / a` with a = 0 is a division by zero"),
+        (
+            "output y : 1 = 1 - log(a - 1)",
+            "`y` is NaN at this point: `log(a - 1)` with a = 0 is the logarithm of what is not above 0",
+        ),
+        (
+            "output y : 1 = if a > 0 then 1 else 2 * sqrt(a - b / 1 [KiB])",
+            "`sqrt(a - b / 1 [KiB])` with a = 0, b = 3 is the root of a negative number",
+        ),
+        ("output y : 1 = a^(-2)", "`a^-2` with a = 0 is a division by zero"),
+        ("output y : 1 = exp(1000)", "`exp(1000)` is beyond the largest number, about 1.8e308"),
+        ("output y : 1 = 1e308 * (b / 1 [bytes])", "with b = 3 is beyond the largest number"),
+        ("output y : 1 = sum(i in 0..2 : 1 / i)", "is a sum or product with a term that is no number"),
+    ] {
+        let said = refused(formulas);
+        assert!(said.contains(why), "{formulas}: {said}");
+    }
+    // A part that is infinite and of no consequence is not to blame.
+    let harmless = "let z = 1 / a\noutput x : 1 = min(z, 5)\noutput y : 1 = 1 / (a * a)";
+    assert!(refused(harmless).contains("`1 / (a * a)` with a = 0 is a division by zero"), "{}", refused(harmless));
 }
 
 #[test]

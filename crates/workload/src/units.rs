@@ -337,6 +337,12 @@ mod tests {
     }
 
     #[test]
+    fn what_is_said_of_sizes_is_their_bound() {
+        assert!(Footprint::EXPECTED.contains(&format!("to \"{}\"", Footprint::MAX)), "{}", Footprint::EXPECTED);
+        assert!(Stride::EXPECTED.contains(&format!("to \"{}\"", Stride::MAX)), "{}", Stride::EXPECTED);
+    }
+
+    #[test]
     fn malformed_sizes_are_refused() {
         for text in
             ["", "MiB", "64", "64mib", "-1KiB", "+1KiB", "1.5MiB", "_1KiB", "1_KiB", "64 M", "99999999TiB", "٣KiB"]

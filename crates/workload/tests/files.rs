@@ -219,7 +219,7 @@ fn contradictions_between_fields_are_refused_with_a_mend() {
         ),
         (
             kind("zipf", "exponent = 1").replace("1MiB", "1TiB"),
-            "7: generator.footprint: 268435456 pages are too many; at most 16777216".into(),
+            "7: generator.footprint: 268435456 pages (1TiB) are too many; at most 16777216 (64GiB)".into(),
         ),
         (
             kind("pointer-chase", "node = '24B'"),
@@ -235,7 +235,7 @@ fn contradictions_between_fields_are_refused_with_a_mend() {
             "8: generator.iterations: the run would make more than 1000000000000 accesses; fewer iterations or a smaller \
              footprint".into(),
         ),
-        (file(fork), "7: generator.footprint: 536870912 pages are too many; at most 268435456".into()),
+        (file(fork), "7: generator.footprint: 536870912 pages (2TiB) are too many; at most 268435456 (1TiB)".into()),
         (
             file(&fork.replace("2TiB", "4KiB").replace("forks = 1", "forks = 4294967296")),
             "8: generator.forks: 4294967296 forks are too many; at most 4294967295".into(),
@@ -248,7 +248,7 @@ fn contradictions_between_fields_are_refused_with_a_mend() {
         ),
         (
             churn(ones, "").replace("4KiB", "1TiB"),
-            "7: generator.areas: 805306368 pages in all areas are too many; at most 67108864".into(),
+            "7: generator.areas: 805306368 pages in all areas (3TiB) are too many; at most 67108864 (256GiB)".into(),
         ),
     ]);
 }

@@ -211,11 +211,23 @@ pub enum EvalError {
         range: String,
     },
     /// A result that is no number.
-    #[error("{model}: `{name}` is {value} at this point: a division by zero, a logarithm of nothing or an overflow")]
+    #[error("{model}: `{name}` is {value} at this point: {why}")]
     NotFinite {
         /// The model.
         model: String,
-        /// The output, or the first sub-expression it goes back to.
+        /// The output, or the formula it goes back to.
+        name: String,
+        /// Infinity or not a number.
+        value: f64,
+        /// The part of the formula that is at fault, the values of the names in it, and what it does with them.
+        why: String,
+    },
+    /// A value that is infinite or no number at all.
+    #[error("{model}: the value of `{name}` is {value}, not a finite number: give one below 1.8e308")]
+    NoNumber {
+        /// The model.
+        model: String,
+        /// The input or parameter.
         name: String,
         /// Infinity or not a number.
         value: f64,

@@ -3,6 +3,7 @@
 //! The elementary functions are libm's, so that every computer gives the same bits.
 
 use super::ast::{Comparison, Expr, Factor, Function, Kind, SeriesKind, Sign, Slot};
+use super::blame::{Blame, blame};
 use super::error::EvalError;
 use super::model::{Model, Range, ValueKind};
 
@@ -12,7 +13,7 @@ pub const MAX_TERMS: u32 = 1_000_000;
 pub const MAX_STEPS: u32 = 20_000_000;
 
 /// What stops an evaluation.
-enum Stop {
+pub(crate) enum Stop {
     Terms {
         from: f64,
         to: f64,
@@ -23,10 +24,10 @@ enum Stop {
 }
 
 /// The values of names.
-struct Scope<'a> {
-    inputs: &'a [f64],
-    params: &'a [f64],
-    values: Vec<f64>,
+pub(crate) struct Scope<'a> {
+    pub(crate) inputs: &'a [f64],
+    pub(crate) params: &'a [f64],
+    pub(crate) values: Vec<f64>,
     indices: Vec<f64>,
     steps: u32,
 }
@@ -49,8 +50,13 @@ impl Model {
             scope.values.push(result);
         }
         let outputs = self.values.iter().zip(&scope.values).filter(|(value, _)| value.kind == ValueKind::Output);
-        let finite = |result: f64| if result.is_finite() { Ok(result) } else { Err(self.not_finite(&scope.values)) };
-        outputs.map(|(value, result)| finite(result / value.unit.scale)).collect()
+        let results: Vec<f64> = outputs.map(|(value, result)| result / value.unit.scale).collect();
+        match blame(self, &mut scope) {
+            Some(Blame { name, value, why }) => {
+                Err(EvalError::NotFinite { model: self.name.clone(), name, value, why })
+            }
+            None => Ok(results),
+        }
     }
 
     fn admit<'a>(
@@ -65,6 +71,9 @@ impl Model {
             return Err(EvalError::Count { model: model(), what, expected, found });
         }
         for (value, (name, range)) in values.iter().zip(bounds) {
+            if !value.is_finite() {
+                return Err(EvalError::NoNumber { model: model(), name: name.to_owned(), value: *value });
+            }
             if !range.contains(*value) {
                 let plain = range.to_string();
                 let range = plain.strip_prefix("whole ").map_or(plain.clone(), |r| format!("the whole numbers {r}"));
@@ -73,14 +82,6 @@ impl Model {
             }
         }
         Ok(())
-    }
-
-    /// The first formula that went wrong explains the output that did.
-    fn not_finite(&self, results: &[f64]) -> EvalError {
-        let mut named = self.values.iter().zip(results);
-        let first = named.find(|(_, result)| !result.is_finite());
-        let (name, value) = first.map_or(("an output", f64::INFINITY), |(value, result)| (&value.name, *result));
-        EvalError::NotFinite { model: self.name.clone(), name: name.to_owned(), value }
     }
 
     fn stopped(&self, stop: &Stop) -> EvalError {
@@ -104,7 +105,7 @@ impl Scope<'_> {
         if self.steps > MAX_STEPS { Err(Stop::Steps) } else { Ok(()) }
     }
 
-    fn number(&mut self, expr: &Expr) -> Result<f64, Stop> {
+    pub(crate) fn number(&mut self, expr: &Expr) -> Result<f64, Stop> {
         self.step()?;
         Ok(match &expr.kind {
             Kind::Number { value, unit, .. } => value * unit.as_ref().map_or(1.0, |unit| unit.scale),
@@ -194,7 +195,7 @@ impl Scope<'_> {
         Ok(total)
     }
 
-    fn holds(&mut self, expr: &Expr) -> Result<bool, Stop> {
+    pub(crate) fn holds(&mut self, expr: &Expr) -> Result<bool, Stop> {
         self.step()?;
         Ok(match &expr.kind {
             Kind::Compare(comparison, left, right) => {

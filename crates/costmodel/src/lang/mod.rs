@@ -8,6 +8,7 @@
 //! error that names line and column.
 
 pub mod ast;
+mod blame;
 mod builtin;
 mod check;
 #[cfg(feature = "serde")]

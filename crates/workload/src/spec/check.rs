@@ -1,7 +1,9 @@
 //! What concerns several fields of a generator's parameters together.
 
+use std::fmt;
+
 use super::{Churn, ForkAndExit, PointerChase, Residents, Sequential, Spec, SpecError};
-use crate::units::{Base, Count, Share};
+use crate::units::{Base, Count, Share, write_bytes};
 
 impl Spec {
     /// Checks what concerns several fields together.
@@ -113,7 +115,21 @@ pub(super) fn refuse(field: &'static str, message: String) -> Result<(), SpecErr
 }
 
 pub(super) fn at_most(field: &'static str, what: &str, given: u64, most: u64) -> Result<(), SpecError> {
-    if given > most { refuse(field, format!("{given} {what} are too many; at most {most}")) } else { Ok(()) }
+    if given <= most {
+        return Ok(());
+    }
+    // Who gave a size is told of sizes.
+    let size = |count: u64| if what.starts_with("pages") { format!(" ({})", Size(count << 12)) } else { String::new() };
+    refuse(field, format!("{given} {what}{} are too many; at most {most}{}", size(given), size(most)))
+}
+
+/// Bytes as a file writes them.
+struct Size(u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_bytes(f, self.0)
+    }
 }
 
 pub(super) fn total(field: &'static str, accesses: Option<u64>) -> Result<(), SpecError> {
