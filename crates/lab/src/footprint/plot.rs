@@ -9,7 +9,7 @@ use crate::report::Figure;
 use crate::report::chart::{Bar, Chart, Panel, Scale};
 use crate::report::paint::Ink;
 use crate::report::xy::{Axis, Mark, Plot, Series, Spacing};
-use crate::report::{write, write_figures};
+use crate::report::{column, write, write_figures};
 use crate::text::{bytes, short};
 
 /// Kinds of bytes, as [`Bytes::kinds`](super::Bytes::kinds) gives them.
@@ -100,8 +100,11 @@ impl FootprintTable {
             panels: numbers.iter().map(panel).collect(),
             marks: Vec::new(),
         };
-        let header =
-            ["regime", "processes"].into_iter().chain(KINDS.map(|(_, name)| name)).map(str::to_owned).collect();
+        let header = ["regime", "processes"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(KINDS.map(|(_, name)| column(name, "bytes")))
+            .collect();
         let cells = |row: &Row| {
             let head = [row.regime.to_string(), row.processes.to_string()];
             head.into_iter().chain(row.measured.peak.bytes.kinds().map(|n| n.to_string())).collect()
@@ -124,8 +127,8 @@ impl FootprintTable {
         });
         let time = axis("accesses of processes", Spacing::Linear, |n| short(whole(n)));
         let plot = Plot { x: time, y: of_bytes(Spacing::Linear), series: series.collect() };
-        let names = ["regime", "accesses", "bytes"].into_iter().chain(KINDS.map(|(_, name)| name));
-        let header = names.map(str::to_owned).collect();
+        let names = ["regime", "accesses", "all_bytes"].map(str::to_owned);
+        let header = names.into_iter().chain(KINDS.map(|(_, name)| column(name, "bytes"))).collect();
         let rows = shown.flat_map(|row| {
             row.measured.series.iter().map(|at| {
                 let numbers = [at.accesses, at.bytes.total()].into_iter().chain(at.bytes.kinds());

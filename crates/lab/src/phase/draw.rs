@@ -116,7 +116,7 @@ impl VcpuPhase {
              The rates are those of one vCPU natively. Dashed: the ratio of misses to updates that parts the winners.",
             self.machine
         );
-        let drawing = Multiples { panels: panels.collect() };
+        let drawing = Multiples { panels: panels.collect(), heights: (260, 240) };
         Figure::new("phase-vcpus", "Who wins with more vCPUs", caption, self.cells(), drawing)
     }
 

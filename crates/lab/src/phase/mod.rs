@@ -151,7 +151,7 @@ impl Phase {
             "shadow_times_native",
             "nested_times_native",
             "ln_shadow_over_nested",
-            "predicted",
+            "predicted_ln_shadow_over_nested",
             "command",
         ];
         let row = |s: &Sample| {

@@ -225,7 +225,7 @@ impl VcpuPhase {
             "misses_per_1000_instructions",
             "updates_per_1000_instructions",
             "ln_shadow_over_nested",
-            "predicted",
+            "predicted_ln_shadow_over_nested",
             "command",
         ];
         let row = |s: &VcpuSample| {

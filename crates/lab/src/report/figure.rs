@@ -16,6 +16,8 @@ pub(crate) struct Figure {
     pub(crate) narrow: String,
     /// The command that makes it; nothing where the page's own does.
     pub(crate) command: String,
+    /// The commands of its runs, where no single one makes its numbers: each makes those of one run.
+    pub(crate) runs: Vec<String>,
     /// For other surfaces than SVG.
     #[cfg_attr(not(feature = "png"), expect(dead_code, reason = "only pixels are drawn when the file is written"))]
     drawing: Box<dyn Drawing>,
@@ -33,12 +35,29 @@ impl Figure {
         let drawn = |shape| svg(&drawing, shape).map_err(|reason| LabError::Draw { figure: id.to_owned(), reason });
         let (wide, narrow) = (drawn(Shape::Wide)?, drawn(Shape::Narrow)?);
         let (id, title, command) = (id.to_owned(), title.to_owned(), String::new());
-        Ok(Self { id, title, caption, header, rows, wide, narrow, command, drawing: Box::new(drawing) })
+        let runs = Vec::new();
+        Ok(Self { id, title, caption, header, rows, wide, narrow, command, runs, drawing: Box::new(drawing) })
+    }
+
+    /// The same with more words in its caption.
+    pub(crate) fn with_words(self, words: &str) -> Self {
+        Self { caption: format!("{} {words}", self.caption), ..self }
     }
 
     /// The same, made by this command.
     pub(crate) fn made_by(self, command: &str) -> Self {
         Self { command: command.to_owned(), ..self }
+    }
+
+    /// The same, made by these commands, each of which makes the numbers of one run.
+    pub(crate) fn made_by_each<'a>(self, commands: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut runs: Vec<String> = Vec::new();
+        for command in commands {
+            if !runs.iter().any(|known| known == command) {
+                runs.push(command.to_owned());
+            }
+        }
+        Self { runs, ..self }
     }
 
     /// The same under another anchor; what it is of stands behind its title.
@@ -57,9 +76,47 @@ impl Figure {
     pub(crate) fn csv(&self) -> String {
         let mut data = String::new();
         for row in std::iter::once(&self.header).chain(&self.rows) {
-            // Digits are grouped for people only.
-            crate::table::csv_line(&mut data, row.iter().map(|cell| cell.replace(',', "")));
+            crate::table::csv_line(&mut data, row.iter().map(|cell| ungrouped(cell)));
         }
         data
+    }
+}
+
+/// Digits are grouped and percent signs written for people only; the commas of a command or of a name are its own.
+fn ungrouped(cell: &str) -> String {
+    // The header says that it is percent.
+    let bare = cell.strip_suffix(" %").unwrap_or(cell);
+    let number = bare.chars().all(|c| c.is_ascii_digit() || matches!(c, ',' | '.' | '+' | '-'));
+    if number { bare.replace(',', "") } else { cell.to_owned() }
+}
+
+/// A column of data with its unit: lower case, words joined by underscores.
+pub(crate) fn column(name: &str, unit: &str) -> String {
+    let mut text = String::new();
+    for c in format!("{name} {unit}").replace('\'', "").chars() {
+        if c.is_ascii_alphanumeric() {
+            text.push(c.to_ascii_lowercase());
+        } else if !text.is_empty() && !text.ends_with('_') {
+            text.push('_');
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_of_digits_are_joined_and_commands_keep_their_commas() {
+        assert_eq!(ungrouped("1,234,567"), "1234567");
+        assert_eq!((ungrouped("+12.5 %"), ungrouped("< 0.1 %")), ("+12.5".to_owned(), "< 0.1 %".to_owned()));
+        assert_eq!(ungrouped("memvirt compare --regimes native,nested"), "memvirt compare --regimes native,nested");
+    }
+
+    #[test]
+    fn a_column_names_its_unit() {
+        assert_eq!(column("the guest's own work", "cycles"), "the_guests_own_work_cycles");
+        assert_eq!(column("shadow:kvm", "references_per_walk"), "shadow_kvm_references_per_walk");
     }
 }

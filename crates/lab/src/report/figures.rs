@@ -3,7 +3,7 @@
 use memvirt_machine::RunResult;
 
 use super::chart::{Bar, Chart, Panel, Scale};
-use super::figure::Figure;
+use super::figure::{Figure, column};
 use super::paint::Ink;
 use crate::comparison::Comparison;
 use crate::error::LabError;
@@ -42,8 +42,9 @@ const fn whole(x: f64) -> u64 {
     x as u64
 }
 
-fn header(columns: &[&str]) -> Vec<String> {
-    std::iter::once("regime").chain(columns.iter().copied()).map(str::to_owned).collect()
+/// A column for the regime, then these, all in one unit.
+fn header(columns: &[&str], unit: &str) -> Vec<String> {
+    std::iter::once("regime".to_owned()).chain(columns.iter().map(|name| column(name, unit))).collect()
 }
 
 fn row(result: &RunResult, cells: impl IntoIterator<Item = String>) -> Vec<String> {
@@ -75,7 +76,11 @@ fn cycles(comparison: &Comparison) -> Sketch {
              below.",
             comparison.machine.title
         ),
-        header: header(&["base", "translation", "exits", "waiting", "total", "exits' share"]),
+        header: [
+            header(&["base", "translation", "exits", "waiting", "total"], "cycles"),
+            vec!["exits_time_percent".to_owned()],
+        ]
+        .concat(),
         rows: results
             .iter()
             .map(|r| {
@@ -119,7 +124,7 @@ fn exits(results: &[RunResult]) -> Sketch {
         caption: "How often the guest stopped and the hypervisor ran, over the whole run. The guest executes the same stream \
                   under every regime; the regime decides which of its events exit."
             .to_owned(),
-        header: header(&columns),
+        header: header(&columns, "exits"),
         rows: results
             .iter()
             .map(|r| row(r, reasons.iter().map(|reason| exits_for(r, *reason)).chain([r.total_exits()]).map(count)))
@@ -155,7 +160,9 @@ fn references(results: &[RunResult]) -> Sketch {
                   4 tables and the data has its own address translated by 4 nested tables. Large pages and walks that end \
                   early in a fault make fewer."
             .to_owned(),
-        header: header(&["walks", "guest", "shadow", "nested", "per walk"]),
+        header: ["regime", "walks", "guest_references", "shadow_references", "nested_references", "references_per_walk"]
+            .map(str::to_owned)
+            .to_vec(),
         rows: results
             .iter()
             .map(|r| {
@@ -199,7 +206,7 @@ fn tables(results: &[RunResult]) -> Sketch {
                   beside its tables: of shadow paging, the reverse map and the marks of tables among the guest's frames, which \
                   grow with the guest's memory and not with its tables."
             .to_owned(),
-        header: header(&["guest", "shadow", "nested", "records", "total", "at most"]),
+        header: header(&["guest", "shadow", "nested", "records", "total", "at most"], "bytes"),
         rows: results
             .iter()
             .map(|r| row(r, parts(r).into_iter().chain([r.table_bytes.total, r.table_bytes.peak]).map(count)))

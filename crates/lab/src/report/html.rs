@@ -63,18 +63,37 @@ pub(crate) fn document(title: &str, body: &str) -> String {
 pub(crate) fn figure_block(figure: &Figure, command: &str) -> String {
     let id = &figure.id;
     let command = if figure.command.is_empty() { command } else { &figure.command };
+    let (made, runs) = made(figure, command);
     let pixels = if cfg!(feature = "png") { format!("<a href=\"figures/{id}.png\">PNG</a>, ") } else { String::new() };
     format!(
-        "<figure id=\"{id}\">\n<h3>{}</h3>\n{}{}<figcaption>{} <span class=\"made\">Made by <code>{}</code>; \
-         <a href=\"figures/{id}.svg\">SVG</a>, {pixels}<a href=\"figures/{id}.csv\">data</a>.</span></figcaption>\n\
+        "<figure id=\"{id}\">\n<h3>{}</h3>\n{}{}<figcaption>{} <span class=\"made\">{made}; \
+         <a href=\"figures/{id}.svg\">SVG</a>, {pixels}<a href=\"figures/{id}.csv\">data</a>.</span></figcaption>\n{runs}\
          <details><summary>The numbers</summary>{}</details>\n</figure>\n",
         escape(&figure.title),
         inline(&figure.wide, "wide", &figure.title),
         inline(&figure.narrow, "narrow", &figure.title),
         prose(&figure.caption),
-        escape(command),
         table(&figure.header, figure.rows.iter().map(|row| (row.as_slice(), "")))
     )
+}
+
+/// What makes a figure, in words, and the commands of its runs to be opened.
+fn made(figure: &Figure, command: &str) -> (String, String) {
+    let command = format!("<code>{}</code>", escape(command));
+    match figure.runs.as_slice() {
+        [] => (format!("Made by {command}"), String::new()),
+        [only] => (format!("Made by <code>{}</code>", escape(only)), String::new()),
+        runs => {
+            let items: String = runs.iter().map(|run| format!("<li><code>{}</code></li>\n", escape(run))).collect();
+            let n = runs.len();
+            (
+                format!(
+                    "Made by {n} commands, listed below, each of which makes the numbers of one run; all of them by {command}"
+                ),
+                format!("<details class=\"runs\"><summary>The {n} commands</summary><ol>\n{items}</ol></details>\n"),
+            )
+        }
+    }
 }
 
 /// How the cells of a column are set: figures to the right, words to the left, many words in lines.

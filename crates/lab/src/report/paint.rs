@@ -160,6 +160,11 @@ pub(crate) fn disc(area: &Area<'_>, ink: Ink, at: (i32, i32), radius: i32) -> Dr
     Ok(area.draw(&Circle::new(at, radius, ink.rgb().filled()))?)
 }
 
+/// A circle two pixels wide.
+pub(crate) fn ring(area: &Area<'_>, ink: Ink, at: (i32, i32), radius: i32) -> Drawn {
+    Ok(area.draw(&Circle::new(at, radius, ink.rgb().stroke_width(2)))?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,11 +7,11 @@ use plotters::style::FontStyle;
 use plotters::style::text_anchor::HPos;
 
 use super::paint::{
-    Area, Drawing, Drawn, FONT, Ink, Shape, counted, disc, legend_places, line, pixels, rectangle, text,
+    Area, Drawing, Drawn, FONT, Ink, Shape, counted, disc, legend_places, line, pixels, rectangle, ring, text,
 };
 
 /// How an axis is divided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Spacing {
     /// Evenly, from 0 where no value is negative.
     Linear,
@@ -19,6 +19,28 @@ pub(crate) enum Spacing {
     Powers2,
     /// By powers of ten.
     Powers10,
+    /// By powers of ten on both sides of 0, which lies in the middle; evenly from it to this value. Errors of either sign, of which
+    /// many are exactly 0.
+    Symmetric(f64),
+}
+
+impl Spacing {
+    /// Whether it can show values that are not positive.
+    fn has_zero(self) -> bool {
+        matches!(self, Self::Linear | Self::Symmetric(_))
+    }
+
+    /// Where on an even line a value lies.
+    fn even(self, value: f64) -> f64 {
+        match self {
+            Self::Linear => value,
+            Self::Powers2 | Self::Powers10 => value.ln(),
+            Self::Symmetric(unit) => {
+                let times = value.abs() / unit;
+                value.signum() * if times <= 1.0 { times } else { 1.0 + times.log10() }
+            }
+        }
+    }
 }
 
 /// One axis: what stands on it and in which unit.
@@ -42,6 +64,8 @@ pub(crate) enum Mark {
     Dots,
     /// Small squares alone: the cells of a plane.
     Squares,
+    /// Rings alone, wider than dots, so that a dot at the same place is seen within.
+    Rings,
 }
 
 /// Values that belong together.
@@ -85,20 +109,21 @@ struct Ruler {
 
 impl Ruler {
     fn of(values: impl Iterator<Item = f64>, spacing: Spacing, pixels: (i32, i32), most: usize) -> Self {
-        let shown = |value: &f64| value.is_finite() && (spacing == Spacing::Linear || *value > 0.0);
+        let shown = |value: &f64| value.is_finite() && (spacing.has_zero() || *value > 0.0);
         let (low, high) = values.filter(shown).fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
         let (low, high) = if low > high { (1.0, 2.0) } else { (low, high) };
         let (from, to, ticks) = match spacing {
             Spacing::Linear => linear(low, high, most),
             Spacing::Powers2 => powers(low, high, 2.0, most),
             Spacing::Powers10 => powers(low, high, 10.0, most),
+            Spacing::Symmetric(unit) => symmetric(low.abs().max(high.abs()), unit, most),
         };
         Self { spacing, from, to, pixels, ticks }
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "pixels of a small drawing")]
     fn at(&self, value: f64) -> Option<i32> {
-        let map = |v: f64| if self.spacing == Spacing::Linear { v } else { v.ln() };
+        let map = |v: f64| self.spacing.even(v);
         let share = (map(value) - map(self.from)) / (map(self.to) - map(self.from));
         let inside = (-1e-9..=1.0 + 1e-9).contains(&share);
         inside.then(|| self.pixels.0 + (f64::from(self.pixels.1 - self.pixels.0) * share).round() as i32)
@@ -119,6 +144,22 @@ fn linear(low: f64, high: f64, most: usize) -> (f64, f64, Vec<f64>) {
         i += 1.0;
     }
     (first * step, last * step, ticks)
+}
+
+/// Ticks at 0 and at powers of ten times `unit` on both sides, as many on each, as far as the value farthest from 0.
+fn symmetric(farthest: f64, unit: f64, most: usize) -> (f64, f64, Vec<f64>) {
+    let last = (farthest / unit).log10().ceil().max(0.0);
+    let every = (2.0 * (last + 1.0) / f64::from(counted(most))).ceil().max(1.0);
+    let mut side = Vec::new();
+    let mut i = last;
+    while i >= 0.0 {
+        side.push(unit * 10f64.powf(i));
+        i -= every;
+    }
+    let end = unit * 10f64.powf(last);
+    let below = side.iter().map(|tick| -tick);
+    let ticks = below.chain([0.0]).chain(side.iter().rev().copied()).collect();
+    (-end, end, ticks)
 }
 
 fn powers(low: f64, high: f64, base: f64, most: usize) -> (f64, f64, Vec<f64>) {
@@ -188,6 +229,8 @@ impl Drawing for Plot {
 pub(crate) struct Multiples {
     /// Headings and plots.
     pub(crate) panels: Vec<(String, Plot)>,
+    /// How high the field of each is, on a wide page and on a narrow one.
+    pub(crate) heights: (i32, i32),
 }
 
 const PANEL_HEADING: i32 = 24;
@@ -196,8 +239,8 @@ impl Multiples {
     /// Panels in a row, the width and the height of one, and the height of the legend.
     fn frame(&self, shape: Shape) -> (usize, i32, i32, i32) {
         let (across, width, field) = match shape {
-            Shape::Wide => (2, 450, 260),
-            Shape::Narrow => (1, 340, 240),
+            Shape::Wide => (2, 450, self.heights.0),
+            Shape::Narrow => (1, 340, self.heights.1),
         };
         let all = width * counted(across);
         let above = self.panels.first().map_or(0, |(_, plot)| legend_lines(plot, all) * LEGEND_LINE) + 6;
@@ -246,13 +289,13 @@ fn paint(area: &Area<'_>, plot: &Plot, layout: &Layout) -> Drawn {
         curve(area, series, layout)?;
     }
     // Words keep off all dots and squares.
-    let half = |mark| if mark == Mark::Squares { 5 } else { 4 };
+    let half = |mark| if matches!(mark, Mark::Squares | Mark::Rings) { 6 } else { 4 };
     let around = |series: &Series| {
         let half = half(series.mark);
         let places = placed(series, layout).into_iter().flatten();
         places.map(|(x, y)| (x - half, y - half, x + half, y + half)).collect::<Vec<Taken>>()
     };
-    let marked = plot.series.iter().filter(|series| matches!(series.mark, Mark::Dots | Mark::Squares));
+    let marked = plot.series.iter().filter(|series| matches!(series.mark, Mark::Dots | Mark::Squares | Mark::Rings));
     let mut taken: Vec<Taken> = marked.flat_map(around).collect();
     for series in &plot.series {
         words(area, series, layout, &mut taken)?;
@@ -266,6 +309,7 @@ fn swatch(area: &Area<'_>, series: &Series, (x, y): (i32, i32)) -> Drawn {
         Mark::Dashed => dashes(area, series.ink, (x, y), (x + 12, y)),
         Mark::Squares => rectangle(area, series.ink, (x, y - 6), (x + 12, y + 6)),
         Mark::Dots => disc(area, series.ink, (x + 6, y), 4),
+        Mark::Rings => ring(area, series.ink, (x + 6, y), 6),
         Mark::DottedLine => {
             stroke(area, series.ink, (x, y), (x + 12, y))?;
             disc(area, series.ink, (x + 6, y), 4)
@@ -302,7 +346,7 @@ fn curve(area: &Area<'_>, series: &Series, layout: &Layout) -> Drawn {
             match series.mark {
                 Mark::Line | Mark::DottedLine => stroke(area, series.ink, from, to)?,
                 Mark::Dashed => dashes(area, series.ink, from, to)?,
-                Mark::Dots | Mark::Squares => {}
+                Mark::Dots | Mark::Squares | Mark::Rings => {}
             }
         }
     }
@@ -310,6 +354,7 @@ fn curve(area: &Area<'_>, series: &Series, layout: &Layout) -> Drawn {
         match series.mark {
             Mark::Dots | Mark::DottedLine => disc(area, series.ink, (x, y), 4)?,
             Mark::Squares => rectangle(area, series.ink, (x - 5, y - 5), (x + 5, y + 5))?,
+            Mark::Rings => ring(area, series.ink, (x, y), 6)?,
             Mark::Line | Mark::Dashed => {}
         }
     }
@@ -393,10 +438,24 @@ mod tests {
     }
 
     #[test]
+    fn zero_lies_in_the_middle_of_a_symmetric_axis_and_both_signs_are_as_far() {
+        let ruler = Ruler::of([0.0, 0.004, -0.3].into_iter(), Spacing::Symmetric(0.001), (0, 400), 9);
+        assert_eq!((ruler.from, ruler.to), (-1.0, 1.0));
+        assert_eq!(
+            [-1.0, -0.1, -0.001, 0.0, 0.001, 0.01, 1.0].map(|v| ruler.at(v)),
+            [0, 50, 150, 200, 250, 300, 400].map(Some)
+        );
+        assert!(ruler.ticks.iter().any(|tick| *tick == 0.0) && ruler.ticks.len() == 9, "{:?}", ruler.ticks);
+        // Nothing but zeros: they are not at an edge, where half of each dot is cut off.
+        let zeros = Ruler::of([0.0, 0.0].into_iter(), Spacing::Symmetric(0.001), (0, 400), 9);
+        assert_eq!(zeros.at(0.0), Some(200));
+    }
+
+    #[test]
     fn nothing_and_what_cannot_be_shown_still_make_a_drawing() {
         for points in [vec![], vec![(0.0, f64::NAN), (f64::INFINITY, -1.0)], vec![(5.0, 5.0)]] {
-            for spacing in [Spacing::Linear, Spacing::Powers2, Spacing::Powers10] {
-                let series = [Mark::DottedLine, Mark::Line, Mark::Dashed, Mark::Dots, Mark::Squares]
+            for spacing in [Spacing::Linear, Spacing::Powers2, Spacing::Powers10, Spacing::Symmetric(0.01)] {
+                let series = [Mark::DottedLine, Mark::Line, Mark::Dashed, Mark::Dots, Mark::Squares, Mark::Rings]
                     .map(|mark| Series::new(Ink::Blue, "<b>", mark, points.clone()));
                 let plot = Plot { x: axis(spacing), y: axis(spacing), series: series.to_vec() };
                 for shape in [Shape::Wide, Shape::Narrow] {

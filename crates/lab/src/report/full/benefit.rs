@@ -2,15 +2,15 @@
 
 use memvirt_machine::{RegimeKind, RunResult};
 
-use super::Section;
+use super::{Section, conditions};
 use crate::claims::{Evidence, measured_as, median, ranking_of, result};
 use crate::comparison::Comparison;
 use crate::error::LabError;
-use crate::report::Figure;
 use crate::report::chart::{Bar, Chart, Panel, Scale};
 use crate::report::paint::Ink;
+use crate::report::{Figure, column};
 use crate::summary::exits_for;
-use crate::text::{bytes, fraction, short, signed_percent};
+use crate::text::{bytes, count, fraction, short, signed_percent};
 use memvirt_platform::ExitReason;
 
 pub(super) fn benefits(evidence: &Evidence) -> Result<Section, LabError> {
@@ -38,13 +38,14 @@ pub(super) fn shown(
     id: &str,
     title: &str,
     caption: &str,
-    (columns, rows): (Vec<&str>, Vec<Vec<String>>),
+    (columns, rows): (Vec<String>, Vec<Vec<String>>),
     chart: Chart,
     of: &[Comparison],
 ) -> Result<Figure, LabError> {
-    let header = std::iter::once("workload").chain(columns).map(str::to_owned).collect();
-    let figure = Figure::new(id, title, caption.to_owned(), (header, rows), chart)?;
-    Ok(figure.made_by(of.first().map_or("", |one| one.command.as_str())))
+    let header = std::iter::once("workload".to_owned()).chain(columns).collect();
+    let caption = format!("{caption} {}", conditions::of_comparisons(of));
+    let figure = Figure::new(id, title, caption, (header, rows), chart)?;
+    Ok(figure.made_by_each(of.iter().map(|one| one.command.as_str())))
 }
 
 /// Bars of log2(T_shadow / T_nested), so that a doubling is as long either way.
@@ -76,14 +77,17 @@ fn benefit(id: &str, title: &str, comparisons: &[Comparison]) -> Result<Figure, 
     let row = |(name, b): &(&str, f64)| {
         let one = comparisons.iter().find(|one| one.workload.name() == *name);
         let how = one.map_or(("", ""), |one| (measured_as(one), one.command.as_str()));
-        vec![(*name).to_owned(), signed_percent(*b), how.0.to_owned(), how.1.to_owned()]
+        let counted = one.map_or([0; 2], conditions::accesses).map(count);
+        let words = [(*name).to_owned(), signed_percent(*b), how.0.to_owned()];
+        words.into_iter().chain(counted).chain([how.1.to_owned()]).collect()
     };
     let rows = ranking.iter().map(row).collect();
-    let data = (vec!["benefit of nested over shadow:kvm", "measured", "command"], rows);
+    let header = ["benefit_percent", "measured", "counted_accesses", "warm_up_accesses", "command"];
+    let data = (header.map(str::to_owned).to_vec(), rows);
     let caption = format!(
         "Workloads from the one that nested paging speeds up most to the one where shadow paging wins most; median {}. Benefit is \
-         T_shadow / T_nested - 1, in the mode cycles with walk caches. Programs that run for long are measured loaded and warm, those \
-         whose point is to make processes, mappings and faults from their start.",
+         T_shadow / T_nested - 1. Programs that run for long are measured loaded and warm, those whose point is to make processes, \
+         mappings and faults from their start.",
         signed_percent(median(&ranking))
     );
     shown(id, title, &caption, data, chart, comparisons)
@@ -122,8 +126,9 @@ pub(super) fn grouped(
     (panels, rows)
 }
 
-fn names(regimes: &[RegimeKind]) -> Vec<&'static str> {
-    regimes.iter().map(|regime| regime.name()).collect()
+/// A column for each regime, in this unit.
+fn names(regimes: &[RegimeKind], unit: &str) -> Vec<String> {
+    regimes.iter().map(|regime| column(regime.name(), unit)).collect()
 }
 
 pub(super) fn references(evidence: &Evidence) -> Result<Figure, LabError> {
@@ -150,7 +155,7 @@ pub(super) fn references(evidence: &Evidence) -> Result<Figure, LabError> {
         panels,
         marks: vec![(4.0, "4"), (24.0, "24")],
     };
-    let data = (names(&regimes), rows);
+    let data = (names(&regimes, "references_per_walk"), rows);
     let caption = "References of the average hardware walk. Walks that end at a missing entry are shorter than those that find one.";
     shown("references", "Walk references by workload", caption, data, chart, &evidence.plain)
 }
@@ -184,7 +189,7 @@ fn stores(evidence: &Evidence) -> Result<Figure, LabError> {
         panels,
         marks: Vec::new(),
     };
-    let data = (names(&regimes), rows);
+    let data = (names(&regimes, "trapped_per_table_store"), rows);
     let caption = "What write protection costs, and what going out of sync saves. Policies without write protection and nested paging \
                    trap no store.";
     shown("stores", "Trapped stores to guest tables", caption, data, chart, &evidence.plain)
@@ -193,7 +198,7 @@ fn stores(evidence: &Evidence) -> Result<Figure, LabError> {
 fn footprint(evidence: &Evidence) -> Result<Figure, LabError> {
     let regimes: Vec<_> =
         regimes(evidence).into_iter().filter(|r| matches!(r.name(), "shadow:kvm" | "nested")).collect();
-    let (panels, rows) = grouped(
+    let (panels, _) = grouped(
         &evidence.plain,
         |run| regimes.contains(&run.regime),
         |run, _, _| {
@@ -220,7 +225,11 @@ fn footprint(evidence: &Evidence) -> Result<Figure, LabError> {
         panels,
         marks: Vec::new(),
     };
-    let data = (names(&regimes), rows);
+    let row = |one: &Comparison| {
+        let all = regimes.iter().filter_map(|regime| result(one, *regime));
+        std::iter::once(one.workload.name().to_owned()).chain(all.map(|run| count(run.table_bytes.total))).collect()
+    };
+    let data = (names(&regimes, "bytes"), evidence.plain.iter().map(row).collect());
     let caption =
         "Bytes of tables of each kind; records are what KVM keeps beside shadow pages, its reverse map first of all.";
     shown("footprint", "Memory for tables by workload", caption, data, chart, &evidence.plain)

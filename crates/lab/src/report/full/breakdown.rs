@@ -9,9 +9,9 @@ use super::benefit::{grouped, shown, whole};
 use crate::claims::Evidence;
 use crate::comparison::Comparison;
 use crate::error::LabError;
-use crate::report::Figure;
 use crate::report::chart::{Bar, Chart, Panel, Scale};
 use crate::report::paint::Ink;
+use crate::report::{Figure, column};
 use crate::summary::{exits_for, reason_name, reasons};
 use crate::text::{count, fraction, short};
 
@@ -99,14 +99,14 @@ impl Wording {
     const PLAIN: Self = Self {
         id: "cycles",
         title: "Cycles by what they were spent on",
-        caption: "Mode counts: every reference to a table has its dimension's price. The guest's own work is the same under each regime.",
+        caption: "Every reference to a table has its dimension's price. The guest's own work is the same under each regime.",
         regimes: &["shadow:write-protect", "shadow:kvm", "nested"],
     };
     const TIMED: Self = Self {
         id: "cycles-timed",
         title: "The same with walk caches and the data caches",
-        caption: "Mode cycles: every reference to a table and to data is followed to the cache that holds its line, and walks begin as low \
-                  as the walk caches let them. Programs that run for long are measured loaded and warm, the others from their start.",
+        caption: "Every reference to a table and to data is followed to the cache that holds its line, and walks begin as low \
+                  as the walk caches let them.",
         regimes: &["native", "shadow:kvm", "nested"],
     };
 }
@@ -139,7 +139,8 @@ fn cycles(comparisons: &[Comparison], wording: Wording) -> Result<Figure, LabErr
         names.into_iter().chain(cycles.map(count)).collect()
     };
     let rows = comparisons.iter().flat_map(|one| one.results.iter().map(move |run| row(one, run))).collect();
-    let header = ["regime", "all cycles"].into_iter().chain(PARTS.map(|(_, name)| name)).collect();
+    let parts = PARTS.map(|(_, name)| column(name, "cycles"));
+    let header = ["regime".to_owned(), "all_cycles".to_owned()].into_iter().chain(parts).collect();
     shown(wording.id, wording.title, wording.caption, (header, rows), chart, comparisons)
 }
 
@@ -180,7 +181,8 @@ fn starts(comparisons: &[Comparison]) -> Result<Figure, LabError> {
         panels,
         marks: Vec::new(),
     };
-    let header = ["regime", "tables"].into_iter().chain(names).collect();
+    let starts = ["from_pde", "from_pdpte", "from_pml4e", "from_root"].map(|start| column(start, "walks"));
+    let header = ["regime", "tables"].map(str::to_owned).into_iter().chain(starts).collect();
     let caption = "Where a walk of each dimension begins, by the entry that the paging-structure caches held. In two dimensions each walk \
                    of the guest's tables asks the nested dimension once for each guest-physical address.";
     shown("walk-levels", "References by dimension and level", caption, (header, rows), chart, comparisons)
@@ -216,8 +218,8 @@ pub(super) fn exits(evidence: &Evidence) -> Result<Figure, LabError> {
     };
     let rows =
         evidence.plain.iter().flat_map(|one| one.results.iter().map(|run| row(one, run)).collect::<Vec<_>>()).collect();
-    let header =
-        std::iter::once("regime").chain(found.iter().map(|reason| reason_name(*reason))).chain(["all"]).collect();
+    let counted = found.iter().map(|reason| reason_name(*reason)).chain(["all"]).map(|name| column(name, "exits"));
+    let header = std::iter::once("regime".to_owned()).chain(counted).collect();
     let chart = Chart {
         axis: "VM exits of the whole run, a logarithmic length; colours are shares of it",
         scale: Scale::Decimal,

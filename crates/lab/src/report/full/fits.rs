@@ -3,16 +3,23 @@
 use std::path::Path;
 
 use super::Section;
+use crate::claims::Effort;
 use crate::error::LabError;
 use crate::fits::Fits;
 use crate::fits::errors::OVER_PAGE_SIZES;
-use crate::report::Figure;
 use crate::report::html::escape;
 use crate::report::paint::Ink;
 use crate::report::section::Page;
-use crate::report::xy::{Axis, Mark, Plot, Series, Spacing};
+use crate::report::xy::{Axis, Mark, Multiples, Plot, Series, Spacing};
+use crate::report::{Figure, column};
 
 const INKS: [Ink; 7] = [Ink::Blue, Ink::Vermillion, Ink::Green, Ink::Purple, Ink::Orange, Ink::Grey, Ink::Text];
+
+/// The command that makes the numbers of this part, and of nothing else.
+pub(super) fn command(fits: &Fits) -> String {
+    let quick = if fits.effort == Effort::Quick { " --quick" } else { "" };
+    format!("memvirt model fit{quick} --machine {} --out DIR", fits.machine)
+}
 
 /// The section of the models' errors.
 pub(super) fn section(fits: &Fits) -> Result<Section, LabError> {
@@ -34,6 +41,7 @@ pub(super) fn section(fits: &Fits) -> Result<Section, LabError> {
             names.into_iter().chain([max, mean, held, bound, verdict]).collect()
         })
         .collect();
+    let made = command(fits);
     let header = [
         "what",
         "model",
@@ -52,10 +60,8 @@ pub(super) fn section(fits: &Fits) -> Result<Section, LabError> {
              to short ones. The bounds are those asked for.",
         )
         .table(&header, &rows)
-        .figure(traps(fits)?)
-        .figure(residuals(fits)?)
-        .figure(times(fits)?)
-        .figure(mosaics(fits)?)
+        .command(&made)
+        .figures([traps(fits)?, residuals(fits)?, times(fits)?, mosaics(fits)?].map(|figure| figure.made_by(&made)))
         .details("Coefficients: mechanism and free fit", &COEFFICIENTS, &coefficients(fits)))
 }
 
@@ -65,7 +71,7 @@ pub(super) fn section(fits: &Fits) -> Result<Section, LabError> {
 ///
 /// [`LabError`] where a figure cannot be drawn or a file cannot be written.
 pub fn write_fits(dir: &Path, fits: &Fits) -> Result<(), LabError> {
-    let command = "memvirt model fit --out DIR";
+    let command = command(fits);
     let head = format!(
         "<header>\n<h1>Cost models and their errors</h1>\n<p>{}</p>\n<pre><code>{command}</code></pre>\n</header>\n",
         escape(&fits.machine)
@@ -73,7 +79,7 @@ pub fn write_fits(dir: &Path, fits: &Fits) -> Result<(), LabError> {
     let data = vec![("fits.json", serde_json::to_string_pretty(fits)? + "\n")];
     let title = "memvirt: cost models and their errors".to_owned();
     let foot = "<p>Data: <a href=\"fits.json\">fits.json</a>, and beside each figure.</p>\n".to_owned();
-    Page { title, head, command: command.to_owned(), sections: vec![section(fits)?], foot, data }.write(dir)
+    Page { title, head, command, sections: vec![section(fits)?], foot, data }.write(dir)
 }
 
 const COEFFICIENTS: [&str; 6] = ["model", "coefficient", "mechanism", "fitted", "from", "to"];
@@ -129,36 +135,64 @@ fn traps(fits: &Fits) -> Result<Figure, LabError> {
             [one.regime.name().to_owned(), guest(&point.guest)].into_iter().chain(figures).collect()
         })
     });
-    let header =
-        ["regime", "guest", "counted", "by mechanism", "by a fit to other workloads"].map(str::to_owned).to_vec();
+    let header = ["regime", "guest", "counted_exits", "mechanism_exits", "fit_to_other_workloads_exits"]
+        .map(str::to_owned)
+        .to_vec();
     let caption =
         "Exits predicted from events of the native run with the coefficients of the mechanism, against those counted.";
     Figure::new("fits-exits", "Exits: predicted against counted", caption.to_owned(), (header, rows.collect()), plot)
 }
 
+/// Within so much of 0 the axis of residuals is even, beyond it logarithmic: a hundredth of a percent.
+const EVEN: f64 = 1e-4;
+
 fn residuals(fits: &Fits) -> Result<Figure, LabError> {
     let mut rows = Vec::new();
-    let mut series = Vec::new();
-    for (i, one) in fits.traps.iter().enumerate() {
-        let residual = |point: &crate::fits::traps::Point| (point.mechanism - point.counted) / point.counted.max(1.0);
-        let points = one.points.iter().map(|point| (point.counted, residual(point))).collect();
-        series.push(Series::new(INKS[i % INKS.len()], one.regime.name(), Mark::Dots, points));
-        rows.extend(
-            one.points.iter().map(|point| {
-                vec![one.regime.name().to_owned(), guest(&point.guest), format!("{:.6}", residual(point))]
-            }),
-        );
+    let mut panels = Vec::new();
+    let (mut exact, mut all, mut without) = (0, 0, 0);
+    for one in &fits.traps {
+        let missed = |point: &crate::fits::traps::Point| {
+            [point.mechanism, point.unseen].map(|said| (said - point.counted) / point.counted.max(1.0))
+        };
+        let points = |which: usize| one.points.iter().map(|point| (point.counted, missed(point)[which])).collect();
+        let series = vec![
+            Series::new(Ink::Vermillion, "by a fit to other workloads", Mark::Rings, points(1)),
+            Series::new(Ink::Blue, "by the mechanism", Mark::Dots, points(0)),
+        ];
+        let y = Axis {
+            name: "prediction less count, percent of it".to_owned(),
+            spacing: Spacing::Symmetric(EVEN),
+            tick: |x| format!("{} %", short_power(100.0 * x)),
+        };
+        panels.push((one.regime.name().to_owned(), Plot { x: powers("exits counted"), y, series }));
+        all += one.points.len();
+        exact += one.points.iter().filter(|point| (point.mechanism - point.counted).abs() < 0.5).count();
+        without += one.points.iter().filter(|point| point.counted <= 0.0).count();
+        rows.extend(one.points.iter().map(|point| {
+            let names = [one.regime.name().to_owned(), guest(&point.guest), format!("{:.1}", point.counted)];
+            names.into_iter().chain(missed(point).map(|share| format!("{:.4}", 100.0 * share))).collect()
+        }));
     }
-    let y = Axis {
-        name: "prediction less count, as a share".to_owned(),
-        spacing: Spacing::Linear,
-        tick: |x| format!("{:.0} %", 100.0 * x),
+    let header =
+        ["regime", "guest", "counted_exits", "mechanism_error_percent", "fit_to_other_workloads_error_percent"];
+    let clipped = match without {
+        0 => "no point is cut off".to_owned(),
+        n => format!("{n} guests without any exit have no place on the axis of exits and are left out"),
     };
-    let plot = Plot { x: powers("exits counted"), y, series };
-    let header = ["regime", "guest", "residual"].map(str::to_owned).to_vec();
-    let caption =
-        "What the mechanism's prediction of exits misses: each policy's rules, followed along the native run.";
-    Figure::new("fits-residuals", "Exits: residuals", caption.to_owned(), (header, rows), plot)
+    let caption = format!(
+        "What the predictions of exits miss, a panel for each regime: dots by the mechanism (each policy's rules, followed along the \
+         native run), rings by a fit to other workloads. {exact} of {all} predictions by the mechanism are exact to the exit and lie on 0. \
+         The axis is logarithmic on both sides of 0, even within {} % of it; {clipped}.",
+        short_power(100.0 * EVEN)
+    );
+    let data = (header.map(str::to_owned).to_vec(), rows);
+    Figure::new("fits-residuals", "Exits: residuals", caption, data, Multiples { panels, heights: (150, 150) })
+}
+
+/// A power of ten, or 0, without zeros that say nothing.
+fn short_power(x: f64) -> String {
+    let text = format!("{x:.4}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 fn times(fits: &Fits) -> Result<Figure, LabError> {
@@ -174,7 +208,15 @@ fn times(fits: &Fits) -> Result<Figure, LabError> {
             [one.regime.name().to_owned(), guest(&point.guest)].into_iter().chain(figures).chain(split).collect()
         })
     });
-    let header = ["regime", "guest", "counted", "predicted", "error of base", "error of walks", "error of exits"];
+    let header = [
+        "regime",
+        "guest",
+        "counted_cycles",
+        "predicted_cycles",
+        "base_error_share",
+        "walks_error_share",
+        "exits_error_share",
+    ];
     let caption = "Run time predicted from the native run, the work of exit handlers included; the data split each error by where it comes from, as \
                    shares of the run.";
     let data = (header.map(str::to_owned).to_vec(), rows.collect());
@@ -195,7 +237,9 @@ fn mosaics(fits: &Fits) -> Result<Figure, LabError> {
     }
     let series = models.iter().map(|model| (*model).to_owned()).zip(points).collect();
     let plot = against(series, "cycles of the run", "cycles predicted");
-    let header = ["workload", "regime", "layout", "counted"].into_iter().chain(models).map(str::to_owned).collect();
+    let names = ["workload", "regime", "layout"].map(str::to_owned).into_iter();
+    let said = std::iter::once("counted").chain(models).map(|name| column(name, "cycles"));
+    let header = names.chain(said).collect();
     let caption = "Run time over mixes of 4 KiB and 2 MiB pages: ours takes one run and the stream, the literature's models take counters of the \
                    very run.";
     Figure::new("fits-mosaics", "Run time over mixes of page sizes", caption.to_owned(), (header, rows), plot)

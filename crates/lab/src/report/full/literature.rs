@@ -52,7 +52,7 @@ pub(super) fn section(fits: &Fits) -> Section {
         )
         .table(&header, &rows)
         .details("By workload: largest error / geometric mean", &by_workload_header(), &by_workload(fits))
-        .command("memvirt model fit")
+        .command(&super::fits::command(fits))
 }
 
 fn percent(share: f64) -> String {

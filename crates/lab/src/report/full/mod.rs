@@ -5,6 +5,7 @@
 
 mod benefit;
 mod breakdown;
+mod conditions;
 mod fits;
 mod literature;
 mod many;
