@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
+use crate::output::visible;
+
 /// How a command ended that could be carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
@@ -17,14 +19,14 @@ pub(crate) enum Status {
 
 /// Prints an error and gives the exit status for it.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
-    eprintln!("memvirt: error: {}", line(error));
+    eprintln!("memvirt: error: {}", visible(&line(error)));
     Status::BadInput.into()
 }
 
 /// Prints what is wrong with a command line, or the help that it asks for, and gives the exit status.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     if error.kind() == ErrorKind::ValueValidation {
-        eprint!("{}", plain_bounds(&error.render().to_string()));
+        eprint!("{}", visible(&plain_bounds(&error.render().to_string())));
     } else {
         // Where the terminal has gone, nobody reads it.
         let _ = error.print();
@@ -67,7 +69,7 @@ pub(crate) fn line(error: &anyhow::Error) -> String {
 
 /// Prints a remark that is no result.
 pub(crate) fn warn(text: &str) {
-    eprintln!("memvirt: {text}");
+    eprintln!("memvirt: {}", visible(text));
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use memvirt_lab::footprint::{Beside, FootprintPlan, FootprintTable, Row, Use};
 use memvirt_lab::text::{bytes, count, signed_percent};
 use memvirt_machine::{MachineSpec, Outcome, RegimeKind};
 use memvirt_workload::Workload;
+use memvirt_workload::units::Footprint;
 
 use crate::args::{assignment, guest_page, memory, page, size};
 use crate::failure::{Status, warn};
@@ -38,8 +39,7 @@ pub(crate) struct FootprintArgs {
     /// How many processes (instances of workloads of other kinds than `residents`), separated by commas
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=65536))]
     processes: Vec<u32>,
-    /// What each process maps, as in 1MiB or 64GiB [default: what the workload's file says]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = footprint_size, help = footprint_help())]
     footprint: Option<u64>,
     /// Each process stores to every page of it
     #[arg(long, conflicts_with = "sparse")]
@@ -100,6 +100,19 @@ enum FootprintFormat {
 
 /// How often each process comes round where nobody says.
 const ROUNDS: u64 = 2;
+
+fn footprint_size(text: &str) -> Result<u64, String> {
+    Footprint::try_new(size(text)?).map(Footprint::bytes).map_err(|error| error.to_string())
+}
+
+/// The bound that [`footprint_size`] keeps. What a kind of workload remembers of each page, or a guest has of memory, may bound it further.
+fn footprint_help() -> String {
+    format!(
+        "What each process maps, as in 1MiB or 64GiB: whole 4 KiB pages, at most {}; less where the workload's generator keeps something for \
+         each page, or the guest would need more memory than the largest has: the error says how much [default: what the workload's file says]",
+        Footprint::MAX
+    )
+}
 
 fn share(text: &str) -> Result<f64, &'static str> {
     text.parse().ok().filter(|share| *share > 0.0 && *share <= 1.0).ok_or("expected a share above 0 and up to 1")

@@ -89,11 +89,15 @@ enum ListFormat {
     Json,
 }
 
-fn assignment(text: &str) -> Result<(String, f64), &'static str> {
-    let expected = "expected NAME=VALUE, as in vcpus=16";
-    let (name, value) = text.split_once('=').ok_or(expected)?;
-    let value: f64 = value.trim().replace('_', "").parse().map_err(|_| expected)?;
-    Ok((name.trim().to_owned(), value))
+fn assignment(text: &str) -> Result<(String, f64), String> {
+    let expected = || "expected NAME=VALUE, as in vcpus=16".to_owned();
+    let (name, text) = text.split_once('=').ok_or_else(expected)?;
+    let (name, text) = (name.trim(), text.trim());
+    let value: f64 = text.replace('_', "").parse().map_err(|_| expected())?;
+    if !value.is_finite() {
+        return Err(format!("the value of `{name}` is not a finite number: give one below 1.8e308, as in {name}=16"));
+    }
+    Ok((name.to_owned(), value))
 }
 
 pub(crate) fn model(command: &ModelCommand) -> anyhow::Result<Status> {
@@ -260,6 +264,9 @@ mod tests {
         assert_eq!(assignment("a=1_000"), Ok(("a".to_owned(), 1000.0)));
         for bad in ["a", "a=", "a=b", "=", ""] {
             assert!(assignment(bad).is_err(), "{bad}");
+        }
+        for endless in ["a=1e400", "a=-inf", "a=nan"] {
+            assert!(assignment(endless).unwrap_err().contains("the value of `a` is not a finite number"), "{endless}");
         }
     }
 }

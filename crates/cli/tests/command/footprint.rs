@@ -29,10 +29,18 @@ fn figures_and_data_are_written() {
 }
 
 #[test]
+fn the_help_names_the_bound_that_is_kept() {
+    let help = memvirt("footprint --help").stdout;
+    assert!(help.contains("at most 64TiB"), "{help}");
+}
+
+#[test]
 fn what_no_footprint_has_is_refused() {
     for (args, word) in [
         ("--processes 0", "65536"),
         ("--footprint 100", "whole 4 KiB pages"),
+        ("--footprint 65TiB", "'--footprint <SIZE>': expected a size in whole 4 KiB pages, from \"4KiB\" to \"64TiB\""),
+        ("--workload zipf --footprint 128GiB", "33554432 pages (128GiB) are too many; at most 16777216 (64GiB)"),
         ("--sparse 0", "share"),
         ("--dense --sparse", "cannot be used with"),
         ("--shadow-page-limit 63", "64"),

@@ -231,3 +231,61 @@ fn a_reader_that_goes_away_is_no_panic() {
     child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
     assert_eq!((child.wait().unwrap().code(), errors.as_str()), (Some(0), ""));
 }
+
+#[test]
+#[cfg(unix)]
+fn pipes_and_devices_are_no_files_of_users() {
+    let folder = TempDir::new().unwrap();
+    let made = std::process::Command::new("mkfifo").arg(folder.path().join("p.toml")).status().unwrap();
+    assert!(made.success());
+    // Were the pipe opened, the command would wait for ever.
+    for words in ["model check ./p.toml", "workloads ./p.toml", "machines ./p.toml", "plan show ./p.toml"] {
+        let ran = memvirt_in(folder.path(), words.split(' '));
+        assert!(
+            ran.only_error().contains("p.toml is not a ") && ran.stderr.contains("copy what comes out"),
+            "{}",
+            ran.stderr
+        );
+    }
+    for words in ["model check /dev/zero", "plan show /dev/zero"] {
+        assert!(memvirt(words).only_error().contains("it is a device: copy"), "{words}");
+    }
+}
+
+#[test]
+fn a_byte_order_mark_is_skipped() {
+    let folder = TempDir::new().unwrap();
+    for (file, text, words) in [
+        ("m.model", include_str!("../../../../models/cost/walk-cold.model"), "model check"),
+        ("w.toml", include_str!("../../../../models/workloads/zipf.toml"), "workloads"),
+        ("h.toml", include_str!("../../../../models/machines/haswell.toml"), "machines"),
+        ("p.toml", include_str!("../../../../models/plans/smoke.toml"), "plan show"),
+    ] {
+        fs::write(folder.path().join(file), format!("\u{feff}{text}")).unwrap();
+        let ran = memvirt_in(folder.path(), words.split(' ').chain([format!("./{file}").as_str()]));
+        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""), "{file}");
+    }
+}
+
+#[test]
+fn what_a_terminal_would_obey_is_shown_and_not_sent() {
+    let folder = TempDir::new().unwrap();
+    let escape = "\u{1b}[31mred\u{9b}2J";
+    let model = include_str!("../../../../models/cost/walk-cold.model").replacen("walk-cold", escape, 1);
+    let workload =
+        include_str!("../../../../models/workloads/zipf.toml").replacen("title = \"", "title = \"\\u001b[31mred", 1);
+    let plan =
+        include_str!("../../../../models/plans/smoke.toml").replacen("title = \"", "title = \"\\u001b[31mred", 1);
+    for (file, text, words) in [
+        ("m.model", &model, "model check"),
+        ("m.model", &model, "model show"),
+        ("m.model", &model, "model eval"),
+        ("w.toml", &workload, "workloads"),
+        ("p.toml", &plan, "plan show"),
+    ] {
+        fs::write(folder.path().join(file), text).unwrap();
+        let ran = memvirt_in(folder.path(), words.split(' ').chain([format!("./{file}").as_str()]));
+        let all = ran.stdout + &ran.stderr;
+        assert!(all.contains("\\u001b[31mred") && !all.contains(['\u{1b}', '\u{9b}']), "{words}: {all}");
+    }
+}

@@ -86,3 +86,15 @@ fn a_trace_is_summarized() {
     let table = memvirt(&format!("trace info {}", path.display()));
     assert!(table.status == 0 && table.stdout.contains("519,213") && table.stdout.contains("mmap"), "{}", table.stdout);
 }
+
+/// Were it measured first, this would take minutes.
+#[test]
+fn a_published_row_that_does_not_exist_is_refused_before_anything_is_measured() {
+    for (words, known) in [("published --row K999", "K19"), ("published pvm --row K19", "P12")] {
+        let ran = memvirt(words);
+        assert!(
+            ran.only_error().contains("there is no such row; the rows are ") && ran.stderr.contains(known),
+            "{words}"
+        );
+    }
+}

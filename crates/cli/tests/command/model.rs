@@ -71,6 +71,8 @@ fn what_is_wrong_with_a_model_or_a_point_is_said_in_one_line() {
         let ran = memvirt(args);
         assert!(ran.only_error().contains(words), "{args}: {}", ran.stderr);
     }
+    let ran = memvirt("model eval scaling-usl vcpus=1e400");
+    assert!(ran.status == 2 && ran.stderr.contains("the value of `vcpus` is not a finite number"), "{}", ran.stderr);
     let ran = memvirt("model eval scaling-usl vcpus");
     assert!(ran.status == 2 && ran.stderr.contains("expected NAME=VALUE"), "{}", ran.stderr);
 }

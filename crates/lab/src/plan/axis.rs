@@ -56,7 +56,7 @@ fn declared_steady(point: &Point) -> bool {
     workload.is_some_and(|workload| workload.measured() == Measured::Steady)
 }
 
-const ON: &str = "true or false";
+const ON: &str = "true or false (or \"on\" or \"off\")";
 const RELATIVE: &str = "a name, or a path relative to where the plan is run";
 
 /// All axes, the slowest first: of two rows beside each other, the regimes differ.
@@ -80,7 +80,7 @@ pub(super) static ALL: &[Axis] = &[
     axis("quantum", "a number of instructions from 1000", |point, value| {
         value.count().filter(|n| *n >= 1000).map(|n| point.quantum = Some(n))
     }),
-    axis("scale", "a number above 0", |point, value| {
+    axis("scale", "a finite number above 0, as in 0.1", |point, value| {
         value.fraction().filter(|x| *x > 0.0 && x.is_finite()).map(|x| point.scale = Some(x))
     }),
     axis("footprint", "a size, as in \"512MiB\"", |point, value| value.bytes().map(|n| point.footprint = Some(n))),
@@ -128,7 +128,7 @@ pub(super) static ALL: &[Axis] = &[
         let accepted = value.count().filter(|n| *n == 0 || *n >= 1000);
         accepted.map(|n| point.overrides.tick_instructions = Some(n))
     }),
-    axis("flush_ceiling", "a number of pages", |point, value| {
+    axis("flush_ceiling", "a whole number of pages from 0", |point, value| {
         value.count().map(|n| point.overrides.flush_ceiling = Some(n))
     }),
     axis("memory", "64MiB to 2TiB in whole 2 MiB, as in \"8GiB\"", |point, value| {
@@ -143,7 +143,9 @@ pub(super) static ALL: &[Axis] = &[
         walkers.map(|walkers| point.measure.walkers = walkers)
     }),
     axis("prefault", ON, |point, value| value.switch().map(|on| point.measure.prefault = on)),
-    axis("warm_up", "a number of accesses", |point, value| value.count().map(|n| point.measure.warm_up_accesses = n)),
+    axis("warm_up", "a whole number of accesses from 0", |point, value| {
+        value.count().map(|n| point.measure.warm_up_accesses = n)
+    }),
     axis(
         "steady",
         "true, false, or \"declared\": where the workload's file says `measure = \"steady\"`",
@@ -156,7 +158,7 @@ pub(super) static ALL: &[Axis] = &[
         },
     ),
     axis("check", ON, |point, value| value.switch().map(|on| point.check = on)),
-    axis("seed", "a number", |point, value| value.count().map(|n| point.seed = n)),
+    axis("seed", "a whole number from 0", |point, value| value.count().map(|n| point.seed = n)),
     Axis {
         name: "regime",
         accepts: "a name of `memvirt regimes`",

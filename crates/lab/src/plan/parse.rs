@@ -1,6 +1,8 @@
 //! From the text of a plan file to a checked plan, with line and field of whatever is wrong.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
+use std::path::Path;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -150,20 +152,26 @@ fn set(value: &Field<'_>, prefix: &str, path: &str, axes: &mut Vec<Placed>) -> C
 }
 
 fn placed(axis: &str, value: &Field<'_>, path: &str) -> Checked<Placed> {
-    let one = |value: &Field<'_>| match Value::of(value.get_ref()) {
-        Some(value) => Ok(value),
-        None => wrong(value.span(), path, "expected a text, a number, true or false, or a list of them"),
+    let one = |value: &Field<'_>| match (Value::of(value.get_ref()), value.get_ref()) {
+        (Some(value), _) => Ok(value),
+        (None, DeValue::Integer(n)) => {
+            wrong(value.span(), path, format!("`{}`: expected a whole number up to {}", n.as_str(), i64::MAX))
+        }
+        (None, _) => wrong(value.span(), path, "expected a text, a number, true or false, or a list of them"),
     };
     let values = match value.get_ref() {
         DeValue::Array(list) if list.is_empty() => {
             return wrong(value.span(), path, "an empty list; expected one value at least");
         }
         DeValue::Array(list) => {
-            let mut values = Vec::new();
+            let (mut values, mut seen) = (Vec::new(), BTreeSet::new());
             for element in list {
                 let found = one(element)?;
                 // What is wrong with an element is told at its line.
                 check(axis, &found).or_else(|message| wrong(element.span(), path, message))?;
+                if let Some(again) = every(axis, &found).iter().find(|value| !seen.insert(meaning(axis, value))) {
+                    return wrong(element.span(), path, format!("`{again}` is there already; leave it out here"));
+                }
                 values.push(found);
             }
             values
@@ -186,19 +194,31 @@ fn check(axis: &str, value: &Value) -> Result<(), String> {
     }
 }
 
+/// What a value sets, so that `1` and `1.0`, or `on` and `true`, are found to be one.
+fn meaning(axis: &str, value: &Value) -> String {
+    let mut point = Point::default();
+    match Axis::find(axis) {
+        // What `declared` means depends on the workload.
+        Some(found) if axis != "steady" && found.set(&mut point, value).is_ok() => format!("{point:?}"),
+        _ => value.to_string(),
+    }
+}
+
+/// The values that a value stands for.
+fn every(axis: &str, value: &Value) -> Vec<Value> {
+    if axis == "workload" && value.text() == Some(ALL_WORKLOADS) {
+        memvirt_workload::Workload::builtin().map(|builtin| Value::Text(builtin.name.to_owned())).collect()
+    } else {
+        vec![value.clone()]
+    }
+}
+
 /// Stands for every built-in workload.
 const ALL_WORKLOADS: &str = "all";
 
 impl AxisValues {
     pub(super) fn new(name: &str, raw: Vec<Value>) -> Self {
-        let every = |value: Value| -> Vec<Value> {
-            if name == "workload" && value.text() == Some(ALL_WORKLOADS) {
-                memvirt_workload::Workload::builtin().map(|builtin| Value::Text(builtin.name.to_owned())).collect()
-            } else {
-                vec![value]
-            }
-        };
-        let raw: Vec<Value> = raw.into_iter().flat_map(every).collect();
+        let raw: Vec<Value> = raw.iter().flat_map(|value| every(name, value)).collect();
         Self { name: name.to_owned(), values: raw.iter().map(ToString::to_string).collect(), raw }
     }
 
@@ -261,6 +281,13 @@ impl Grid {
         if has("steady") && has("warm_up") {
             return refuse("warm_up", "`steady` says itself how long it warms up; two grids hold both");
         }
+        let missing = points.iter().filter_map(|point| point.trace.as_ref()).find(|path| !Path::new(path).exists());
+        if let Some(path) = missing {
+            let message = format!(
+                "`{path}`: there is no such recording; a path is relative to the folder in which the plan is shown and run"
+            );
+            return Err(("trace".to_owned(), message));
+        }
         Ok(Self { axes, points })
     }
 }
@@ -268,8 +295,14 @@ impl Grid {
 fn combine(axes: &[AxisValues]) -> Result<Vec<Point>, (String, String)> {
     let count = axes.iter().try_fold(1usize, |product, axis| product.checked_mul(axis.raw.len()));
     if count.is_none_or(|count| count > Plan::MAX_POINTS) {
-        let message = format!("more than {} combinations in a grid; fewer values", Plan::MAX_POINTS);
-        return Err((axes.last().map_or(String::new(), |axis| axis.name.clone()), message));
+        // Whoever varies most can give most.
+        let longest = axes.iter().max_by_key(|axis| axis.raw.len());
+        let (name, values) = longest.map_or((String::new(), 0), |axis| (axis.name.clone(), axis.raw.len()));
+        let message = format!(
+            "more than {} combinations in a grid, {values} values of this axis among them; give fewer, or make two plans",
+            Plan::MAX_POINTS
+        );
+        return Err((name, message));
     }
     let mut points = vec![Point::default()];
     for axis in axes {
@@ -289,7 +322,7 @@ fn combine(axes: &[AxisValues]) -> Result<Vec<Point>, (String, String)> {
 
 /// Whether every workload can be made as its point says, before anything runs.
 fn check_workloads(axes: &[AxisValues], points: &[Point]) -> Result<(), (String, String)> {
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for point in points.iter().filter(|point| point.workload.is_some()) {
         let (scale, footprint) = (point.scale.map(f64::to_bits), point.footprint);
         if !seen.insert((&point.workload, &point.set, scale, footprint)) {

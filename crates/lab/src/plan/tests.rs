@@ -125,6 +125,46 @@ fn what_is_wrong_is_named_with_its_line_and_what_is_accepted() {
         ("workload = \"zipf\"\nregime = \"native\"\nseed = [[1]]", "t.toml:7: grid[0].seed: expected a text, a number"),
         ("workload = \"zipf\"\nregime = \"native\"\nquick = { sed = 1 }", "t.toml:7: grid[0].quick.sed: unknown axis"),
         ("workload =", "t.toml:5: "),
+        (
+            "workload = \"zipf\"\nregime = \"native\"\nseed = -1",
+            "t.toml:7: grid[0].seed: `-1`: expected a whole number from 0",
+        ),
+        (
+            "workload = \"zipf\"\nregime = \"native\"\nseed = 99999999999999999999",
+            "t.toml:7: grid[0].seed: `99999999999999999999`: expected a whole number up to 9223372036854775807",
+        ),
+        (
+            "workload = \"zipf\"\nregime = \"native\"\nscale = inf",
+            "t.toml:7: grid[0].scale: `inf`: expected a finite number above 0",
+        ),
+        (
+            "workload = \"zipf\"\nregime = \"native\"\nset.exponent = nan",
+            "t.toml:7: grid[0].set.exponent: cannot set `exponent`",
+        ),
+        (
+            "workload = \"zipf\"\nregime = \"native\"\nscale = [\n1,\n1.0]",
+            "t.toml:9: grid[0].scale: `1` is there already; leave it out here",
+        ),
+        (
+            "workload = \"zipf\"\nregime = \"native\"\nkpti = [\"on\", true]",
+            "t.toml:7: grid[0].kpti: `true` is there already",
+        ),
+        (
+            "workload = \"zipf\"\nregime = \"native\"\nkpti = [\"on\", \"of\"]",
+            "t.toml:7: grid[0].kpti: `of`: expected true or false (or \"on\" or \"off\")",
+        ),
+        (
+            "workload = [\n\"zipf\",\n\"all\"]\nregime = \"native\"",
+            "t.toml:7: grid[0].workload: `zipf` is there already",
+        ),
+        (
+            "workload = \"zipf\"\nregime = \"native\"\nset.exponent = [1, 2, 1]",
+            "t.toml:7: grid[0].set.exponent: `1` is there already",
+        ),
+        (
+            "trace = [\"Cargo.toml\", \"no-such.mvt\"]\nregime = \"native\"",
+            "t.toml:5: grid[0].trace: `no-such.mvt`: there is no such recording; a path is relative to",
+        ),
     ] {
         let error = refused(grid);
         assert!(error.contains(says) && !error.contains('\n'), "{grid}\n  said: {error}\n  expected: {says}");
@@ -144,6 +184,9 @@ fn what_is_wrong_is_named_with_its_line_and_what_is_accepted() {
     let seeds = seeds.join(",");
     let many = format!("workload = \"zipf\"\nregime = \"native\"\nseed = [{seeds}]\nwarm_up = [{seeds}]");
     assert!(refused(&many).contains("more than 100000 combinations"));
+    let seeds: Vec<_> = (0..60_000).map(|n| n.to_string()).collect();
+    let many = format!("workload = \"zipf\"\nregime = [\"native\", \"nested\"]\nseed = [{}]", seeds.join(","));
+    assert!(refused(&many).contains("t.toml:7: grid[0].seed: more than 100000 combinations in a grid, 60000 values"));
     assert!(matches!(small().points(Size::Quick), Err(PlanError::NoQuick { .. })));
 }
 
@@ -272,14 +315,14 @@ fn rows_of_another_program_or_of_other_inputs_are_made_again() {
 }
 
 #[test]
-fn a_trace_that_is_not_there_stops_the_plan_by_name_and_keeps_what_was_done() {
+fn a_trace_that_is_none_stops_the_plan_by_name_and_keeps_what_was_done() {
     let both = plan(
-        "workload = \"churn\"\nscale = 0.001\nregime = \"native\"\n[[grid]]\ntrace = \"no-such.mvt\"\nregime = \"native\"",
+        "workload = \"churn\"\nscale = 0.001\nregime = \"native\"\n[[grid]]\ntrace = \"Cargo.toml\"\nregime = \"native\"",
     );
     let dir = TempDir::new().unwrap();
     let run = PlanRun { plan: &both, size: Size::Full, dir: dir.path(), version: "1", threads: NonZeroUsize::new(1) };
     let error = run.run(&|_| {}, &|_| {}).unwrap_err().to_string();
-    assert!(error.starts_with("memvirt run --regime native --trace no-such.mvt "), "{error}");
+    assert!(error.starts_with("memvirt run --regime native --trace Cargo.toml "), "{error}");
     let part = Table::load(&run.path().with_extension("csv.part")).unwrap();
     assert_eq!(part.rows.len(), 1);
 }

@@ -20,9 +20,8 @@ impl Value {
             DeValue::String(text) => Some(Self::Text(text.to_string())),
             DeValue::Boolean(on) => Some(Self::Switch(*on)),
             DeValue::Integer(n) => i64::from_str_radix(&n.as_str().replace('_', ""), n.radix()).ok().map(Self::Whole),
-            DeValue::Float(x) => {
-                x.as_str().replace('_', "").parse().ok().filter(|x: &f64| x.is_finite()).map(Self::Fraction)
-            }
+            // Whether `inf` and `nan` make sense is for the axis to say: for none they do.
+            DeValue::Float(x) => x.as_str().replace('_', "").parse().ok().map(Self::Fraction),
             _ => None,
         }
     }

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 pub use own::Own;
-pub use pvm::{Events, Row, pvm};
+pub use pvm::{Events, Row, ids as pvm_ids, pvm};
 
 use crate::claims::{Done, Effort, Task, plain_tasks};
 use crate::comparison::Comparison;
@@ -204,7 +204,20 @@ pub fn measure(
     })?
 }
 
+/// The number of every row, known before anything is measured: a wrong one is refused at once.
+pub const ROW_IDS: &[&str] = &[
+    "S1.1", "S1.2", "S1.3", "S1.4", "S1.5", "S1.6", "S1.7", "S1.8", "S1.9", "S1.10", "S1.11", "S1.12", "S1.13",
+    "S1.14", "S1.15", "S1.16", "S1.17", "S1.18", "S1.19", "S1.20", "S1.21", "P2", "P3", "P4", "P5", "P1 off", "P1 on",
+    "P6", "P7", "P8", "P9", "P10", "P11", "P12", "P20", "K8", "K10", "K11", "K12", "K13", "K15", "K16", "K19", "K24",
+    "W9", "W10", "W15", "F2", "F4", "S4.1", "S4.2", "S4.3", "S4.4", "S4.5", "S4.6", "S5.1", "S5.2", "S5.3", "S5.4",
+    "S5.5", "S5.6", "S6.1", "S6.2", "S6.3", "S6.4", "S6.5", "S6.6", "S6.7", "S7.1", "S7.2", "S7.3", "S7.4", "S7.5",
+];
+
 /// Every published figure, by section.
+///
+/// # Panics
+///
+/// With debug assertions, where a row's number does not stand in [`ROW_IDS`] or one of these has no row.
 #[must_use]
 pub fn rows(sources: &Sources<'_>) -> Vec<PublishedRow> {
     let mut all = walks::references(sources.own);
@@ -216,6 +229,8 @@ pub fn rows(sources: &Sources<'_>) -> Vec<PublishedRow> {
     all.extend(inputs::exit_costs());
     all.extend(inputs::geometry());
     all.extend(inputs::workloads(sources));
+    debug_assert!(all.iter().all(|row| ROW_IDS.contains(&row.id.as_str())), "a row that ROW_IDS has not");
+    debug_assert!(ROW_IDS.iter().all(|id| all.iter().any(|row| row.id == *id)), "ROW_IDS has what is no row");
     all
 }
 

@@ -56,6 +56,12 @@ const MACHINE: &str = "pvm-8269cy";
 /// Cycles of a microsecond on the measured machine.
 const CYCLES_PER_US: f64 = 2500.0;
 
+/// The numbers of the rows of [`pvm`].
+#[must_use]
+pub fn ids() -> Vec<&'static str> {
+    RECIPES.iter().map(|recipe| recipe.id).collect()
+}
+
 const RECIPES: &[Recipe] = &[
     Recipe {
         id: "P1 off",
