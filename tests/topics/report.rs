@@ -15,7 +15,7 @@ use std::sync::LazyLock;
 use memvirt_lab::claims::Verdict::{Fails, Holds, HoldsWhen};
 use memvirt_lab::claims::{Effort, Evidence, claims};
 use memvirt_lab::published::{Agreement, Use};
-use memvirt_lab::report::write_full_report;
+use memvirt_lab::report::{CHANGED_BY_CUTS, write_full_report};
 use memvirt_machine::MachineSpec;
 
 /// Measured once for all tests.
@@ -42,6 +42,253 @@ fn every_claim_is_measured_and_those_of_structure_hold() {
     assert_eq!(verdict("user-space"), Some(Fails));
     for id in ["twenty-percent", "same-structure", "context-switch"] {
         assert_eq!(verdict(id), Some(HoldsWhen), "{id}");
+    }
+}
+
+#[test]
+fn a_claim_that_holds_under_a_condition_states_it_on_a_line_of_its_own() {
+    let (_dir, page) = written();
+    for claim in claims(&EVIDENCE) {
+        match (claim.verdict, claim.condition()) {
+            (HoldsWhen, Some(condition)) => {
+                assert!(condition.starts_with("When ") && condition.ends_with('.'), "{}: {condition}", claim.id);
+                assert!(
+                    condition.contains(|c: char| c.is_ascii_digit()) || condition.contains("shadow:"),
+                    "{condition}"
+                );
+                assert!(claim.measured.starts_with(&format!("{condition}\n")) && !claim.figures().is_empty());
+                let begin: String = condition.split('`').next().unwrap().chars().take(40).collect();
+                assert!(page.contains(&format!("<p class=\"when\">{begin}")), "{begin}");
+            }
+            (HoldsWhen, None) => panic!("{}: no condition", claim.id),
+            (_, condition) => assert_eq!(condition, None, "{}", claim.id),
+        }
+    }
+}
+
+/// The text of a figure on the page.
+fn block<'a>(page: &'a str, id: &str) -> &'a str {
+    let from = page.find(&format!("<figure id=\"{id}\">")).unwrap_or_else(|| panic!("no figure {id}"));
+    page[from..].split("</figure>").next().unwrap()
+}
+
+#[test]
+fn a_figure_of_many_runs_names_the_command_of_each() {
+    let (_dir, page) = written();
+    let fair = &EVIDENCE.fair;
+    let plain = ["cycles", "references", "exits", "stores", "footprint"].map(|id| (id, &EVIDENCE.plain));
+    let timed = [("benefit", &fair.plain), ("benefit-kpti", &fair.kpti), ("benefit-large", &fair.large)];
+    let accounts = [("cycles-timed", &fair.plain), ("walk-levels", &fair.plain), ("phase-plane", &fair.plain)];
+    for (id, comparisons) in plain.into_iter().chain(timed).chain(accounts) {
+        let listed =
+            block(&page, id).split("<details class=\"runs\">").nth(1).unwrap().split("</details>").next().unwrap();
+        for one in comparisons {
+            assert!(listed.contains(&format!("<code>{}</code>", one.command)), "{id}: {}", one.command);
+        }
+    }
+    assert!(block(&page, "phase-plane").contains("memvirt phase --quick --machine skylake-sp"));
+    for scaled in &EVIDENCE.many.scaling {
+        assert!(block(&page, "scaling-benefit").contains(&format!("<code>{}</code>", scaled.table.command)));
+    }
+    for id in ["fits-exits", "fits-residuals", "fits-time", "fits-mosaics"] {
+        let made = "Made by <code>memvirt model fit --quick --machine skylake-sp --out DIR</code>";
+        assert!(block(&page, id).contains(made), "{id}");
+    }
+}
+
+#[test]
+fn the_page_of_the_fits_alone_names_the_command_that_makes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    memvirt_lab::report::write_fits(dir.path(), &EVIDENCE.fits).unwrap();
+    let page = std::fs::read_to_string(dir.path().join("index.html")).unwrap();
+    assert!(page.contains("<pre><code>memvirt model fit --quick --machine skylake-sp --out DIR</code></pre>"));
+}
+
+/// The rows of a figure's data: cells by column. Cells hold no quotes but around them.
+fn data(dir: &Path, id: &str) -> Vec<BTreeMap<String, String>> {
+    let text = std::fs::read_to_string(dir.join(format!("figures/{id}.csv"))).unwrap();
+    let cells = |line: &str| -> Vec<String> {
+        let parts = line.split('"').enumerate();
+        let joined: String =
+            parts.map(|(i, part)| if i % 2 == 1 { part.to_owned() } else { part.replace(',', "\t") }).collect();
+        joined.split('\t').map(str::to_owned).collect()
+    };
+    let header = cells(text.lines().next().unwrap());
+    text.lines().skip(1).map(|line| header.iter().cloned().zip(cells(line)).collect()).collect()
+}
+
+fn number(row: &BTreeMap<String, String>, column: &str) -> f64 {
+    let cell = row.get(column).unwrap_or_else(|| panic!("no {column} in {row:?}"));
+    cell.trim_end_matches(" %").parse().unwrap_or_else(|_| panic!("{column}: {cell}"))
+}
+
+#[test]
+fn a_workload_s_dot_in_the_plane_lies_on_the_side_of_its_bar() {
+    let (dir, _) = written();
+    let (bars, dots) = (data(dir.path(), "benefit"), data(dir.path(), "phase-plane"));
+    assert_eq!(dots.iter().filter(|dot| dot["known"] == "true").count(), bars.len());
+    for bar in &bars {
+        let dot = dots.iter().find(|dot| dot["workload"] == bar["workload"]).unwrap();
+        assert_eq!(dot["command"], bar["command"]);
+        let percent = 100.0 * (number(dot, "ln_shadow_over_nested").exp() - 1.0);
+        assert!((percent - number(bar, "benefit_percent")).abs() < 0.051, "{dot:?} beside {bar:?}");
+    }
+    assert!(dots.iter().any(|dot| dot["known"] == "false" && dot["workload"] == "two-rates"));
+}
+
+#[test]
+fn a_command_in_the_data_is_the_command_that_was_run() {
+    let (dir, _) = written();
+    for row in data(dir.path(), "benefit") {
+        assert_eq!(row["command"], EVIDENCE.fair.plain_of(&row["workload"]).unwrap().command);
+        assert!(row["command"].contains("--regimes native,"));
+    }
+}
+
+#[test]
+fn every_column_of_figures_names_its_unit() {
+    const NAMES: [&str; 12] = [
+        "workload",
+        "regime",
+        "guest",
+        "layout",
+        "tables",
+        "measured",
+        "command",
+        "known",
+        "assumptions",
+        "shadow",
+        "nested",
+        "machine",
+    ];
+    const UNITS: [&str; 12] = [
+        "cycles",
+        "exits",
+        "bytes",
+        "walks",
+        "accesses",
+        "percent",
+        "share",
+        "instructions",
+        "native",
+        "per_walk",
+        "nested",
+        "table_store",
+    ];
+    const COUNTS: [&str; 3] = ["vcpus", "processes", "accesses"];
+    let (dir, _) = written();
+    for (path, text) in files(&dir.path().join("figures")) {
+        if path.extension().is_some_and(|kind| kind == "csv") {
+            let text = String::from_utf8(text).unwrap();
+            for column in text.lines().next().unwrap().split(',') {
+                let unit = UNITS.iter().any(|unit| column.ends_with(&format!("_{unit}")));
+                assert!(unit || NAMES.contains(&column) || COUNTS.contains(&column), "{}: {column}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn captions_say_how_runs_were_made() {
+    let (_dir, page) = written();
+    for id in ["benefit", "cycles-timed"] {
+        let words = block(&page, id);
+        assert!(words.contains("mode cycles, walk caches on") && words.contains("after a warm-up of"), "{id}");
+    }
+    assert!(block(&page, "exits").contains("mode counts, walk caches off"));
+    let one = &EVIDENCE.many.scaling[0].table;
+    assert_eq!(one.workload, "forkwait");
+    assert!(block(&page, "scaling-forks-throughput").contains("mode counts, walk caches off"));
+    // The same workload twice, with what differs.
+    let section = page.split("<section id=\"scaling\">").nth(1).unwrap().split("</section>").next().unwrap();
+    for words in ["Benefit by workload", "Many vCPUs, on one", "warm-up accesses"] {
+        assert!(section.contains(words), "{words}");
+    }
+}
+
+#[test]
+fn no_model_of_vcpus_is_judged_by_the_run_that_it_is_fed() {
+    let several: usize =
+        EVIDENCE.many.scaling.iter().map(|one| one.table.points.iter().filter(|point| point.vcpus > 1).count()).sum();
+    let rows = EVIDENCE.fits.errors();
+    let judged: usize = rows.iter().filter(|row| row.quantity == "vCPUs").map(|row| row.runs).sum();
+    assert!(several > 0 && judged == several);
+    let (_dir, page) = written();
+    assert!(!page.contains("it is off by at most 0 %"));
+    for scaled in &EVIDENCE.many.scaling {
+        let caption = block(&page, &format!("scaling-{}-errors", scaled.id));
+        let points = scaled.table.points.iter().filter(|point| point.vcpus > 1).count();
+        let named: usize = caption
+            .match_indices(" % at the ")
+            .map(|(at, _)| caption[at + 10..].split(' ').next().unwrap().parse::<usize>().unwrap())
+            .sum();
+        assert_eq!(named, points, "{}", scaled.id);
+    }
+}
+
+/// Which way a benefit in percent goes: shadow paging wins, nested paging by up to a fifth, or by more.
+fn side(percent: f64) -> u8 {
+    match percent {
+        p if p < -0.05 => 0,
+        p if p <= 20.0 => 1,
+        _ => 2,
+    }
+}
+
+#[test]
+fn the_quick_page_says_what_its_cuts_change_and_the_full_report_says_the_same() {
+    let (dir, page) = written();
+    let head = page.split("</header>").next().unwrap();
+    assert!(head.contains("The runs of this page are cut") && head.contains("<code>memvirt report</code>"));
+    for one in CHANGED_BY_CUTS {
+        assert!(head.contains(one.id) && head.contains(one.quick) && head.contains(one.full), "{one:?}");
+    }
+    let full = Path::new(env!("CARGO_MANIFEST_DIR")).join("../reports");
+    let in_part =
+        |part: &str| -> Vec<&str> { CHANGED_BY_CUTS.iter().filter(|one| one.part == part).map(|one| one.id).collect() };
+    // By place, not by name: the committed report may be older than the names of its columns.
+    let committed = std::fs::read_to_string(full.join("figures/benefit.csv")).unwrap();
+    let committed: BTreeMap<&str, f64> = committed
+        .lines()
+        .skip(1)
+        .map(|line| {
+            let mut cells = line.split(',');
+            let name = cells.next().unwrap();
+            (name, cells.next().unwrap().trim_end_matches(" %").parse().unwrap())
+        })
+        .collect();
+    let mut moved = Vec::new();
+    for row in data(dir.path(), "benefit") {
+        let name = row["workload"].clone();
+        if side(number(&row, "benefit_percent")) != side(committed[name.as_str()]) {
+            moved.push(name);
+        }
+    }
+    moved.sort();
+    let mut said = in_part("benefit");
+    said.sort_unstable();
+    assert_eq!(moved, said);
+    // Whether the benefit of `churn`, as threads, is larger on the most vCPUs than on one.
+    let grows = |text: &str| {
+        let rows = text.lines().filter(|line| line.starts_with("unmapping,"));
+        let all: Vec<f64> = rows.map(|line| line.rsplit(',').next().unwrap().parse().unwrap()).collect();
+        all[all.len() - 1] > all[0]
+    };
+    let read = |dir: &Path| std::fs::read_to_string(dir.join("figures/scaling-benefit.csv")).unwrap();
+    assert_eq!((grows(&read(dir.path())), grows(&read(&full)), in_part("scaling")), (false, true, vec!["churn"]));
+    let claims = std::fs::read_to_string(full.join("claims.json")).unwrap();
+    let fails = |id: &str| {
+        claims
+            .split(&format!("\"id\": \"{id}\""))
+            .nth(1)
+            .unwrap()
+            .split("\"verdict\": \"")
+            .nth(1)
+            .unwrap()
+            .starts_with("fails")
+    };
+    for id in in_part("claims") {
+        assert!(fails(id), "{id}");
     }
 }
 

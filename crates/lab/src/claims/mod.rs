@@ -31,7 +31,7 @@ pub(crate) use work::unpaged;
 pub enum Verdict {
     /// It is so.
     Holds,
-    /// It is so under a condition, which the measured words state.
+    /// It is so under a condition, which [`Claim::condition`] states.
     HoldsWhen,
     /// It is not so.
     Fails,
@@ -60,7 +60,7 @@ pub struct Claim {
     pub id: &'static str,
     /// What is claimed.
     pub claim: &'static str,
-    /// What memvirt measured, with its conditions.
+    /// What memvirt measured. Where the verdict is [`Verdict::HoldsWhen`] the first line is the condition.
     pub measured: String,
     /// The verdict.
     pub verdict: Verdict,
@@ -68,6 +68,28 @@ pub struct Claim {
     pub shown: &'static str,
     /// The command that reproduces it.
     pub command: String,
+}
+
+impl Claim {
+    /// The same; `condition` stands on a line of its own above what was measured where the claim holds under one.
+    fn when(self, condition: &str) -> Self {
+        match self.verdict {
+            Verdict::HoldsWhen => Self { measured: format!("{condition}\n{}", self.measured), ..self },
+            Verdict::Holds | Verdict::Fails => self,
+        }
+    }
+
+    /// Under which condition the claim holds: a sentence that the figures of the page decide; nothing where it holds or fails.
+    #[must_use]
+    pub fn condition(&self) -> Option<&str> {
+        self.measured.split_once('\n').map(|(condition, _)| condition)
+    }
+
+    /// What was measured, without the condition.
+    #[must_use]
+    pub fn figures(&self) -> &str {
+        self.measured.split_once('\n').map_or(self.measured.as_str(), |(_, figures)| figures)
+    }
 }
 
 /// Every claim, in the order of the lecture.

@@ -105,7 +105,22 @@ fn structure(evidence: &Evidence) -> Option<Claim> {
     let (small, large) = (likenesses(evidence.of("zipf")?)?, likenesses(&evidence.large_guest_pages)?);
     let words = |all: &[(String, bool)]| all.iter().map(|(words, _)| words.as_str()).collect::<Vec<_>>().join(", ");
     let (some, all) = (small.iter().any(|(_, same)| *same), small.iter().chain(&large).all(|(_, same)| *same));
-    Some(Claim {
+    let those = |wanted: bool| {
+        let found: Vec<_> =
+            POLICIES.iter().zip(&small).filter(|(_, (_, same))| *same == wanted).map(|(p, _)| p.name()).collect();
+        if found.is_empty() { "none".to_owned() } else { found.join(", ") }
+    };
+    let not = if some && small.iter().all(|(_, same)| *same) {
+        String::new()
+    } else {
+        format!("not with {}, and ", those(false))
+    };
+    let condition = format!(
+        "When guest and host have pages of the same size and the policy is one of {} (shadow tables within a tenth of the guest's bytes); {not}not \
+         with larger pages in the guest than in the host.",
+        those(true)
+    );
+    let claim = Claim {
         id: "same-structure",
         claim: "Shadow tables have the same structure as the guest's tables.",
         measured: format!(
@@ -123,7 +138,9 @@ fn structure(evidence: &Evidence) -> Option<Claim> {
         },
         shown: "footprint",
         command: evidence.large_guest_pages.command.clone(),
-    })
+    }
+    .when(&condition);
+    Some(claim)
 }
 
 fn two_stages(evidence: &Evidence) -> Option<Claim> {

@@ -26,6 +26,7 @@ use crate::input::Input;
 use crate::plan::{Point, Row, Table};
 use crate::table::csv_line;
 
+pub(crate) use draw::Dot;
 pub use vcpus::{VcpuPhase, VcpuSample};
 
 /// A guest in the plane.

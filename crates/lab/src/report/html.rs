@@ -88,7 +88,7 @@ fn made(figure: &Figure, command: &str) -> (String, String) {
             let n = runs.len();
             (
                 format!(
-                    "Made by {n} commands, listed below, each of which makes the numbers of one run; all of them by {command}"
+                    "Made by {n} commands, listed below, each of which makes a part of the numbers; all of them by {command}"
                 ),
                 format!("<details class=\"runs\"><summary>The {n} commands</summary><ol>\n{items}</ol></details>\n"),
             )

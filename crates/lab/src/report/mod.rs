@@ -27,7 +27,7 @@ use rayon::prelude::*;
 use crate::comparison::Comparison;
 use crate::error::LabError;
 pub(crate) use figure::{Figure, column};
-pub use full::{write_fits, write_full_report};
+pub use full::{CHANGED_BY_CUTS, ChangedByCuts, write_fits, write_full_report};
 
 /// Writes the report of `comparison` into the folder `dir`, which is made where it does not exist:
 ///

@@ -160,9 +160,15 @@ pub(crate) fn disc(area: &Area<'_>, ink: Ink, at: (i32, i32), radius: i32) -> Dr
     Ok(area.draw(&Circle::new(at, radius, ink.rgb().filled()))?)
 }
 
+/// A filled shape with these corners.
+pub(crate) fn polygon(area: &Area<'_>, ink: Ink, corners: &[(i32, i32)]) -> Drawn {
+    Ok(area.draw(&Polygon::new(corners.to_vec(), ink.rgb().filled()))?)
+}
+
 /// A circle two pixels wide.
 pub(crate) fn ring(area: &Area<'_>, ink: Ink, at: (i32, i32), radius: i32) -> Drawn {
-    Ok(area.draw(&Circle::new(at, radius, ink.rgb().stroke_width(2)))?)
+    // Pixels know no width of a circle.
+    (radius - 1..=radius).try_for_each(|radius| Ok(area.draw(&Circle::new(at, radius, ink.rgb()))?))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use plotters::style::FontStyle;
 use plotters::style::text_anchor::HPos;
 
 use super::paint::{
-    Area, Drawing, Drawn, FONT, Ink, Shape, counted, disc, legend_places, line, pixels, rectangle, ring, text,
+    Area, Drawing, Drawn, FONT, Ink, Shape, counted, disc, legend_places, line, pixels, polygon, rectangle, ring, text,
 };
 
 /// How an axis is divided.
@@ -66,6 +66,45 @@ pub(crate) enum Mark {
     Squares,
     /// Rings alone, wider than dots, so that a dot at the same place is seen within.
     Rings,
+    /// Triangles alone.
+    Triangles,
+    /// Crosses alone: two slanting strokes.
+    Crosses,
+    /// Pluses alone: an upright stroke and a level one.
+    Pluses,
+    /// Diamonds alone.
+    Diamonds,
+}
+
+impl Mark {
+    /// Marks that are told apart by their shape where colours are not.
+    pub(crate) const SHAPES: [Self; 7] =
+        [Self::Dots, Self::Rings, Self::Triangles, Self::Crosses, Self::Squares, Self::Pluses, Self::Diamonds];
+
+    /// Whether its points stand alone, without a line between them.
+    const fn is_alone(self) -> bool {
+        !matches!(self, Self::DottedLine | Self::Line | Self::Dashed)
+    }
+
+    /// One point of it.
+    fn point(self, area: &Area<'_>, ink: Ink, (x, y): (i32, i32)) -> Drawn {
+        match self {
+            Self::Line | Self::Dashed => Ok(()),
+            Self::Dots | Self::DottedLine => disc(area, ink, (x, y), 4),
+            Self::Rings => ring(area, ink, (x, y), 6),
+            Self::Squares => rectangle(area, ink, (x - 5, y - 5), (x + 5, y + 5)),
+            Self::Triangles => polygon(area, ink, &[(x - 6, y + 5), (x + 6, y + 5), (x, y - 6)]),
+            Self::Diamonds => polygon(area, ink, &[(x - 6, y), (x, y - 6), (x + 6, y), (x, y + 6)]),
+            Self::Crosses => {
+                stroke(area, ink, (x - 5, y - 5), (x + 5, y + 5))?;
+                stroke(area, ink, (x - 5, y + 5), (x + 5, y - 5))
+            }
+            Self::Pluses => {
+                rectangle(area, ink, (x - 6, y - 1), (x + 6, y + 1))?;
+                rectangle(area, ink, (x - 1, y - 6), (x + 1, y + 6))
+            }
+        }
+    }
 }
 
 /// Values that belong together.
@@ -289,13 +328,13 @@ fn paint(area: &Area<'_>, plot: &Plot, layout: &Layout) -> Drawn {
         curve(area, series, layout)?;
     }
     // Words keep off all dots and squares.
-    let half = |mark| if matches!(mark, Mark::Squares | Mark::Rings) { 6 } else { 4 };
+    let half = |mark| if mark == Mark::Dots { 4 } else { 6 };
     let around = |series: &Series| {
         let half = half(series.mark);
         let places = placed(series, layout).into_iter().flatten();
         places.map(|(x, y)| (x - half, y - half, x + half, y + half)).collect::<Vec<Taken>>()
     };
-    let marked = plot.series.iter().filter(|series| matches!(series.mark, Mark::Dots | Mark::Squares | Mark::Rings));
+    let marked = plot.series.iter().filter(|series| series.mark.is_alone());
     let mut taken: Vec<Taken> = marked.flat_map(around).collect();
     for series in &plot.series {
         words(area, series, layout, &mut taken)?;
@@ -308,11 +347,10 @@ fn swatch(area: &Area<'_>, series: &Series, (x, y): (i32, i32)) -> Drawn {
         Mark::Line => stroke(area, series.ink, (x, y), (x + 12, y)),
         Mark::Dashed => dashes(area, series.ink, (x, y), (x + 12, y)),
         Mark::Squares => rectangle(area, series.ink, (x, y - 6), (x + 12, y + 6)),
-        Mark::Dots => disc(area, series.ink, (x + 6, y), 4),
-        Mark::Rings => ring(area, series.ink, (x + 6, y), 6),
-        Mark::DottedLine => {
+        mark if mark.is_alone() => mark.point(area, series.ink, (x + 6, y)),
+        mark => {
             stroke(area, series.ink, (x, y), (x + 12, y))?;
-            disc(area, series.ink, (x + 6, y), 4)
+            mark.point(area, series.ink, (x + 6, y))
         }
     }
 }
@@ -346,17 +384,12 @@ fn curve(area: &Area<'_>, series: &Series, layout: &Layout) -> Drawn {
             match series.mark {
                 Mark::Line | Mark::DottedLine => stroke(area, series.ink, from, to)?,
                 Mark::Dashed => dashes(area, series.ink, from, to)?,
-                Mark::Dots | Mark::Squares | Mark::Rings => {}
+                _ => {}
             }
         }
     }
     for (x, y) in places.into_iter().flatten() {
-        match series.mark {
-            Mark::Dots | Mark::DottedLine => disc(area, series.ink, (x, y), 4)?,
-            Mark::Squares => rectangle(area, series.ink, (x - 5, y - 5), (x + 5, y + 5))?,
-            Mark::Rings => ring(area, series.ink, (x, y), 6)?,
-            Mark::Line | Mark::Dashed => {}
-        }
+        series.mark.point(area, series.ink, (x, y))?;
     }
     Ok(())
 }
@@ -455,9 +488,10 @@ mod tests {
     fn nothing_and_what_cannot_be_shown_still_make_a_drawing() {
         for points in [vec![], vec![(0.0, f64::NAN), (f64::INFINITY, -1.0)], vec![(5.0, 5.0)]] {
             for spacing in [Spacing::Linear, Spacing::Powers2, Spacing::Powers10, Spacing::Symmetric(0.01)] {
-                let series = [Mark::DottedLine, Mark::Line, Mark::Dashed, Mark::Dots, Mark::Squares, Mark::Rings]
-                    .map(|mark| Series::new(Ink::Blue, "<b>", mark, points.clone()));
-                let plot = Plot { x: axis(spacing), y: axis(spacing), series: series.to_vec() };
+                let lines = [Mark::DottedLine, Mark::Line, Mark::Dashed].into_iter();
+                let series: Vec<_> =
+                    lines.chain(Mark::SHAPES).map(|mark| Series::new(Ink::Blue, "<b>", mark, points.clone())).collect();
+                let plot = Plot { x: axis(spacing), y: axis(spacing), series };
                 for shape in [Shape::Wide, Shape::Narrow] {
                     let svg = svg(&plot, shape).unwrap();
                     assert!(svg.ends_with("</svg>\n") && !svg.contains("<b>"));

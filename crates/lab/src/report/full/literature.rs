@@ -4,18 +4,19 @@ use memvirt_costmodel::fit::Quality;
 use memvirt_machine::RegimeKind;
 
 use super::Section;
+use crate::claims::Effort;
 use crate::fits::Fits;
-use crate::fits::mosaics::{Mosaics, REGIMES};
+use crate::fits::mosaics::{Layout, Mosaics, REGIMES, Task};
 
 /// The errors of each model under each regime, and how much of the time walks take there.
 pub(super) fn section(fits: &Fits) -> Section {
     let models = Mosaics::models();
     let share = |share: f64| format!("{:.0} %", 100.0 * share);
     let of = |regime: RegimeKind| fits.mosaics.iter().filter(move |one| one.regime == regime);
-    let taken = REGIMES.map(|regime| {
+    let taken: [String; 3] = REGIMES.map(|regime| {
         let shares = || of(regime).map(|one| one.walk_share);
-        let (least, most) = (shares().fold(1.0, f64::min), shares().fold(0.0, f64::max));
-        format!("{regime} {} to {}", share(least), share(most))
+        let (least, most) = (share(shares().fold(1.0, f64::min)), share(shares().fold(0.0, f64::max)));
+        if least == most { format!("{least} under {regime}") } else { format!("{least} to {most} under {regime}") }
     });
     let rows: Vec<Vec<String>> = models
         .iter()
@@ -33,26 +34,90 @@ pub(super) fn section(fits: &Fits) -> Section {
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let workloads: Vec<_> = of(REGIMES[0]).map(|one| format!("`{}`", one.workload)).collect();
     Section::new("literature", "Run-time models of the literature")
+        .words(&what_is_run(fits, &workloads))
+        .words(&format!(
+            "The walk share is the part of a run's cycles in which the processor walks page tables. With small pages alone it is {}. Errors of a \
+             model matter as far as walks do: no model can be far off where walks take little.",
+            taken.join(", ")
+        ))
         .words(
-            &format!(
-                "Run time over 13 mixes of 4 KiB and 2 MiB pages, in the mode `cycles`, of {}. With small pages alone, walks take of the \
-                 time: {}. Errors below 0.01 % enter the mean as 0.01 %. The linear models (Basu, Gandhi, Pham, Yaniv, Alam) are calibrated by the runs with all small and with all large \
-             pages, as their authors prescribe, and judged by the 11 mixes between; Mosmodel is fitted to all runs but the one it is asked \
-             about. All of these take the TLB hits, misses or walk cycles of the very run whose time they say. Ours (memvirt) takes the one \
-             run with small pages, and has hits and references of every other one predicted from the stream of accesses.",
-                workloads.join(", "),
-                taken.join(", ")
-            ),
+            "All models but ours take counters of the very run whose time they say: R its cycles, C its walk cycles, H second-level TLB hits, \
+             M misses. They are judged by the 11 mixes between the ends. Errors below 0.01 % enter the mean as 0.01 %.",
         )
-        .words(
-            "Published for real processors: 25 to 192 % at most for the linear models, below 3 % for Mosmodel (Agbarya et al., MICRO 2020). \
-             The simulated processor executes in order and waits for each walk to its end, so that a walk's cycle costs a cycle: the errors \
-             that remain are those of taking the price of a miss for constant, and of tables that push data out of the caches. What real \
-             processors hide by executing out of order, the linear models' main error, is not simulated.",
-        )
+        .table(&CALIBRATED, &calibrated())
+        .words(&found(fits))
         .table(&header, &rows)
         .details("By workload: largest error / geometric mean", &by_workload_header(), &by_workload(fits))
         .command(&super::fits::command(fits))
+}
+
+/// How large the areas are, and what follows for what the quick form can show.
+fn what_is_run(fits: &Fits, workloads: &[String]) -> String {
+    let tasks = Task::all(fits.effort);
+    let bytes = tasks.first().map_or(0, |task| task.footprint);
+    let cut = match fits.effort {
+        Effort::Quick => {
+            let full = Task::all(Effort::Full);
+            let area = full.first().map_or(0, |task| task.footprint);
+            format!(
+                " This is the quick form: one workload and a small area, whose tables fit into the caches. Its errors say little of the \
+                 full form's, which runs {} workloads over {} each.",
+                full.len(),
+                crate::text::bytes(area)
+            )
+        }
+        Effort::Full => String::new(),
+    };
+    format!(
+        "Run time over {} mixes of 4 KiB and 2 MiB pages, in the mode `cycles`, warm, of {}, over {} each.{cut}",
+        Layout::ALL.len(),
+        workloads.join(", "),
+        crate::text::bytes(bytes)
+    )
+}
+
+const CALIBRATED: [&str; 4] = ["model", "form", "calibrated by", "takes of the run it is asked about"];
+
+/// What each model is, by which runs it is calibrated, what it takes.
+fn calibrated() -> Vec<Vec<String>> {
+    let of = |model: &str| match model {
+        "memvirt" => (
+            "base + hits + references by level",
+            "the run with 4 KiB pages",
+            "nothing: the stream of accesses is followed",
+        ),
+        "Basu" => ("R = A M + B", "A and B: the run with 4 KiB pages", "M"),
+        "Gandhi" => ("R = A M + B", "A: the run with 4 KiB pages; B: with 2 MiB pages", "M"),
+        "Pham" => ("R = 7 H + C + B", "B: the run with 4 KiB pages", "H, C"),
+        "Yaniv" => ("R = a C + b", "a and b: both runs", "C"),
+        "Alam" => ("R = C + B", "B: the run with 2 MiB pages", "C"),
+        _ => ("polynomial of degree 3 in H, M, C", "all runs of the workload but the one asked about", "H, M, C"),
+    };
+    let row = |model: &str| {
+        let (form, by, takes) = of(model);
+        [model, form, by, takes].map(str::to_owned).to_vec()
+    };
+    Mosaics::models().into_iter().map(row).collect()
+}
+
+/// What the errors of this very form say, and what others published.
+fn found(fits: &Fits) -> String {
+    let models = Mosaics::models();
+    let worst = |i: usize| {
+        let of = |one: &Mosaics| one.errors.get(i).map_or(0.0, |error| error.max);
+        let most = fits.mosaics.iter().max_by(|a, b| of(a).total_cmp(&of(b)));
+        most.map_or_else(String::new, |one| {
+            format!("{} {} (`{}`, {})", models[i], percent(of(one)), one.workload, one.regime)
+        })
+    };
+    format!(
+        "Largest errors here: {}. Published for real processors: 25 to 192 % at most for the linear models, below 3 % for Mosmodel (Agbarya \
+         et al., MICRO 2020). The simulated processor executes in order and waits for each walk to its end, so that a walk's cycle costs a \
+         cycle: what real processors hide by executing out of order, the linear models' main error, is not simulated. What remains is \
+         that Basu and Gandhi take the price of a miss for constant, though it falls with the tables' size, and that tables push data out \
+         of the caches, which no counter of walks shows.",
+        (0..models.len()).map(worst).collect::<Vec<_>>().join(", ")
+    )
 }
 
 fn percent(share: f64) -> String {

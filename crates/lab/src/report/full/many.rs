@@ -5,6 +5,7 @@ use memvirt_machine::RegimeKind;
 use super::{Section, conditions};
 use crate::claims::{Effort, Evidence, Residents, Scaled, benefit as benefit_of};
 use crate::error::LabError;
+use crate::phase::Dot;
 use crate::report::Figure;
 use crate::report::paint::Ink;
 use crate::report::xy::{Axis, Mark, Plot, Series, Spacing};
@@ -190,14 +191,16 @@ pub(super) fn phase(evidence: &Evidence) -> Result<Section, LabError> {
         ratios.collect::<Vec<_>>().join("; ")
     );
     let quick = if evidence.effort == Effort::Quick { " --quick" } else { "" };
+    let dots: Vec<Dot> = evidence.fair.plain.iter().filter_map(Dot::of).collect();
+    let squares = format!("memvirt phase{quick} --machine {}", phase.machine);
+    let commands = std::iter::once(squares.as_str()).chain(dots.iter().map(|dot| dot.command.as_str()));
+    let plane = phase.figure_with(&dots)?.made_by_each(commands);
     let vcpus: Vec<String> = planes.vcpus.iter().map(u16::to_string).collect();
-    Ok(Section::new("phase", "Who wins: the phase diagram")
-        .words(&words)
-        .figure(phase.figure()?.made_by(&format!("memvirt phase{quick} --machine {}", phase.machine)))
-        .words(&more)
-        .figure(planes.figure()?.made_by(&format!(
+    Ok(Section::new("phase", "Who wins: the phase diagram").words(&words).figure(plane).words(&more).figure(
+        planes.figure()?.made_by(&format!(
             "memvirt phase{quick} --vcpus {} --machine {}",
             vcpus.join(","),
             phase.machine
-        ))))
+        )),
+    ))
 }

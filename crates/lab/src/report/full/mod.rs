@@ -6,6 +6,7 @@
 mod benefit;
 mod breakdown;
 mod conditions;
+mod cut;
 mod fits;
 mod literature;
 mod many;
@@ -19,6 +20,7 @@ use super::html::{escape, prose};
 use super::section::{Page, Section};
 use crate::claims::{Claim, Effort, Evidence, claims};
 use crate::error::LabError;
+pub use cut::{CHANGED_BY_CUTS, ChangedByCuts};
 pub use fits::write_fits;
 
 /// Writes the report into the folder `dir`: `index.html`, `claims.json`, and each figure as SVG and PNG with its data as CSV.
@@ -67,20 +69,22 @@ fn head(evidence: &Evidence, command: &str) -> String {
         "<header>\n<p class=\"kind\">memvirt report</p>\n<h1>Shadow paging or nested paging?</h1>\n<p class=\"lead\">What the lecture \
          claims, what memvirt measures, and where each claim stops being true.</p>\n<dl class=\"facts\">\n<dt>Machine</dt><dd>{}</dd>\n\
          <dt>Effort</dt><dd>{effort}</dd>\n<dt>Benefit</dt><dd>T<sub>shadow</sub> / T<sub>nested</sub> &minus; 1, shadow is KVM&rsquo;s \
-         shadow MMU, with the same page sizes, isolation and tags on both sides</dd>\n</dl>\n<pre><code>{}</code></pre>\n</header>\n",
+         shadow MMU, with the same page sizes, isolation and tags on both sides</dd>\n</dl>\n<pre><code>{}</code></pre>\n{}</header>\n",
         escape(machine),
-        escape(command)
+        escape(command),
+        cut::head(evidence, command)
     )
 }
 
 fn claims_table(claims: &[Claim]) -> Section {
     let row = |claim: &Claim| {
+        let condition = claim.condition().map_or_else(String::new, |words| format!("<p class=\"when\">{}</p>", prose(words)));
         format!(
-            "<tr id=\"claim-{}\"><th scope=\"row\">{}</th><td>{}<p class=\"made\"><code>{}</code></p></td>\
+            "<tr id=\"claim-{}\"><th scope=\"row\">{}</th><td>{condition}{}<p class=\"made\"><code>{}</code></p></td>\
              <td class=\"verdict {}\">{}</td><td><a href=\"#{}\">shown</a></td></tr>\n",
             claim.id,
             prose(claim.claim),
-            prose(&claim.measured),
+            prose(claim.figures()),
             escape(&claim.command),
             claim.verdict.words().replace(' ', "-"),
             claim.verdict.words(),
