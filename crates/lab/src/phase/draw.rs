@@ -94,8 +94,8 @@ impl Phase {
         let caption = format!(
             "{}: nested paging against {} over the rates of the native run. Squares: the workload with two knobs, `two-rates`, in the mode \
              counts, without walk caches. Dashed: where the model of that mode expects both to cost the same. Dots: built-in workloads, from \
-             the very runs of the bars of the section on benefit, so that each has its bar's colour by its bar's figure: in the mode cycles, \
-             with walk caches, the steady ones warm. There a walk costs less than among the squares, so that a dot near the line may lie on \
+             the very runs of the bars of the section on benefit, so that each has the winner and the margin of its bar: in the mode \
+             cycles, with walk caches, the steady ones warm. There a walk costs less than among the squares, so that a dot near the line may lie on \
              the other side of it than its winner.{edge} Both rates are for 1000 instructions of processes; what the kernel executes for \
              them is not counted there, so that programs that do little but system calls lie far out.",
             self.machine, self.shadow

@@ -15,8 +15,9 @@ pub(super) fn section(fits: &Fits) -> Section {
     let of = |regime: RegimeKind| fits.mosaics.iter().filter(move |one| one.regime == regime);
     let taken: [String; 3] = REGIMES.map(|regime| {
         let shares = || of(regime).map(|one| one.walk_share);
+        let whose = if regime == RegimeKind::Native { "natively".to_owned() } else { format!("under {regime}") };
         let (least, most) = (share(shares().fold(1.0, f64::min)), share(shares().fold(0.0, f64::max)));
-        if least == most { format!("{least} under {regime}") } else { format!("{least} to {most} under {regime}") }
+        if least == most { format!("{least} {whose}") } else { format!("{least} to {most} {whose}") }
     });
     let rows: Vec<Vec<String>> = models
         .iter()
@@ -36,8 +37,7 @@ pub(super) fn section(fits: &Fits) -> Section {
     Section::new("literature", "Run-time models of the literature")
         .words(&what_is_run(fits, &workloads))
         .words(&format!(
-            "The walk share is the part of a run's cycles in which the processor walks page tables. With small pages alone it is {}. Errors of a \
-             model matter as far as walks do: no model can be far off where walks take little.",
+            "The walk share is the part of a run's cycles in which the processor walks page tables. With small pages alone it is {}.",
             taken.join(", ")
         ))
         .words(
