@@ -78,7 +78,8 @@ fn head(evidence: &Evidence, command: &str) -> String {
 
 fn claims_table(claims: &[Claim]) -> Section {
     let row = |claim: &Claim| {
-        let condition = claim.condition().map_or_else(String::new, |words| format!("<p class=\"when\">{}</p>", prose(words)));
+        let condition =
+            claim.condition().map_or_else(String::new, |words| format!("<p class=\"when\">{}</p>", prose(words)));
         format!(
             "<tr id=\"claim-{}\"><th scope=\"row\">{}</th><td>{condition}{}<p class=\"made\"><code>{}</code></p></td>\
              <td class=\"verdict {}\">{}</td><td><a href=\"#{}\">shown</a></td></tr>\n",
