@@ -12,6 +12,7 @@ mod faults;
 mod footprint;
 mod machines;
 mod model;
+mod model_calibrate;
 mod model_fit;
 mod models;
 mod nested_virt;

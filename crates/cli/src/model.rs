@@ -7,6 +7,7 @@ use memvirt_costmodel::Model;
 use memvirt_costmodel::lang::{Range, ValueKind};
 
 use crate::failure::Status;
+use crate::model_calibrate::{CalibrateArgs, calibrate};
 use crate::model_fit::{FitArgs, fit};
 use crate::output::{print, render, table};
 
@@ -22,6 +23,8 @@ pub(crate) enum ModelCommand {
     Eval(EvalArgs),
     /// Fit the models to memvirt's own runs, and say how wrong they are
     Fit(FitArgs),
+    /// Fit a model of your own to a table of runs
+    Calibrate(CalibrateArgs),
 }
 
 #[derive(Debug, Args)]
@@ -107,6 +110,7 @@ pub(crate) fn model(command: &ModelCommand) -> anyhow::Result<Status> {
         ModelCommand::List(args) => list(args.format),
         ModelCommand::Eval(args) => eval(args),
         ModelCommand::Fit(args) => fit(args),
+        ModelCommand::Calibrate(args) => calibrate(args),
     }
 }
 
@@ -227,7 +231,7 @@ fn eval(args: &EvalArgs) -> anyhow::Result<Status> {
 }
 
 /// A figure for people: whole where it is whole, else six digits.
-fn figure(value: f64) -> String {
+pub(crate) fn figure(value: f64) -> String {
     if value.abs() < 1e15 && (value - value.round()).abs() < 1e-9 * value.abs().max(1e-3) {
         return format!("{value:.0}");
     }

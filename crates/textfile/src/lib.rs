@@ -26,13 +26,9 @@ pub enum TextError {
 ///
 /// [`TextError`] where the file cannot be read, is no regular file, is larger, or is no UTF-8.
 pub fn read(path: &Path) -> Result<String, TextError> {
-    // Before it is opened: opening a named pipe waits for a writer.
-    if let Some(kind) = other_kind(fs::metadata(path)?.file_type()) {
-        return Err(TextError::Not(kind));
-    }
     let mut bytes = Vec::new();
     // One byte more than is allowed tells a file that is too large from the largest one, whatever its metadata say.
-    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_BYTES {
         return Err(TextError::Not("it is larger than 1 MiB"));
     }
@@ -41,6 +37,19 @@ pub fn read(path: &Path) -> Result<String, TextError> {
     }
     let text = String::from_utf8(bytes).map_err(|_| TextError::Not("it is no UTF-8 text"))?;
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+}
+
+/// A regular file of any size, for those who read it piece by piece.
+///
+/// # Errors
+///
+/// [`TextError`] where the file cannot be opened, or is no regular file.
+pub fn open(path: &Path) -> Result<File, TextError> {
+    // Before it is opened: opening a named pipe waits for a writer.
+    match other_kind(fs::metadata(path)?.file_type()) {
+        Some(kind) => Err(TextError::Not(kind)),
+        None => Ok(File::open(path)?),
+    }
 }
 
 /// What something is that is no regular file.

@@ -80,7 +80,7 @@ pub(super) static ALL: &[Axis] = &[
     axis("quantum", "a number of instructions from 1000", |point, value| {
         value.count().filter(|n| *n >= 1000).map(|n| point.quantum = Some(n))
     }),
-    axis("scale", "a finite number above 0, as in 0.1", |point, value| {
+    axis("scale", "a number above 0 that is finite, as in 0.1", |point, value| {
         value.fraction().filter(|x| *x > 0.0 && x.is_finite()).map(|x| point.scale = Some(x))
     }),
     axis("footprint", "a size, as in \"512MiB\"", |point, value| value.bytes().map(|n| point.footprint = Some(n))),

@@ -135,7 +135,7 @@ fn what_is_wrong_is_named_with_its_line_and_what_is_accepted() {
         ),
         (
             "workload = \"zipf\"\nregime = \"native\"\nscale = inf",
-            "t.toml:7: grid[0].scale: `inf`: expected a finite number above 0",
+            "t.toml:7: grid[0].scale: `inf`: expected a number above 0 that is finite",
         ),
         (
             "workload = \"zipf\"\nregime = \"native\"\nset.exponent = nan",
