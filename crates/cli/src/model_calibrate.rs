@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use memvirt_costmodel::Model;
-use memvirt_costmodel::fit::{Options, Quality, Weighting};
+use memvirt_costmodel::fit::{FittedParam, Options, Quality, Weighting};
 use memvirt_costmodel::lang::{Param, Prior, Range};
 use memvirt_lab::calibrate::{Calibrated, Calibration};
 
@@ -16,11 +16,12 @@ use crate::output::{print, render, table};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Fits the parameters of a model file to the rows of a CSV file, each within its bounds and from the value in the file; those of
-`prior fixed` stay. Inputs are taken from the columns of their names (`walk_refs_total` also from `walk_refs.total`), in the units that
-the file declares. Prints each parameter with its interval by resampling the rows and whether it lies on a bound, and the errors of
-three predictions: with the file's own values, after the fit, and of rows by a fit to the others (cross-validation). Tables of
-`memvirt plan run` can be used as they are; docs/models.md goes through an example from the plan to the fit.
+Fits the parameters of a model file to the rows of a CSV file, each within its bounds and from the value in the file; \
+those of `prior fixed` stay. Inputs are taken from the columns of their names (`walk_refs_total` also from \
+`walk_refs.total`), in the units that the file declares. Prints each parameter with its interval by resampling the rows \
+and whether it lies on a bound, and the errors of three predictions: with the file's own values, after the fit, and of rows \
+by a fit to the others (cross-validation). Tables of `memvirt plan run` can be used as they are; docs/models.md goes \
+through an example from the plan to the fit.
 
 Examples:
   memvirt plan run smoke --out results
@@ -132,7 +133,7 @@ fn csv(model: &Model, found: &Calibrated) -> String {
     for (param, fitted) in model.params().iter().zip(&found.assessment.params) {
         let end = |end: Option<f64>| end.map_or_else(String::new, |end| end.to_string());
         let (low, high) = (fitted.interval.map(|i| i.low), fitted.interval.map(|i| i.high));
-        let note = remark(param, fitted.at_bound, fitted.fitted);
+        let note = remark(param, fitted, &found.idle);
         let (name, unit, value) = (&param.name, &param.unit.text, fitted.fitted);
         let _ = writeln!(text, "parameter,{name},{unit},{value},{},{},{note}", end(low), end(high));
     }
@@ -173,7 +174,7 @@ fn people(model: &Model, found: &Calibrated) -> String {
             end(fitted.interval.map(|interval| interval.high)),
             param.unit.text.clone(),
             if param.range == Range::ALL { "any".to_owned() } else { param.range.to_string() },
-            remark(param, fitted.at_bound, fitted.fitted).to_owned(),
+            remark(param, fitted, &found.idle).to_owned(),
         ]);
     }
     text += &render(&grid);
@@ -194,10 +195,12 @@ fn people(model: &Model, found: &Calibrated) -> String {
 }
 
 /// What is to be known of a fitted parameter.
-fn remark(param: &Param, at_bound: bool, fitted: f64) -> &'static str {
-    match (param.prior, at_bound) {
+fn remark(param: &Param, found: &FittedParam, idle: &[String]) -> &'static str {
+    let nearer_below = (found.fitted - param.range.least).abs() < (param.range.most - found.fitted).abs();
+    match (param.prior, found.at_bound) {
         (Prior::Fixed, _) => "fixed",
-        (_, true) if (fitted - param.range.least).abs() < (param.range.most - fitted).abs() => "on its lower bound",
+        _ if idle.contains(&param.name) => "no row depends on it",
+        (_, true) if nearer_below => "on its lower bound",
         (_, true) => "on its upper bound",
         (_, false) => "",
     }

@@ -232,5 +232,21 @@ fn a_name_that_is_not_there_is_answered_with_those_that_are() {
     let error = Model::find("walk-hot").unwrap_err().to_string();
     assert!(error.contains("walk-cold") && error.contains("`walk-hot`"), "{error}");
     assert!(Model::resolve("no/such.model").unwrap_err().to_string().contains("cannot read model file no/such.model"));
-    assert!(Model::resolve("/dev/zero").unwrap_err().to_string().contains("longer than"), "a file without end ends");
+    assert!(
+        Model::resolve("/dev/zero").unwrap_err().to_string().contains("it is a device: copy"),
+        "a file without end ends"
+    );
+}
+
+#[test]
+fn every_input_of_a_built_in_model_has_bounds_and_levels_are_whole() {
+    for builtin in Model::builtin() {
+        for input in builtin.model().unwrap().inputs() {
+            let (name, range) = (&input.name, input.range);
+            assert!(range.least.is_finite(), "{}: {name} has no lower bound", builtin.name);
+            assert!(!range.contains(-1.0) && !range.contains(f64::NAN), "{}: {name}", builtin.name);
+            let depth = ["levels", "leaf", "depth"].iter().any(|word| name.ends_with(word));
+            assert!(!depth || range.whole && range.most <= 5.0, "{}: {name} within {range}", builtin.name);
+        }
+    }
 }

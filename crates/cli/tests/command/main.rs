@@ -1,6 +1,7 @@
 //! The command from outside: what it prints, where, and with which exit status.
 #![expect(clippy::unwrap_used, reason = "a test: what cannot be read is a failure")]
 
+mod calibrate;
 mod exits;
 mod faults;
 mod footprint;

@@ -76,8 +76,8 @@ pub enum CalibrateError {
     },
     /// Fewer rows than a fit needs.
     #[error(
-        "{}: {rows} row(s) in {parts} part(s) cannot determine {} parameter(s) ({}): at least {} rows in 2 parts are needed, so that some \
-         can be left out; add runs, widen --where, or write `prior fixed` behind parameters that are known",
+        "{}: {rows} row(s) in {parts} part(s) cannot determine {} parameter(s) ({}): at least {} rows in 2 parts are needed, and as many rows \
+         as parameters where a part is left out; add runs, widen --where, group more finely, or write `prior fixed` behind parameters that are known",
         file.display(), params.len(), params.join(", "), params.len() + 1
     )]
     TooFew {

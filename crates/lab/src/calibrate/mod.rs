@@ -12,7 +12,7 @@ mod tests;
 use std::path::Path;
 
 use memvirt_costmodel::Model;
-use memvirt_costmodel::fit::{Assessment, Options, assess};
+use memvirt_costmodel::fit::{Assessment, Options, assess, folds, group_folds};
 use memvirt_costmodel::lang::Prior;
 use serde::Serialize;
 
@@ -82,6 +82,8 @@ pub struct Calibrated {
     pub folds: usize,
     /// Parameters, intervals, errors.
     pub assessment: Assessment,
+    /// Parameters on which no row depends: their values are those of the file, and say nothing.
+    pub idle: Vec<String>,
     /// Where the fit is worst.
     pub worst: Option<Worst>,
 }
@@ -97,21 +99,24 @@ impl Calibration<'_> {
         let rows = Rows::read(self)?;
         let free: Vec<_> = self.model.params().iter().filter(|param| param.prior != Prior::Fixed).collect();
         let parts = if self.group.is_some() { rows.groups() } else { rows.data.len() };
-        // Each fold leaves some rows out, and the rest must still determine every parameter.
-        if rows.data.len() < free.len() + 1 || parts < 2 {
+        let split = |k: usize| {
+            let seed = self.options.seed;
+            if self.group.is_some() { group_folds(&rows.group, k, seed) } else { folds(rows.data.len(), k, seed) }
+        };
+        // Each fold leaves some rows out, and the rest must still determine every parameter: smaller folds where need be.
+        let enough = |k: &usize| split(*k).iter().all(|fold| fold.train.len() >= free.len());
+        let asked = self.options.folds.clamp(2, parts.max(2));
+        let possible = (rows.data.len() > free.len()).then(|| (asked..=parts).find(enough)).flatten();
+        let Some(folds) = possible else {
             return Err(CalibrateError::TooFew {
                 file: self.table.to_owned(),
                 rows: rows.data.len(),
                 parts,
                 params: free.iter().map(|param| param.name.clone()).collect(),
             });
-        }
+        };
         rows.evaluate(self)?;
-        let enough = |folds: &usize| self.group.is_some() || parts - parts.div_ceil(*folds) >= free.len();
-        let asked = self.options.folds.clamp(2, parts);
-        let folds = (asked..=parts).find(enough).unwrap_or(parts);
-        let groups = if self.group.is_some() { rows.group.clone() } else { Vec::new() };
-        let options = Options { folds, groups, ..self.options.clone() };
+        let options = Options { folds, groups: rows.group.clone(), ..self.options.clone() };
         let assessment = assess(self.model, &output, &rows.data, None, &options)
             .map_err(|source| CalibrateError::Fit { file: self.table.to_owned(), source })?;
         let unit = self.model.outputs().find(|value| value.name == output).map(|value| value.unit.text.clone());
@@ -124,9 +129,27 @@ impl Calibration<'_> {
             rows: rows.data.len(),
             left_out: rows.left_out,
             folds,
+            idle: self.idle(&rows, &assessment),
             worst: rows.worst(&assessment.unseen),
             assessment,
         })
+    }
+
+    /// Free parameters that can be moved by a hundredth without any prediction moving.
+    fn idle(&self, rows: &Rows, found: &Assessment) -> Vec<String> {
+        let values: Vec<f64> = found.params.iter().map(|param| param.fitted).collect();
+        let at = |params: &[f64]| {
+            rows.data.inputs.iter().map(|row| self.model.evaluate(row, params).ok()).collect::<Vec<_>>()
+        };
+        let still = |i: &usize| {
+            let (range, value) = (self.model.params()[*i].range, values[*i]);
+            let step = 0.01 * value.abs().max(1e-3);
+            let mut moved = values.clone();
+            moved[*i] = if value + step <= range.most { value + step } else { (value - step).max(range.least) };
+            at(&moved) == at(&values)
+        };
+        let params = self.model.params().iter().enumerate().filter(|(_, param)| param.prior != Prior::Fixed);
+        params.filter(|(i, _)| still(i)).map(|(_, param)| param.name.clone()).collect()
     }
 
     fn output_name(&self) -> Result<String, CalibrateError> {

@@ -100,6 +100,22 @@ fn a_bound_is_kept_and_said() {
 }
 
 #[test]
+fn a_parameter_on_which_no_row_depends_is_named() {
+    let still: String = table(0.0)
+        .lines()
+        .map(|line| {
+            let mut cells: Vec<_> = line.split(',').collect();
+            if cells[3] != "walk.refs" {
+                cells[3] = "0";
+            }
+            cells.join(",") + "\n"
+        })
+        .collect();
+    assert_eq!(run(&still, |_| {}).unwrap().idle, ["per_ref"]);
+    assert!(run(&table(0.0), |_| {}).unwrap().idle.is_empty());
+}
+
+#[test]
 fn what_is_wrong_with_a_table_is_named_with_its_place_and_the_mend() {
     let good = table(0.0);
     for (csv, says) in [

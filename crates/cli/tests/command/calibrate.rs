@@ -1,0 +1,70 @@
+//! `memvirt model calibrate`: the example of docs/models.md from the plan to the fit, and what is refused.
+
+use std::fs;
+use std::path::Path;
+
+use crate::memvirt_in;
+
+/// The model file in the page.
+fn example() -> String {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/models.md")).unwrap();
+    let (_, after) = page.split_once("<!-- example: translation -->\n```text\n").unwrap();
+    after.split_once("```").unwrap().0.to_owned()
+}
+
+/// The prices of the machine that ran the plan are found again from its table.
+#[test]
+fn the_example_goes_from_a_plan_to_the_prices_of_its_machine() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("translation.model"), example()).unwrap();
+    let ran = memvirt_in(folder.path(), ["plan", "run", "smoke", "--out", "results"]);
+    assert_eq!(ran.status, 0, "{}", ran.stderr);
+    let words = "model calibrate translation.model --data results/smoke.csv --observed cycles.translation \
+                 --where mode=counts";
+    let with = |more: &str| memvirt_in(folder.path(), format!("{words} {more}").split_whitespace());
+    let found = with("--format json").json();
+    assert!(found["rows"].as_u64().unwrap() >= 20 && found["left_out"].as_u64().unwrap() > 0, "{found}");
+    let machine = memvirt_in(folder.path(), ["machines", "skylake-sp", "--format", "json"]).json();
+    let params = found["assessment"]["params"].as_array().unwrap();
+    for (param, price) in params.iter().zip(["l2_tlb_hit", "guest_reference", "host_reference", "ad_update"]) {
+        let planted = machine["translation"][price]["value"].as_f64().unwrap();
+        let fitted = param["fitted"].as_f64().unwrap();
+        assert!((fitted / planted - 1.0).abs() < 1e-3, "{price}: {planted}, fitted {fitted}");
+        assert_eq!(param["at_bound"], false);
+    }
+    let unseen = found["assessment"]["cross_validated"]["max_relative"].as_f64().unwrap();
+    assert!(unseen < 1e-3, "{unseen}");
+    let shown = with("--where regime=native");
+    assert!(shown.status == 0 && shown.stdout.contains("no row depends on it"), "{}{}", shown.stdout, shown.stderr);
+    let grouped = with("--where regime=native --group workload");
+    assert!(grouped.only_error().contains("cannot determine 4 parameter(s)"), "{}", grouped.stderr);
+    let lines = with("--format csv").stdout;
+    assert!(lines.starts_with("kind,name,unit,value,low,high,note\nparameter,per_hit,cycles/hits,"), "{lines}");
+    assert_eq!(lines.lines().count(), 1 + 4 + 3 * 4);
+    assert_eq!(with("--seed 3").stdout, with("--seed 3").stdout);
+}
+
+#[test]
+fn what_cannot_be_fitted_is_said_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = "model \"m\" title \"t\" source \"s\"\ninput x : 1 from native\nparam a : 1 = 1\noutput y : 1 = a * x\n";
+    fs::write(folder.path().join("m.model"), page).unwrap();
+    fs::write(folder.path().join("t.csv"), "x,y,kind\n1,2,a\n2,abc,b\n3,6,a\n").unwrap();
+    for (more, says) in [
+        ("--observed z", "t.csv:1: there is no column `z` (--observed names it)"),
+        (
+            "--observed y",
+            "t.csv:3: column `y` holds `abc`, not a finite number: correct it, or leave such rows out with --where",
+        ),
+        ("--observed y --where kind=b --where x=1", "t.csv: 0 row(s)"),
+        ("--observed y --column q=x", "--column q: the model has no input of this name; it has x"),
+        ("--observed y --column x=w", "there is no column `w` (for the input `x`; --column x=COLUMN names another)"),
+        ("--observed y --output z", "m has no output `z`"),
+    ] {
+        let words = format!("model calibrate m.model --data t.csv {more}");
+        let ran = memvirt_in(folder.path(), words.split(' '));
+        assert!(ran.only_error().contains(says), "{more}: {}", ran.stderr);
+    }
+    let ran = memvirt_in(folder.path(), "model calibrate m.model --data t.csv --observed y --where kind=a".split(' '));
+    assert!(ran.status == 0 && ran.stdout.contains("1 left out by --where"), "{}{}", ran.stdout, ran.stderr);
+}
