@@ -11,7 +11,7 @@ use memvirt_platform::{Engine, Host, Ledger, MemoryMap, Native, Platform, Tags, 
 use memvirt_workload::Workload;
 use serde::Serialize;
 
-use super::stream::{Expected, Hardware, Stream};
+use super::stream::{Expected, Hardware, Stream, Tables};
 use crate::error::LabError;
 use crate::input::Input;
 use crate::switches::Overrides;
@@ -155,7 +155,7 @@ impl Observed {
         let events = *census.events();
         let work =
             regimes.iter().map(|regime| policy(*regime).map_or_else(Work::default, |of| census.work(of))).collect();
-        let small = Hardware { walk_caches: false, nested: false, largest: PageSize::Size4K };
+        let small = Hardware { walk_caches: false, reads: Tables::Guest, largest: PageSize::Size4K };
         let mut stream = Stream::new(bare(guest, machine)?, machine, &[small])?;
         drive(&mut workload.generator(SEED), guest, false, &mut stream, |_, _| {})?;
         let splintered = stream.expected().next().unwrap_or_default();

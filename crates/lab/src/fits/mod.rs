@@ -31,7 +31,7 @@ pub use errors::{ErrorRow, Region};
 use guests::{Accesses, GuestSpec, Observed};
 use mosaics::{Mosaics, Task};
 use others::Others;
-pub use stream::{Crude, Expected, Hardware};
+pub use stream::{Crude, Expected, Hardware, Tables};
 use times::Times;
 use traps::Traps;
 use walks::{WalkPoint, Warm};

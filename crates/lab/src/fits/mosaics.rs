@@ -2,24 +2,23 @@
 //!
 //! A *mosaic* is a run whose memory is mapped partly by 2 MiB and partly by 4 KiB pages (Mosalloc; Agbarya et al., MICRO 2020). Areas
 //! are so large that the lowest level of their tables outgrows the caches: with 4 KiB pages walks take a quarter of the time and more,
-//! as in the literature's workloads. Every run is measured when it is warm, its tables full. The linear models are calibrated by the two runs at the ends, all of the one and all of the other; Mosmodel by all runs but the one
+//! as in the literature's workloads. Every run is measured when it is warm, its tables full and all of their lines used before. The
+//! linear models are calibrated by the two runs at the ends, all of the one and all of the other; Mosmodel by all runs but the one
 //! that it is asked about. All of them take counters of the run that they predict. Ours takes one run, that with 4 KiB pages, for
-//! the time that is no translation and for what an entry of each level costs, and has walks, second-level hits and references
-//! predicted from the stream (module `stream`): no counter of the run that is asked about.
-
-use std::collections::BTreeMap;
+//! the time that is neither translation nor waiting for data, and has second-level hits, walks, references and the caches that hold
+//! their lines predicted from the stream (module `stream`): no counter of the run that is asked about.
 
 use memvirt_addr::PageSize;
 use memvirt_costmodel::fit::{Quality, relative_error};
 use memvirt_costmodel::literature::{LinearModel, Mosmodel, Run};
 use memvirt_machine::{GuestConfig, HostConfig, MachineSpec, Measure, Mode, RegimeKind, RunResult, Setup, run};
 use memvirt_ops::process::{Backing, Batch, Op, Range, Source};
-use memvirt_workload::{Spec, Steady, Workload};
+use memvirt_workload::{Spec, Steady};
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::guests::{SEED, bare, cut, drive, real};
-use super::stream::{Expected, Hardware, Stream};
+use super::stream::{Expected, Hardware, LineCycles, Stream, Tables};
 use crate::claims::Effort;
 use crate::error::LabError;
 use crate::input::Input;
@@ -182,7 +181,7 @@ impl Mosaics {
 }
 
 /// One layout: its runs, and what our model expects of the stream, in the order of [`REGIMES`].
-type Measured = (Vec<RunResult>, Vec<Expected>);
+type Measured = (Vec<RunResult>, Vec<(Expected, LineCycles)>);
 
 impl Task {
     /// All of them. The quick form's areas are small: walks take less there.
@@ -215,7 +214,7 @@ impl Task {
         let failed = |error: &dyn std::fmt::Display| LabError::Model(format!("{}: {error}", self.workload));
         let runs: Vec<Run> = made.iter().map(|(results, _)| counters(&results[index], machine)).collect();
         let (small, large) = (runs[0], runs[runs.len() - 1]);
-        let prices = Prices::of(REGIMES[index], &made[0].0[index], machine);
+        let prices = Prices::of(&made[0].0[index], machine);
         let mut predicted = vec![made.iter().map(|(_, expected)| prices.cycles(&expected[index])).collect::<Vec<_>>()];
         for model in LinearModel::ALL {
             let fitted = model.calibrate(&small, &large).map_err(|error| failed(&error))?;
@@ -243,8 +242,9 @@ impl Task {
         Ok(Mosaics { workload: self.workload, regime: REGIMES[index], walk_share, points, errors })
     }
 
-    /// The workload over its area, and its guest.
-    fn guest(self) -> Result<(Workload, GuestConfig), LabError> {
+    /// The workload over its area, and its guest. A store to each page comes first, so that shadow tables are full and lines of
+    /// tables were used before; then half of the accesses warm up.
+    fn guest(self) -> Result<(Steady, GuestConfig), LabError> {
         let workload = cut(self.workload, self.accesses)?;
         let workload = match workload.spec() {
             Spec::Script(script) => {
@@ -256,17 +256,14 @@ impl Task {
         };
         let overrides = Overrides { guest_page: Some(PageSize::Size2M), ..Overrides::default() };
         let guest = overrides.guest(&Input::Workload(Box::new(workload.clone())));
-        Ok((workload, guest))
+        let mut steady = workload.steady();
+        // A quarter of them is part of a steady workload already.
+        steady.warm_up_accesses += self.accesses / 4;
+        Ok((steady, guest))
     }
 
-    /// Half of the accesses warm up; under shadow paging, a store to each page before, which nobody else needs, and a quarter.
     fn run(self, regime: RegimeKind, layout: Layout, machine: &MachineSpec) -> Result<RunResult, LabError> {
-        let (mut workload, guest) = self.guest()?;
-        let mut warm_up_accesses = self.accesses / 2;
-        if regime == RegimeKind::ShadowKvm61 {
-            (Steady { workload, warm_up_accesses }) = workload.steady();
-            warm_up_accesses += self.accesses / 4;
-        }
+        let (Steady { workload, warm_up_accesses }, guest) = self.guest()?;
         let measure = Measure { mode: Mode::Cycles, prefault: true, warm_up_accesses, ..Measure::default() };
         let host = HostConfig { walk_caches: true, host_page: PageSize::Size2M, ..HostConfig::default() };
         let setup = Setup { regime, guest, host, machine: machine.clone(), measure, check: false };
@@ -275,23 +272,27 @@ impl Task {
     }
 
     /// What the stream does to the translation hardware of each regime; no run is looked at.
-    fn expected(self, layout: Layout, machine: &MachineSpec) -> Result<Vec<Expected>, LabError> {
-        let (workload, guest) = self.guest()?;
+    fn expected(self, layout: Layout, machine: &MachineSpec) -> Result<Vec<(Expected, LineCycles)>, LabError> {
+        let (Steady { workload, warm_up_accesses }, guest) = self.guest()?;
         let hardware = REGIMES.map(|regime| Hardware {
             walk_caches: true,
-            nested: regime == RegimeKind::NestedEpt,
+            reads: match regime {
+                RegimeKind::Native => Tables::Guest,
+                RegimeKind::NestedEpt => Tables::Nested,
+                _ => Tables::Shadow,
+            },
             largest: if regime == RegimeKind::Native { PageSize::Size1G } else { PageSize::Size2M },
         });
-        let mut stream = Stream::new(bare(guest, machine)?, machine, &hardware)?;
-        let (mut warming, warm_up) = (true, self.accesses / 2);
+        let mut stream = Stream::new(bare(guest, machine)?, machine, &hardware)?.with_lines(machine)?;
+        let mut warming = true;
         let mut source = Mosaic { inner: workload.generator(SEED), layout, queue: Vec::new() };
         drive(&mut source, guest, true, &mut stream, |guest, stream| {
-            if warming && guest.stats().user_accesses >= warm_up {
+            if warming && guest.stats().user_accesses >= warm_up_accesses {
                 warming = false;
                 stream.restart();
             }
         })?;
-        Ok(stream.expected().collect())
+        Ok(stream.expected().zip(stream.line_cycles()).collect())
     }
 }
 
@@ -305,56 +306,31 @@ fn counters(result: &RunResult, machine: &MachineSpec) -> Run {
     }
 }
 
-/// What our model takes of the run with small pages.
+/// What our model takes of the run with small pages, and of the machine.
 struct Prices {
-    /// Whose tables a walk of a guest-virtual address reads.
-    first: &'static str,
+    /// Cycles that are neither translation nor waiting for data: the program's instructions, and a hypervisor's work.
     base: f64,
     l2_hit: f64,
     cached: f64,
-    /// Of an entry read, by dimension and level.
-    entries: BTreeMap<(&'static str, usize), f64>,
 }
 
 impl Prices {
-    fn of(regime: RegimeKind, small: &RunResult, machine: &MachineSpec) -> Self {
-        let mut sums: BTreeMap<(&'static str, usize), (f64, f64)> = BTreeMap::new();
-        let read = small
-            .cycles
-            .references
-            .iter()
-            .filter(|row| !row.served_by.ends_with("cache") && row.served_by != "nested_tlb");
-        for row in read {
-            if let Some(level) = row.level {
-                let sum = sums.entry((row.dimension, usize::from(level))).or_default();
-                (sum.0, sum.1) = (sum.0 + real(row.cycles), sum.1 + real(row.count));
-            }
-        }
+    fn of(small: &RunResult, machine: &MachineSpec) -> Self {
+        let references = small.cycles.references.iter().filter(|row| !row.is_of_a_walk());
+        let data: u64 = references.map(|row| row.cycles).sum();
         let cached = machine.walk_caches.as_ref().map_or(0.0, |caches| f64::from(caches.latency.value));
         Self {
-            first: if regime == RegimeKind::ShadowKvm61 { "shadow" } else { "guest" },
-            base: real(small.cycles.total - small.cycles.translation),
+            base: real(small.cycles.total - small.cycles.translation - data),
             l2_hit: real(machine.translation.l2_tlb_hit.times(1)),
             cached,
-            entries: sums.into_iter().map(|(key, (cycles, count))| (key, cycles / count)).collect(),
         }
     }
 
-    /// An entry of a level that the run with small pages never read costs what one of the next level does.
-    fn entry(&self, dimension: &'static str, level: usize) -> f64 {
-        let mut known = (0..=level).rev().chain(level..6).filter_map(|level| self.entries.get(&(dimension, level)));
-        known.next().copied().unwrap_or(0.0)
-    }
-
-    fn cycles(&self, expected: &Expected) -> f64 {
-        let refs = |dimension, refs: &[u64; 6]| -> f64 {
-            refs.iter().enumerate().map(|(level, count)| real(*count) * self.entry(dimension, level)).sum()
-        };
+    fn cycles(&self, (expected, lines): &(Expected, LineCycles)) -> f64 {
         self.base
+            + real(lines.data + lines.tables)
             + real(expected.l2_hits) * self.l2_hit
             + real(expected.cached) * self.cached
-            + refs(self.first, &expected.guest_refs)
-            + refs("nested", &expected.host_refs)
     }
 }
 

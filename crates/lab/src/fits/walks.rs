@@ -7,7 +7,7 @@ use memvirt_workload::Workload;
 use serde::Serialize;
 
 use super::guests::{SEED, bare, cut, drive, real};
-use super::stream::{Crude, Expected, Hardware, Stream};
+use super::stream::{Crude, Expected, Hardware, Stream, Tables};
 use crate::error::LabError;
 use crate::input::Input;
 use crate::switches::Overrides;
@@ -115,8 +115,8 @@ impl Warm {
         let guest = overrides.guest(&Input::Workload(Box::new(workload.clone())));
         let warm_up = workload.facts().accesses.value().min(self.accesses) / 2;
         let hardware = |regime| match regime {
-            RegimeKind::Native => Hardware { walk_caches: true, nested: false, largest: PageSize::Size1G },
-            _ => Hardware { walk_caches: true, nested: true, largest: PageSize::Size4K },
+            RegimeKind::Native => Hardware { walk_caches: true, reads: Tables::Guest, largest: PageSize::Size1G },
+            _ => Hardware { walk_caches: true, reads: Tables::Nested, largest: PageSize::Size4K },
         };
         let each = [RegimeKind::Native, RegimeKind::NestedEpt].map(|regime| {
             let measure = Measure { prefault: true, warm_up_accesses: warm_up, ..Measure::default() };

@@ -2,14 +2,15 @@
 
 use std::collections::{HashMap, HashSet};
 
-use memvirt_addr::{Acc, Gfn, Gpa, Gva, PageSize};
+use memvirt_addr::{Acc, Gfn, Gpa, Gva, Level, PageSize};
 use memvirt_costmodel::sets::SetOrder;
 use memvirt_machine::{MachineError, MachineSpec};
 use memvirt_pagetable::{Entry, Guest4, Path};
 use memvirt_tlb::{CacheLevel, WalkGeometry};
 
+use super::lines::Lines;
 use super::orders::{ArrayOrder, Key, Mapped, WalkOrders, number, shape_order};
-use super::{Expected, Hardware};
+use super::{Expected, Hardware, Tables};
 
 /// The caches of one kind of hardware.
 pub(super) struct Caches {
@@ -25,6 +26,8 @@ pub(super) struct Caches {
     frame_writable: HashMap<Gfn, bool>,
     dirty: HashSet<Gfn>,
     mapped: Mapped,
+    /// Where lines are followed.
+    pub(super) lines: Option<Lines>,
     pub(super) expected: Expected,
 }
 
@@ -55,12 +58,16 @@ impl Caches {
             l2: arrays(CacheLevel::L2),
             guest: walks(&mmu.guest),
             host: walks(&mmu.host),
-            nested_tlb: mmu.nested_tlb.filter(|_| hardware.walk_caches && hardware.nested).map(shape_order),
+            nested_tlb: mmu
+                .nested_tlb
+                .filter(|_| hardware.walk_caches && hardware.reads == Tables::Nested)
+                .map(shape_order),
             hardware,
             writable: HashMap::new(),
             frame_writable: HashMap::new(),
             dirty: HashSet::new(),
             mapped: Mapped::default(),
+            lines: None,
             expected: Expected::default(),
         })
     }
@@ -71,8 +78,15 @@ impl Caches {
         Key { number, size, pcid, global: leaf.global }
     }
 
-    /// An access that completes.
+    /// An access that completes: the translation, then the data.
     pub(super) fn access(&mut self, seen: &Seen, leaf: Leaf, pcid: u16) {
+        self.translate(seen, leaf, pcid);
+        if let Some(lines) = &mut self.lines {
+            lines.data(leaf.frame.at(seen.acc.gva().as_u64()));
+        }
+    }
+
+    fn translate(&mut self, seen: &Seen, leaf: Leaf, pcid: u16) {
         self.expected.accesses += 1;
         let key = self.key(seen.acc, leaf, pcid);
         let packed = key.packed();
@@ -158,16 +172,22 @@ impl Caches {
             if level > start {
                 continue;
             }
-            if self.hardware.nested {
+            if self.hardware.reads == Tables::Nested {
                 self.host_walk(step.entry_at, true, looks, found)?;
             }
             self.expected.guest_refs[level] += 1;
+            if let Some(lines) = &mut self.lines {
+                match self.hardware.reads {
+                    Tables::Shadow => lines.shadow(step.level, seen.acc.gva()),
+                    Tables::Guest | Tables::Nested => lines.guest(step.level, step.entry_at),
+                }
+            }
             if matches!(step.entry, Entry::Table { .. }) {
                 self.guest.keep(seen.acc.gva().as_u64(), level, pcid);
             }
         }
         match leaf {
-            Some(leaf) if self.hardware.nested => {
+            Some(leaf) if self.hardware.reads == Tables::Nested => {
                 self.host_walk(leaf.frame.base(), seen.acc.is_write(), looks, found)?;
                 Ok(self.dirty.contains(&leaf.frame.align_down(self.hardware.largest)))
             }
@@ -200,8 +220,11 @@ impl Caches {
         *found |= start < 4;
         let leaf = usize::from(self.hardware.largest.level().number());
         let absent = self.mapped.absent(gpa.frame(), self.hardware.largest);
-        for level in absent.unwrap_or(leaf)..=start {
+        for level in (absent.unwrap_or(leaf)..=start).rev() {
             self.expected.host_refs[level] += 1;
+            if let (Some(lines), Some(level)) = (&mut self.lines, Level::ALL.get(level - 1)) {
+                lines.nested(*level, gpa);
+            }
         }
         if absent.is_some() {
             return Err(gpa);

@@ -10,6 +10,7 @@
 //! by itself.
 
 mod caches;
+mod lines;
 mod orders;
 
 use memvirt_addr::{Acc, AccessKind, Gfn, Gpa, GuestPhys, Gva, Hfn, PageSize, PfCode};
@@ -23,6 +24,8 @@ use memvirt_tlb::{CacheLevel, Geometry};
 use serde::Serialize;
 
 use caches::{Caches, Leaf, Seen};
+pub(super) use lines::LineCycles;
+use lines::Lines;
 use orders::{Key, is_global, is_of, number};
 
 /// What the caches are expected to do.
@@ -61,13 +64,24 @@ pub struct Crude {
     pub binomial: f64,
 }
 
+/// Whose tables walks read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tables {
+    /// The guest's: there is no hypervisor.
+    Guest,
+    /// A hypervisor's, one for each of the guest's.
+    Shadow,
+    /// The guest's, and nested ones.
+    Nested,
+}
+
 /// What is expected of which hardware.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hardware {
     /// Whether walk caches are there.
     pub walk_caches: bool,
-    /// Whether the host translates, too.
-    pub nested: bool,
+    /// Whose tables its walks read.
+    pub reads: Tables,
     /// The largest page that a TLB entry covers: that of the host, where there is one.
     pub largest: PageSize,
 }
@@ -105,15 +119,31 @@ impl<P: Platform> Stream<P> {
         Ok(Self { inner, root: None, pcid: 0, pcids: false, caches, stack: Stack::default(), l2 })
     }
 
+    /// Follows lines of tables and data through the caches of `machine`, too, where it has any.
+    pub(super) fn with_lines(mut self, machine: &MachineSpec) -> Result<Self, MachineError> {
+        if let Some(hierarchy) = machine.cache_hierarchy()? {
+            self.caches.iter_mut().for_each(|caches| caches.lines = Some(Lines::new(hierarchy)));
+        }
+        Ok(self)
+    }
+
     /// Counts from 0 again.
     pub(super) fn restart(&mut self) {
-        self.caches.iter_mut().for_each(|caches| caches.expected = Expected::default());
+        for caches in &mut self.caches {
+            caches.expected = Expected::default();
+            caches.lines.iter_mut().for_each(Lines::restart);
+        }
         self.stack.restart();
     }
 
     /// What is expected, in the order of the hardware.
     pub(super) fn expected(&self) -> impl Iterator<Item = Expected> {
         self.caches.iter().map(|caches| caches.expected)
+    }
+
+    /// What references to lines take, in the order of the hardware; nothing where lines are not followed.
+    pub(super) fn line_cycles(&self) -> impl Iterator<Item = LineCycles> {
+        self.caches.iter().map(|caches| caches.lines.as_ref().map_or_else(LineCycles::default, Lines::cycles))
     }
 
     /// What cruder models expect of the first kind of hardware.
