@@ -83,6 +83,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         &[
             "memvirt-addr",
             "memvirt-alternatives",
+            "memvirt-cache",
             "memvirt-census",
             "memvirt-costmodel",
             "memvirt-machine",
