@@ -24,7 +24,7 @@ pub(super) struct Lines {
 
 /// Cycles that references take, by what they read: tables all of them, data what it takes beyond a reference that the first level serves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LineCycles {
+pub(crate) struct LineCycles {
     /// Data.
     pub data: u64,
     /// Entries of tables.
