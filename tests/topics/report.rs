@@ -26,7 +26,7 @@ static EVIDENCE: LazyLock<Evidence> = LazyLock::new(|| {
 
 fn written() -> (tempfile::TempDir, String) {
     let dir = tempfile::tempdir().unwrap();
-    write_full_report(dir.path(), &EVIDENCE, "memvirt report --quick").unwrap();
+    write_full_report(dir.path(), &EVIDENCE).unwrap();
     let page = std::fs::read_to_string(dir.path().join("index.html")).unwrap();
     (dir, page)
 }
@@ -367,7 +367,7 @@ fn the_same_bytes_on_one_thread_and_on_two() {
     let alone = Evidence::gather(Effort::Quick, &machine, NonZeroUsize::new(1), &|_| {}).unwrap();
     let (dir, _) = written();
     let other = tempfile::tempdir().unwrap();
-    write_full_report(other.path(), &alone, "memvirt report --quick").unwrap();
+    write_full_report(other.path(), &alone).unwrap();
     let (two, one) = (files(dir.path()), files(other.path()));
     let names = |files: &BTreeMap<PathBuf, Vec<u8>>, of: &Path| -> Vec<PathBuf> {
         files.keys().map(|path| path.strip_prefix(of).unwrap().to_owned()).collect()

@@ -173,6 +173,10 @@ fn people(model: &Model) -> String {
         }
         text += &render(&grid);
     }
+    for required in model.requirements() {
+        let doc = if required.doc.is_empty() { String::new() } else { format!(" ({})", required.doc) };
+        text += &format!("requires {}{doc}\n", required.condition.text());
+    }
     for value in model.values() {
         let (kind, doc) = (if value.kind == ValueKind::Output { "gives" } else { "where" }, &value.doc);
         let doc = if doc.is_empty() { String::new() } else { format!(" ({doc})") };

@@ -65,8 +65,7 @@ pub(crate) fn report(args: &ReportArgs) -> anyhow::Result<Status> {
     let evidence = Evidence::gather(effort, &machine, args.threads, &observer);
     rows.clear();
     let evidence = evidence?;
-    let quick = if args.quick { " --quick" } else { "" };
-    write_full_report(&args.out, &evidence, &format!("memvirt report{quick} --machine {}", machine.name))?;
+    write_full_report(&args.out, &evidence)?;
     let mut grid = table(["verdict", "claim", "measured"]);
     for claim in claims(&evidence) {
         grid.add_row([claim.verdict.words().to_owned(), claim.claim.to_owned(), claim.measured]);

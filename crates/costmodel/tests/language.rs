@@ -86,6 +86,40 @@ fn a_model_that_takes_a_counter_of_its_own_run_is_an_identity() {
 }
 
 #[test]
+fn a_requirement_refuses_inputs_that_do_not_go_together() {
+    let inputs = "input area : KiB from config\ninput used : MiB from config\n";
+    let model =
+        model(&format!("{inputs}require used <= area \"a part\"\nrequire area > 0 [bytes]\noutput y : bytes = used"));
+    let out = model.at(&[("area", 2048.0), ("used", 1.0)]).unwrap();
+    assert!((out[0] - 1_048_576.0).abs() < 1e-9);
+    let refused = |area: f64, used: f64| match model.at(&[("area", area), ("used", used)]) {
+        Err(error @ EvalError::Required { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(1.0, 1.0), "m requires used <= area, but used = 1, area = 1: a part");
+    assert_eq!(refused(-4096.0, -8.0), "m requires area > 0 [bytes], but area = -4096");
+    let back = Model::parse("m.model", &model.text()).unwrap();
+    assert_eq!((back.requirements().len(), back.text()), (2, model.text()));
+    assert!(model.latex().contains("\\text{where } "));
+}
+
+#[test]
+fn a_requirement_is_a_condition_on_inputs() {
+    for (statement, words, column) in [
+        ("require n", "expected a condition, as in `x > 0`, found a quantity", 9),
+        ("require 1 < 2", "a requirement speaks of inputs, and of nothing else", 9),
+        ("require n > k", "a requirement speaks of inputs, and of nothing else", 9),
+        ("require n > half", "a requirement speaks of inputs, and of nothing else", 9),
+        ("require n > b", "cannot compare `1` and `bytes`", 13),
+    ] {
+        let inputs = "input n : 1 from config\ninput b : bytes from config\nparam k : 1 = 1\nlet half = n / 2\n";
+        let (problem, line, at) = problem(&format!("{inputs}{statement}\noutput y : 1 = k * half"));
+        assert!(problem.to_string().starts_with(words), "{problem}");
+        assert_eq!((line, at), (5, column), "{statement}");
+    }
+}
+
+#[test]
 fn units_must_agree_and_the_error_says_where_and_which() {
     let inputs = "input c : cycles from native\ninput b : bytes from native\n";
     let (problem, line, column) = problem(&format!("{inputs}output y : cycles = 2 * c + b"));
@@ -337,7 +371,7 @@ proptest! {
     #[test]
     fn any_words_end_in_a_model_or_an_error(picks in proptest::collection::vec(0usize..58, 0..120)) {
         const WORDS: [&str; 58] = [
-            "model", "title", "about", "source", "unit", "input", "param", "let", "output", "from", "in", "prior", "if",
+            "model", "title", "about", "source", "unit", "input", "param", "require", "let", "output", "from", "in", "prior", "if",
             "then", "else", "and", "or", "not", "sum", "product", "fixed", "normal", "lognormal", "min", "log", "(", ")",
             "[", "]", ",", ":", "..", "+", "-", "*", "/", "^", "<", "<=", "==", "=", "0", "1", "2.5", "1e9", "a", "b",
             "cycles", "bytes", "KiB", "native", "run", "\"text\"", "# comment\n", "\n", "\"", "i", "1e300",

@@ -105,6 +105,43 @@ fn cold_walks_have_the_published_lengths() {
     }
 }
 
+/// Sums with no term and tables above the root once gave 0 and -1.
+#[test]
+fn inputs_that_do_not_go_together_are_refused() {
+    let impossible: [(&str, &[(&str, f64)], &str); 5] = [
+        (
+            "walk-cold",
+            &[("guest_levels", 1.0), ("guest_leaf", 3.0), ("host_levels", 4.0), ("host_leaf", 1.0)],
+            "walk-cold requires guest_levels == 0 or guest_leaf <= guest_levels, but guest_levels = 1, guest_leaf = 3: the level that \
+             maps a page is one of the tables' levels",
+        ),
+        (
+            "footprint-dense",
+            &[("area", 1.0), ("leaf", 3.0), ("depth", 2.0), ("address_bits", 48.0)],
+            "footprint-dense requires leaf <= depth, but leaf = 3, depth = 2: the level that maps a page is one of the tables' levels",
+        ),
+        (
+            "footprint-dense",
+            &[("area", 1025.0), ("leaf", 1.0), ("depth", 2.0), ("address_bits", 48.0)],
+            "footprint-dense requires area <= 512^depth * 4096 [bytes], but area = 1025, depth = 2: tables of this depth map no more",
+        ),
+        (
+            "footprint-sparse",
+            &[("area", 8.0), ("touched", 9.0), ("depth", 4.0)],
+            "footprint-sparse requires touched <= area, but touched = 9, area = 8: no more distinct pages can be touched than there are",
+        ),
+        (
+            "footprint-nested",
+            &[("touched", 2.0), ("host_leaf", 1.0), ("depth", 4.0), ("guest_memory", 1.0)],
+            "footprint-nested requires touched <= guest_memory, but touched = 2, guest_memory = 1: a guest touches no more memory than \
+             it has",
+        ),
+    ];
+    for (name, point, words) in impossible {
+        assert_eq!(Model::find(name).unwrap().at(point).unwrap_err().to_string(), words);
+    }
+}
+
 #[test]
 fn a_warm_walk_without_hits_is_cold_and_with_all_hits_is_one_reference() {
     let names = ["skip1", "skip2", "skip3", "host_skip", "frame_hits", "data_hits"];

@@ -31,6 +31,32 @@ pub struct Expr {
     pub kind: Kind,
 }
 
+impl Expr {
+    /// Adds the inputs, parameters and named formulas in it, each once.
+    pub(crate) fn names<'m>(&'m self, names: &mut Vec<(&'m str, Slot)>) {
+        match &self.kind {
+            Kind::Name { name, slot } => {
+                if !names.iter().any(|(known, _)| known == name) && !matches!(slot, Slot::Index(_)) {
+                    names.push((name, *slot));
+                }
+            }
+            Kind::Number { .. } => {}
+            Kind::Sum(terms) => terms.iter().for_each(|(_, term)| term.names(names)),
+            Kind::Product(factors) => factors.iter().for_each(|(_, factor)| factor.names(names)),
+            Kind::Negative(inner) | Kind::Not(inner) => inner.names(names),
+            Kind::Power(left, right) | Kind::Compare(_, left, right) => {
+                left.names(names);
+                right.names(names);
+            }
+            Kind::Call(_, parts) | Kind::All(parts) | Kind::Any(parts) => {
+                parts.iter().for_each(|part| part.names(names));
+            }
+            Kind::If(holds, then, otherwise) => [holds, then, otherwise].into_iter().for_each(|part| part.names(names)),
+            Kind::Series { from, to, body, .. } => [from, to, body].into_iter().for_each(|part| part.names(names)),
+        }
+    }
+}
+
 /// What a formula is.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Kind {

@@ -22,13 +22,17 @@ pub(crate) fn blame(model: &Model, scope: &mut Scope<'_>) -> Option<Blame> {
         value.kind == ValueKind::Output && !(result / value.unit.scale).is_finite()
     })?;
     let (holder, part) = smallest(model, scope, at, &model.values[at].formula);
-    let mut names = Vec::new();
-    collect(part, &mut names);
-    let shown = names.iter().filter_map(|(name, slot)| Some(format!("{name} = {}", in_its_unit(model, scope, *slot)?)));
-    let shown: Vec<_> = shown.collect();
+    let shown = shown(model, scope, part);
     let with = if shown.is_empty() { String::new() } else { format!(" with {}", shown.join(", ")) };
     let why = format!("`{}`{with} is {}", part.text(), fault(scope, part));
     Some(Blame { name: model.values[holder].name.clone(), value: scope.values[holder], why })
+}
+
+/// The values of the names in a part, as `x = 1`.
+pub(crate) fn shown(model: &Model, scope: &Scope<'_>, part: &Expr) -> Vec<String> {
+    let mut names = Vec::new();
+    part.names(&mut names);
+    names.iter().filter_map(|(name, slot)| Some(format!("{name} = {}", in_its_unit(model, scope, *slot)?))).collect()
 }
 
 /// The formula and the part of it that is no number though its own parts are.
@@ -87,30 +91,6 @@ fn fault(scope: &mut Scope<'_>, expr: &Expr) -> &'static str {
         Kind::Call(Function::Lgamma, _) => "the gamma function of 0 or of a negative whole number",
         Kind::Series { .. } => "a sum or product with a term that is no number, or beyond the largest one",
         _ => "beyond the largest number, about 1.8e308",
-    }
-}
-
-/// Inputs, parameters and named formulas in a part, each once.
-fn collect<'m>(expr: &'m Expr, names: &mut Vec<(&'m str, Slot)>) {
-    match &expr.kind {
-        Kind::Name { name, slot } => {
-            if !names.iter().any(|(known, _)| known == name) && !matches!(slot, Slot::Index(_)) {
-                names.push((name, *slot));
-            }
-        }
-        Kind::Number { .. } => {}
-        Kind::Sum(terms) => terms.iter().for_each(|(_, term)| collect(term, names)),
-        Kind::Product(factors) => factors.iter().for_each(|(_, factor)| collect(factor, names)),
-        Kind::Negative(inner) | Kind::Not(inner) => collect(inner, names),
-        Kind::Power(left, right) | Kind::Compare(_, left, right) => {
-            collect(left, names);
-            collect(right, names);
-        }
-        Kind::Call(_, parts) | Kind::All(parts) | Kind::Any(parts) => {
-            parts.iter().for_each(|part| collect(part, names))
-        }
-        Kind::If(holds, then, otherwise) => [holds, then, otherwise].into_iter().for_each(|part| collect(part, names)),
-        Kind::Series { from, to, body, .. } => [from, to, body].into_iter().for_each(|part| collect(part, names)),
     }
 }
 

@@ -29,7 +29,8 @@ pub(crate) fn quantity(names: &impl Names, expr: &Expr) -> Checked<Unit> {
     }
 }
 
-fn condition(names: &impl Names, expr: &Expr) -> Checked<()> {
+/// Insists on a condition.
+pub(crate) fn condition(names: &impl Names, expr: &Expr) -> Checked<()> {
     match type_of(names, expr)? {
         Type::Condition => Ok(()),
         Type::Quantity(_) => {

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::model::{Input, Model, Param, Range, Value, ValueKind};
+use super::model::{Input, Model, Param, Range, Requirement, Value, ValueKind};
 
 /// A model as data.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -23,6 +23,8 @@ pub struct Description {
     pub inputs: Vec<DescribedInput>,
     /// What a fit may choose.
     pub params: Vec<DescribedParam>,
+    /// What must hold of the inputs together.
+    pub requirements: Vec<DescribedRequirement>,
     /// Its formulas, in the order of evaluation.
     pub formulas: Vec<DescribedFormula>,
 }
@@ -72,6 +74,17 @@ pub struct DescribedParam {
     pub doc: String,
 }
 
+/// A condition on the inputs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DescribedRequirement {
+    /// As a file writes it.
+    pub text: String,
+    /// In LaTeX's mathematical mode.
+    pub latex: String,
+    /// Why.
+    pub doc: String,
+}
+
 /// A named formula.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DescribedFormula {
@@ -103,6 +116,7 @@ impl Model {
             units: self.units.declared().map(unit).collect(),
             inputs: self.inputs.iter().map(input).collect(),
             params: self.params.iter().map(param).collect(),
+            requirements: self.requirements.iter().map(requirement).collect(),
             formulas: self.values.iter().map(formula).collect(),
         }
     }
@@ -124,6 +138,11 @@ fn param(param: &Param) -> DescribedParam {
     let (unit, value) = (param.unit.text.clone(), param.value);
     let prior = param.prior.to_string();
     DescribedParam { name: param.name.clone(), unit, value, least, most, prior, doc: param.doc.clone() }
+}
+
+fn requirement(required: &Requirement) -> DescribedRequirement {
+    let Requirement { condition, doc } = required;
+    DescribedRequirement { text: condition.text(), latex: condition.latex(), doc: doc.clone() }
 }
 
 fn formula(value: &Value) -> DescribedFormula {

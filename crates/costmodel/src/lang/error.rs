@@ -210,6 +210,16 @@ pub enum EvalError {
         /// The bounds.
         range: String,
     },
+    /// Inputs that do not go together.
+    #[error("{model} requires {condition}, but {why}")]
+    Required {
+        /// The model.
+        model: String,
+        /// What it requires, as a file writes it.
+        condition: String,
+        /// The inputs' values, and what the file says of the condition.
+        why: String,
+    },
     /// A result that is no number.
     #[error("{model}: `{name}` is {value} at this point: {why}")]
     NotFinite {

@@ -3,9 +3,9 @@
 //! The elementary functions are libm's, so that every computer gives the same bits.
 
 use super::ast::{Comparison, Expr, Factor, Function, Kind, SeriesKind, Sign, Slot};
-use super::blame::{Blame, blame};
+use super::blame::{self, Blame, blame};
 use super::error::EvalError;
-use super::model::{Model, Range, ValueKind};
+use super::model::{Model, Range, Requirement, ValueKind};
 
 /// The most terms of one sum.
 pub const MAX_TERMS: u32 = 1_000_000;
@@ -45,6 +45,7 @@ impl Model {
         let inputs: Vec<f64> = inputs.iter().zip(&self.inputs).map(|(x, input)| x * input.unit.scale).collect();
         let params: Vec<f64> = params.iter().zip(&self.params).map(|(x, param)| x * param.unit.scale).collect();
         let mut scope = Scope { inputs: &inputs, params: &params, values: Vec::new(), indices: Vec::new(), steps: 0 };
+        self.insist(&mut scope)?;
         for value in &self.values {
             let result = scope.number(&value.formula).map_err(|stop| self.stopped(&stop))?;
             scope.values.push(result);
@@ -79,6 +80,21 @@ impl Model {
                 let range = plain.strip_prefix("whole ").map_or(plain.clone(), |r| format!("the whole numbers {r}"));
                 let name = name.to_owned();
                 return Err(EvalError::OutOfRange { model: model(), name, value: *value, range });
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a point at which a requirement does not hold.
+    fn insist(&self, scope: &mut Scope<'_>) -> Result<(), EvalError> {
+        for Requirement { condition, doc } in &self.requirements {
+            if !scope.holds(condition).map_err(|stop| self.stopped(&stop))? {
+                let mut why = blame::shown(self, scope, condition).join(", ");
+                if !doc.is_empty() {
+                    why += ": ";
+                    why += doc;
+                }
+                return Err(EvalError::Required { model: self.name.clone(), condition: condition.text(), why });
             }
         }
         Ok(())

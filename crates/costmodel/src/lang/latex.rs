@@ -1,7 +1,7 @@
 //! A model's formulas in LaTeX.
 
 use super::ast::{Comparison, Expr, Factor, Function, Kind, SeriesKind, Sign};
-use super::model::{Model, Value, ValueKind};
+use super::model::{Model, Requirement, Value, ValueKind};
 use super::text::Tightness;
 use super::unit::Scaled;
 
@@ -9,7 +9,9 @@ impl Model {
     /// The formulas as an `align*` environment of amsmath, a line for each `let` and output.
     #[must_use]
     pub fn latex(&self) -> String {
-        let lines: Vec<_> = self.values.iter().map(|value| format!("  {}", value.latex())).collect();
+        let required = |required: &Requirement| format!("  &\\text{{where }} {}", required.condition.latex());
+        let required = self.requirements.iter().map(required);
+        let lines: Vec<_> = self.values.iter().map(|value| format!("  {}", value.latex())).chain(required).collect();
         format!(
             "% {}: {}\n\\begin{{align*}}\n{}\n\\end{{align*}}\n",
             self.name,

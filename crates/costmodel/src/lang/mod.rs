@@ -25,10 +25,12 @@ mod words;
 
 pub use builtin::Builtin;
 #[cfg(feature = "serde")]
-pub use describe::{DescribedFormula, DescribedInput, DescribedParam, DescribedUnit, Description};
+pub use describe::{
+    DescribedFormula, DescribedInput, DescribedParam, DescribedRequirement, DescribedUnit, Description,
+};
 pub use error::{EvalError, ModelError, Problem};
 pub use eval::{MAX_STEPS, MAX_TERMS};
 pub use lexer::MAX_FILE_BYTES;
-pub use model::{Input, Model, Origin, Param, Prior, Range, Value, ValueKind};
+pub use model::{Input, Model, Origin, Param, Prior, Range, Requirement, Value, ValueKind};
 pub use parser::MAX_DEPTH;
 pub use unit::{Scaled, Unit, Units};

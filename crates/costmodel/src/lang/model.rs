@@ -21,6 +21,7 @@ pub struct Model {
     pub(crate) units: Units,
     pub(crate) inputs: Vec<Input>,
     pub(crate) params: Vec<Param>,
+    pub(crate) requirements: Vec<Requirement>,
     pub(crate) values: Vec<Value>,
 }
 
@@ -154,6 +155,15 @@ pub struct Param {
     pub doc: String,
 }
 
+/// What must hold of the inputs together: a point where it does not is refused.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Requirement {
+    /// The condition, on inputs alone.
+    pub condition: Expr,
+    /// Why.
+    pub doc: String,
+}
+
 /// Whether a named formula is a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ValueKind {
@@ -273,6 +283,12 @@ impl Model {
     #[must_use]
     pub fn params(&self) -> &[Param] {
         &self.params
+    }
+
+    /// What must hold of the inputs together.
+    #[must_use]
+    pub fn requirements(&self) -> &[Requirement] {
+        &self.requirements
     }
 
     /// Its named formulas, in the order of evaluation.

@@ -5,6 +5,7 @@
 //! statement  = "model" STRING | "title" STRING | "about" STRING | "source" STRING | "unit" NAME [STRING]
 //!            | "input" NAME ":" unit "from" ORIGIN ["in" range] [STRING]
 //!            | "param" NAME ":" unit "=" figure ["in" range] ["prior" prior] [STRING]
+//!            | "require" condition [STRING]
 //!            | "let" NAME [":" unit] "=" formula [STRING]
 //!            | "output" NAME ":" unit "=" formula [STRING]
 //! unit       = power { ("*" | "/") power }          power = "1" | NAME ["^" ["-"] DIGITS]
@@ -16,6 +17,7 @@
 //! file is the one reported.
 
 mod formula;
+mod units;
 
 use std::collections::BTreeMap;
 
@@ -23,22 +25,18 @@ use super::ast::{Function, Place, Slot};
 use super::check::{self, Names};
 use super::error::Problem;
 use super::lexer::{Token, Word, words};
-use super::model::{Input, Model, Origin, Param, Prior, Range, Value, ValueKind};
+use super::model::{Input, Model, Origin, Param, Prior, Range, Requirement, Value, ValueKind};
 use super::unit::{Scaled, Unit, Units};
-use super::words::nearest;
 
 /// How deep parentheses, calls, conditionals, powers and signs may be nested.
 pub const MAX_DEPTH: usize = 64;
-
-/// How many units a file may declare.
-const MAX_UNITS: usize = 64;
 
 type Parsed<T> = Result<T, (Place, Problem)>;
 
 /// Words that no name may be.
 const RESERVED: &[&str] = &[
-    "model", "title", "about", "source", "unit", "input", "param", "let", "output", "from", "in", "prior", "if",
-    "then", "else", "and", "or", "not", "sum", "product",
+    "model", "title", "about", "source", "unit", "input", "param", "require", "let", "output", "from", "in", "prior",
+    "if", "then", "else", "and", "or", "not", "sum", "product",
 ];
 
 pub(crate) fn parse(text: &str) -> Parsed<Model> {
@@ -59,6 +57,7 @@ fn empty() -> Model {
         units: Units::default(),
         inputs: Vec::new(),
         params: Vec::new(),
+        requirements: Vec::new(),
         values: Vec::new(),
     }
 }
@@ -157,7 +156,7 @@ impl<'a> Parser<'a> {
 
     fn statement(&mut self) -> Parsed<()> {
         const STATEMENTS: &str =
-            "a statement (model, title, about, source, unit, input, param, let or output) or an operator";
+            "a statement (model, title, about, source, unit, input, param, require, let or output) or an operator";
         let Token::Name(word) = self.peek() else { return self.unexpected(STATEMENTS) };
         match *word {
             "model" => self.heading(|model| &mut model.name, "`model` stands once in a file"),
@@ -167,6 +166,7 @@ impl<'a> Parser<'a> {
             "unit" => self.unit_statement(),
             "input" => self.input(),
             "param" => self.param(),
+            "require" => self.requirement(),
             "let" => self.value(ValueKind::Let),
             "output" => self.value(ValueKind::Output),
             _ => self.unexpected(STATEMENTS),
@@ -215,71 +215,6 @@ impl<'a> Parser<'a> {
 
     fn names(&self) -> impl Iterator<Item = &str> {
         self.slots.keys().chain(&self.indices).copied()
-    }
-
-    fn unit_statement(&mut self) -> Parsed<()> {
-        self.advance();
-        let at = self.at();
-        let Token::Name(name) = self.peek() else { return self.unexpected("a name") };
-        if self.model.units.find(name).is_some() || RESERVED.contains(name) {
-            return Err((at, Problem::Taken((*name).to_owned())));
-        }
-        if self.model.units.declared().count() == MAX_UNITS {
-            return Err((at, Problem::Incomplete("a file declares at most 64 units")));
-        }
-        self.advance();
-        let doc = self.doc();
-        self.model.units.declare((*name).to_owned(), doc);
-        Ok(())
-    }
-
-    fn unit(&mut self) -> Parsed<Scaled> {
-        let mut scaled = self.unit_power()?;
-        loop {
-            let over = self.is_mark("/");
-            if !over && !self.is_mark("*") {
-                return Ok(scaled);
-            }
-            let at = self.advance().at;
-            let next = self.unit_power()?;
-            let combined = if over { scaled.unit.over(&next.unit) } else { scaled.unit.times(&next.unit) };
-            scaled.unit = combined.ok_or((at, Problem::UnitPower))?;
-            scaled.scale = if over { scaled.scale / next.scale } else { scaled.scale * next.scale };
-            scaled.text += if over { "/" } else { "*" };
-            scaled.text += &next.text;
-            if !(scaled.scale.is_normal()) {
-                return Err((at, Problem::UnitPower));
-            }
-        }
-    }
-
-    fn unit_power(&mut self) -> Parsed<Scaled> {
-        let at = self.at();
-        let name = match self.peek() {
-            Token::Number { text: "1", .. } => {
-                self.advance();
-                return Ok(Scaled::one());
-            }
-            Token::Name(name) if !RESERVED.contains(name) => *name,
-            _ => return self.unexpected("a unit, as in cycles, bytes/pages or 1"),
-        };
-        self.advance();
-        let Some((unit, scale)) = self.model.units.find(name) else {
-            let hint = nearest(name, self.model.units.names());
-            return Err((at, Problem::UnknownUnit { name: name.to_owned(), hint }));
-        };
-        if !self.skip_mark("^") {
-            return Ok(Scaled { unit, scale, text: name.to_owned() });
-        }
-        let negative = self.skip_mark("-");
-        let power = match self.peek() {
-            Token::Number { text, .. } => text.parse::<i32>().map_err(|_| (self.at(), Problem::UnitPower))?,
-            _ => return self.unexpected("a whole number"),
-        };
-        self.advance();
-        let power = if negative { -power } else { power };
-        let unit = unit.to_power(f64::from(power)).ok_or((at, Problem::UnitPower))?;
-        Ok(Scaled { unit, scale: libm::pow(scale, f64::from(power)), text: format!("{name}^{power}") })
     }
 
     fn figure(&mut self) -> Parsed<f64> {
@@ -336,6 +271,20 @@ impl<'a> Parser<'a> {
         let doc = self.doc();
         self.slots.insert(name, Slot::Param(self.model.params.len()));
         self.model.params.push(Param { name: name.to_owned(), unit, value, range, prior, doc });
+        Ok(())
+    }
+
+    fn requirement(&mut self) -> Parsed<()> {
+        self.advance();
+        let condition = self.formula()?;
+        check::condition(&self.model, &condition)?;
+        let mut names = Vec::new();
+        condition.names(&mut names);
+        if names.is_empty() || names.iter().any(|(_, slot)| !matches!(slot, Slot::Input(_))) {
+            return Err((condition.at, Problem::Range("a requirement speaks of inputs, and of nothing else")));
+        }
+        let doc = self.doc();
+        self.model.requirements.push(Requirement { condition, doc });
         Ok(())
     }
 

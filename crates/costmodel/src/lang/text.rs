@@ -118,6 +118,9 @@ impl Model {
             let (bounds, prior, doc) = (bounds(param.range), prior(param.prior), trailing(&param.doc));
             let _ = writeln!(text, "param {name} : {unit} = {value}{bounds}{prior}{doc}");
         }
+        for required in &self.requirements {
+            let _ = writeln!(text, "require {}{}", required.condition.text(), trailing(&required.doc));
+        }
         for value in &self.values {
             let _ = writeln!(text, "{}{}", value.text(), trailing(&value.doc));
         }

@@ -131,7 +131,7 @@ fn twenty_percent(evidence: &Evidence) -> Option<Claim> {
             (_, false) => Verdict::HoldsWhen,
         },
         shown: "benefit",
-        command: evidence.effort.command().to_owned(),
+        command: evidence.command(),
     }
     .when(&condition);
     Some(claim)

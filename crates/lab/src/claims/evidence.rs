@@ -41,15 +41,6 @@ impl Effort {
             Self::Quick => crate::text::fraction(50_000, accesses).clamp(0.05, 1.0),
         }
     }
-
-    /// The command that measures all of it.
-    #[must_use]
-    pub const fn command(self) -> &'static str {
-        match self {
-            Self::Quick => "memvirt report --quick",
-            Self::Full => "memvirt report",
-        }
-    }
 }
 
 /// What a step of the measuring came to, for a progress bar.
@@ -105,6 +96,13 @@ pub struct Evidence {
 }
 
 impl Evidence {
+    /// The command that measures all of it.
+    #[must_use]
+    pub fn command(&self) -> String {
+        let quick = if self.effort == Effort::Quick { " --quick" } else { "" };
+        format!("memvirt report{quick} --machine {}", self.fits.machine)
+    }
+
     /// Measures everything, spread over rayon's threads; the result does not depend on how many there are. `observer` hears of
     /// each comparison made, from several threads.
     ///

@@ -85,7 +85,7 @@ fn user_space(evidence: &Evidence) -> Claim {
         ),
         verdict: Verdict::Fails,
         shown: "isolation",
-        command: evidence.effort.command().to_owned(),
+        command: evidence.command(),
     }
 }
 
@@ -227,6 +227,6 @@ fn isolation(evidence: &Evidence) -> Claim {
         measured: words.join("; ") + ".",
         verdict: Verdict::of(evidence.isolation.iter().all(|isolation| isolation.shared + isolation.telling == 0)),
         shown: "isolation",
-        command: evidence.effort.command().to_owned(),
+        command: evidence.command(),
     }
 }

@@ -135,7 +135,7 @@ fn world_switches(evidence: &Evidence) -> Claim {
         ),
         verdict: Verdict::of(switches.misses_tagged < switches.misses_untagged),
         shown: "isolation",
-        command: evidence.effort.command().to_owned(),
+        command: evidence.command(),
     }
 }
 

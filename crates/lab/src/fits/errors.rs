@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Fits;
 use super::guests::real;
+use super::mosaics::Mosaics;
 use super::others::{Efficiency, Pair, quality};
 use super::walks::WalkPoint;
 use crate::scale::Assumptions;
@@ -199,10 +200,15 @@ impl Fits {
     }
 
     fn mosaic_rows_of(&self, regime: RegimeKind) -> Vec<ErrorRow> {
-        let models = super::mosaics::Mosaics::models();
+        let models = Mosaics::models();
         let mosaics = || self.mosaics.iter().filter(|mosaics| mosaics.regime == regime);
+        let worst = || {
+            let error = |mosaics: &Mosaics| mosaics.errors[0].max;
+            let worst = mosaics().max_by(|a, b| error(a).total_cmp(&error(b))).map_or("", |mosaics| mosaics.workload);
+            format!("`{worst}`: time besides walks and data, which is taken from the run with 4K pages")
+        };
         let one = |(i, model): (usize, &&'static str)| {
-            let inner = |mosaics: &super::mosaics::Mosaics| -> Vec<(f64, f64)> {
+            let inner = |mosaics: &Mosaics| -> Vec<(f64, f64)> {
                 let within = &mosaics.points[1..mosaics.points.len().saturating_sub(1).max(1)];
                 within.iter().map(|point| (point.cycles, point.predicted[i])).collect()
             };
@@ -212,7 +218,8 @@ impl Fits {
                 "Mosmodel" => "counters of the run; fitted to all others",
                 _ => "counters of the run; two runs, 4K and 2M",
             };
-            row(OVER_PAGE_SIZES, &format!("{model}, {regime}"), basis, &Quality::of(&counted, &said))
+            let row = row(OVER_PAGE_SIZES, &format!("{model}, {regime}"), basis, &Quality::of(&counted, &said));
+            if *model == "memvirt" { row.below(TIME, worst) } else { row }
         };
         models.iter().enumerate().map(one).collect()
     }

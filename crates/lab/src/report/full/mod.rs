@@ -28,11 +28,12 @@ pub use fits::write_fits;
 /// # Errors
 ///
 /// [`LabError`] where a figure cannot be drawn or a file cannot be written.
-pub fn write_full_report(dir: &Path, evidence: &Evidence, command: &str) -> Result<(), LabError> {
-    page(evidence, command)?.write(dir)
+pub fn write_full_report(dir: &Path, evidence: &Evidence) -> Result<(), LabError> {
+    page(evidence)?.write(dir)
 }
 
-fn page(evidence: &Evidence, command: &str) -> Result<Page, LabError> {
+fn page(evidence: &Evidence) -> Result<Page, LabError> {
+    let command = evidence.command();
     let claims = claims(evidence);
     let mut sections = vec![claims_table(&claims), benefit::benefits(evidence)?, breakdown::accounts(evidence)?];
     sections.push(steps::section()?);
@@ -48,8 +49,8 @@ fn page(evidence: &Evidence, command: &str) -> Result<Page, LabError> {
     sections.push(textbook::section(evidence)?);
     Ok(Page {
         title: "memvirt: the report".to_owned(),
-        head: head(evidence, command),
-        command: command.to_owned(),
+        head: head(evidence, &command),
+        command,
         sections,
         foot:
             "<p>Data: <a href=\"claims.json\">claims.json</a>, and beside each figure. The same command gives the same \
