@@ -239,7 +239,10 @@ fn side(percent: f64) -> u8 {
 fn the_quick_page_says_what_its_cuts_change_and_the_full_report_says_the_same() {
     let (dir, page) = written();
     let head = page.split("</header>").next().unwrap();
-    assert!(head.contains("The runs of this page are cut") && head.contains("<code>memvirt report</code>"));
+    assert!(
+        head.contains("The runs of this page are cut")
+            && head.contains("<code>memvirt report --machine skylake-sp</code>")
+    );
     for one in CHANGED_BY_CUTS {
         assert!(head.contains(one.id) && head.contains(one.quick) && head.contains(one.full), "{one:?}");
     }

@@ -96,14 +96,18 @@ fn made(figure: &Figure, command: &str) -> (String, String) {
     }
 }
 
+/// The longest figure with what belongs to it; a cell that begins with a digit and says more is words.
+const LONGEST_FIGURE: usize = 24;
+
 /// How the cells of a column are set: figures to the right, words to the left, many words in lines.
 fn setting(rows: &[(&[String], &str)], column: usize) -> &'static str {
     let cells = || rows.iter().filter_map(|(row, _)| row.get(column)).filter(|cell| !matches!(cell.as_str(), "" | "-"));
     let figure = |cell: &&String| cell.starts_with(|c: char| c.is_ascii_digit() || "+-.<\u{2212}".contains(c));
     let (all, figures) = (cells().count(), cells().filter(figure).count());
     match cells().map(|cell| cell.chars().count()).max() {
-        Some(_) if 2 * figures > all => "",
-        Some(0..=44) => " class=\"t\"",
+        Some(0..=LONGEST_FIGURE) if 2 * figures > all => "",
+        Some(0..=LONGEST_FIGURE) => " class=\"t\"",
+        Some(0..=44) => " class=\"t m\"",
         Some(_) => " class=\"t w\"",
         None => "",
     }
@@ -115,7 +119,9 @@ pub(crate) fn table<'a>(header: &[String], rows: impl Iterator<Item = (&'a [Stri
     let settings: Vec<_> = (0..header.len()).map(|column| setting(&rows, column)).collect();
     let mut text = String::from("<div class=\"scroll\"><table>\n<thead><tr>");
     for (cell, set) in header.iter().zip(&settings) {
-        let _ = write!(text, "<th scope=\"col\"{set}>{}</th>", escape(cell));
+        // Names such as `write-protect/zap` head narrow columns.
+        let cell = escape(cell).replace('/', "/<wbr>");
+        let _ = write!(text, "<th scope=\"col\"{set}>{cell}</th>");
     }
     text += "</tr></thead>\n<tbody>\n";
     for (row, class) in rows {
@@ -143,8 +149,12 @@ mod tests {
     fn words_stand_to_the_left_and_figures_to_the_right() {
         let cells = |row: [&str; 4]| row.map(str::to_owned).to_vec();
         let long = "many words, so many that they do not fit into one line";
-        let rows = [cells(["a", "1.5 %", "holds", long]), cells(["b", "-3", "12 of these", ""])];
+        let rows = [cells(["a", "1.5 %", "holds", long]), cells(["b", "-3", "12 of these", "2 pages"])];
         let html = table(&cells(["what", "error", "why", "more"]), rows.iter().map(|row| (row.as_slice(), "")));
+        let figures = [cells(["a", "1", "2", "3 pages, each of which is touched twice"]), cells(["b", "1", "2", "4"])];
+        let said = table(&cells(["what", "n", "m", "done/asked"]), figures.iter().map(|row| (row.as_slice(), "")));
+        assert!(said.contains("<td>1</td><td>2</td><td class=\"t m\">3 pages"), "{said}");
+        assert!(said.contains("<th scope=\"col\" class=\"t m\">done/<wbr>asked</th>"), "{said}");
         assert!(html.contains("<td>1.5 %</td><td class=\"t\">holds</td><td class=\"t w\">many"), "{html}");
         assert!(html.contains("<th scope=\"col\">error</th><th scope=\"col\" class=\"t\">why</th>"), "{html}");
     }

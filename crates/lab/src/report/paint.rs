@@ -110,7 +110,7 @@ fn paint_on(canvas: Canvas<'_>, drawing: &dyn Drawing, shape: Shape) -> Result<(
 
 pub(crate) const FONT: f64 = 13.0;
 /// An estimate of a character's width in tenths of pixels; the backend knows no fonts.
-const CHARACTER: usize = 76;
+const CHARACTER: usize = 84;
 pub(crate) fn counted(n: usize) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX / 1000)
 }

@@ -18,7 +18,7 @@ pub struct ChangedByCuts {
     pub full: &'static str,
 }
 
-/// All of them, on the default machine. A test holds them against a full report.
+/// All of them, on the default machine; others were not compared. A test holds them against a full report.
 pub const CHANGED_BY_CUTS: [ChangedByCuts; 4] = [
     ChangedByCuts {
         id: "jvm",
@@ -66,8 +66,8 @@ pub(super) fn head(evidence: &Evidence, command: &str) -> String {
          workloads</summary>{}</details>\n<p>The full form: <code>{}</code></p>\n</div>\n",
         prose(
             "Workloads run a twentieth of their accesses, but no fewer than 50,000, and large areas are 32 MiB; vCPUs end at 16, and one \
-             workload stands for five in the section on the literature's models. Directions are as in the full form but for these, which \
-             come out on another side:"
+             workload stands for five in the section on the literature's models. On `skylake-sp` directions are as in the full form but \
+             for these, which come out on another side:"
         ),
         rows(&changed, &["what", "part", "here", "in the full form"]),
         cut.len(),

@@ -7,7 +7,7 @@ use crate::claims::Effort;
 use crate::error::LabError;
 use crate::fits::Fits;
 use crate::fits::errors::OVER_PAGE_SIZES;
-use crate::report::html::escape;
+use crate::report::html::{escape, prose};
 use crate::report::paint::Ink;
 use crate::report::section::Page;
 use crate::report::xy::{Axis, Mark, Multiples, Plot, Series, Spacing};
@@ -24,18 +24,25 @@ pub(super) fn command(fits: &Fits) -> String {
 /// The section of the models' errors.
 pub(super) fn section(fits: &Fits) -> Result<Section, LabError> {
     let percent = |share: f64| format!("{:.2} %", 100.0 * share);
-    let rows: Vec<Vec<String>> = fits
-        .errors()
+    // A section of their own shows those over page sizes.
+    let errors: Vec<_> = fits.errors().into_iter().filter(|row| row.quantity != OVER_PAGE_SIZES).collect();
+    let missing = errors.iter().filter_map(|row| {
+        let missing = row.missing.as_ref()?;
+        Some(format!("<li>{}, {}: {}</li>\n", row.quantity, escape(&row.model), prose(missing)))
+    });
+    let missing: String = missing.collect();
+    let missing = match missing.as_str() {
+        "" => String::new(),
+        items => format!(
+            "<p>Beyond their bound, and the input that is wrong or the mechanism that is missing:</p>\n<ul>\n{items}</ul>\n"
+        ),
+    };
+    let rows: Vec<Vec<String>> = errors
         .into_iter()
-        // A section of their own shows these.
-        .filter(|row| row.quantity != OVER_PAGE_SIZES)
         .map(|row| {
             let held = row.held_out.map_or_else(String::new, |held| percent(held.max));
             let bound = row.bound.map_or_else(String::new, |bound| format!("{} %", 100.0 * bound));
-            let verdict = match (row.verdict(), &row.missing) {
-                ("out", Some(missing)) => format!("out: {missing}"),
-                (verdict, _) => verdict.to_owned(),
-            };
+            let verdict = row.verdict().to_owned();
             let (max, mean) = (percent(row.max), percent(row.geometric_mean));
             let names = [row.quantity.to_owned(), row.model, row.basis.to_owned(), row.runs.to_string()];
             names.into_iter().chain([max, mean, held, bound, verdict]).collect()
@@ -60,6 +67,7 @@ pub(super) fn section(fits: &Fits) -> Result<Section, LabError> {
              to short ones. The bounds are those asked for.",
         )
         .table(&header, &rows)
+        .html(missing)
         .command(&made)
         .figures([traps(fits)?, residuals(fits)?, times(fits)?, mosaics(fits)?].map(|figure| figure.made_by(&made)))
         .details("Coefficients: mechanism and free fit", &COEFFICIENTS, &coefficients(fits)))

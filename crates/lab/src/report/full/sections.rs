@@ -124,13 +124,17 @@ pub(super) fn nested_virt(evidence: &Evidence) -> Section {
         .table(&["arrangement", "levels n", "counted", "published", "closed form"], &rows)
 }
 
+/// Columns of published figures as a page shows them: sources and reasons are long, and stand last.
+const IN_THIS_ORDER: [usize; 9] = [0, 1, 3, 4, 5, 6, 7, 2, 8];
+
 pub(super) fn published(evidence: &Evidence) -> Section {
-    let rows: Vec<Vec<String>> = evidence.published_rows().iter().map(|row| row.cells().to_vec()).collect();
+    let rows: Vec<Vec<String>> =
+        evidence.published_rows().iter().map(|row| IN_THIS_ORDER.map(|i| row.cells()[i].clone()).to_vec()).collect();
     Section::new("published", "Measured elsewhere")
         .words(
             "Figures of the literature beside what memvirt measures. Counts must be equal, some figures must lie in a band, of some only the \
              direction can be checked; inputs, and figures that were remembered and not read again, are shown and judge nothing. Command: \
              memvirt published.",
         )
-        .table(&PublishedRow::HEADER, &rows)
+        .table(&IN_THIS_ORDER.map(|i| PublishedRow::HEADER[i]), &rows)
 }
