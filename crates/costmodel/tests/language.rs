@@ -370,7 +370,7 @@ proptest! {
     /// The language's own words in any order.
     #[test]
     fn any_words_end_in_a_model_or_an_error(picks in proptest::collection::vec(0usize..58, 0..120)) {
-        const WORDS: [&str; 58] = [
+        const WORDS: [&str; 59] = [
             "model", "title", "about", "source", "unit", "input", "param", "require", "let", "output", "from", "in", "prior", "if",
             "then", "else", "and", "or", "not", "sum", "product", "fixed", "normal", "lognormal", "min", "log", "(", ")",
             "[", "]", ",", ":", "..", "+", "-", "*", "/", "^", "<", "<=", "==", "=", "0", "1", "2.5", "1e9", "a", "b",

@@ -180,7 +180,7 @@ impl Fits {
             let worst = || {
                 let worst = points.iter().max_by(|a, b| a.ref_error().total_cmp(&b.ref_error()));
                 let worst = worst.map_or("", |point| point.workload);
-                format!("`{worst}`: walks that end in an EPT violation, what they leave in the walk caches")
+                format!("`{worst}`: what a hypervisor flushes by itself, which the stream does not show")
             };
             let by_set = "stack distance by set";
             let exact = of(refs, |point| real(point.expected.refs()));

@@ -62,13 +62,17 @@ fn warm_walks_follow_from_the_stream_to_the_last_reference() {
 }
 
 #[test]
-fn walks_that_end_in_a_violation_are_predicted_each_and_their_references_nearly() {
+fn walks_that_end_in_a_violation_are_predicted_to_the_last_reference_too() {
     let guest_page = memvirt_addr::PageSize::Size4K;
-    let points = (Warm { workload: "database", machine: "skylake-sp", guest_page, accesses: 8_000 }).measure().unwrap();
-    let [native, nested] = points.as_slice() else { panic!("{points:?}") };
-    assert!(nested.walks > 1.2 * native.walks, "it goes on touching memory for the first time");
-    assert!(native.walk_error() == 0.0 && native.ref_error() == 0.0, "{native:?}");
-    assert!(nested.walk_error() == 0.0 && nested.ref_error() < 0.08, "{nested:?}");
+    // With a nested TLB and without one.
+    for machine in ["skylake-sp", "zen4"] {
+        let points = (Warm { workload: "database", machine, guest_page, accesses: 8_000 }).measure().unwrap();
+        let [native, nested] = points.as_slice() else { panic!("{points:?}") };
+        assert!(nested.walks > 1.2 * native.walks, "it goes on touching memory for the first time");
+        for point in &points {
+            assert!(point.walk_error() == 0.0 && point.ref_error() == 0.0, "{point:?}");
+        }
+    }
 }
 
 #[test]

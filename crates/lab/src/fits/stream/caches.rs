@@ -46,6 +46,14 @@ pub(super) struct Leaf {
     pub(super) writable: bool,
 }
 
+/// What nested tables do not map: an EPT violation.
+#[derive(Clone, Copy)]
+struct Absent {
+    gpa: Gpa,
+    /// Whether it is the translation of the data, and not of an entry.
+    on_data: bool,
+}
+
 impl Caches {
     pub(super) fn new(hardware: Hardware, machine: &MachineSpec) -> Result<Self, MachineError> {
         let (tlb, mmu) = (machine.geometry()?, machine.mmu_geometry()?);
@@ -129,14 +137,21 @@ impl Caches {
             if fault && found && self.hardware.walk_caches {
                 // What ends in a fault is walked again from the root.
                 self.drop_path(seen.acc.gva(), pcid);
-                if let Err(gpa) = end {
-                    self.drop_nested(gpa);
+                if let Err(absent) = end {
+                    self.drop_nested(absent.gpa);
                 }
                 let _ = self.descend(seen, leaf, pcid, 4, false, &mut found);
             }
             match end {
                 Ok(stored) => return stored,
-                Err(gpa) => self.map(gpa.frame()),
+                Err(absent) => {
+                    // The exit drops what was kept on the way, once more (SDM 28.3.3.1).
+                    self.drop_nested(absent.gpa);
+                    if absent.on_data {
+                        self.drop_path(seen.acc.gva(), pcid);
+                    }
+                    self.map(absent.gpa.frame());
+                }
             }
         }
     }
@@ -166,14 +181,15 @@ impl Caches {
         start: usize,
         looks: bool,
         found: &mut bool,
-    ) -> Result<bool, Gpa> {
+    ) -> Result<bool, Absent> {
+        let absent = |on_data| move |gpa| Absent { gpa, on_data };
         for step in seen.path.steps() {
             let level = usize::from(step.level.number());
             if level > start {
                 continue;
             }
             if self.hardware.reads == Tables::Nested {
-                self.host_walk(step.entry_at, true, looks, found)?;
+                self.host_walk(step.entry_at, true, looks, found).map_err(absent(false))?;
             }
             self.expected.guest_refs[level] += 1;
             if let Some(lines) = &mut self.lines {
@@ -188,7 +204,7 @@ impl Caches {
         }
         match leaf {
             Some(leaf) if self.hardware.reads == Tables::Nested => {
-                self.host_walk(leaf.frame.base(), seen.acc.is_write(), looks, found)?;
+                self.host_walk(leaf.frame.base(), seen.acc.is_write(), looks, found).map_err(absent(true))?;
                 Ok(self.dirty.contains(&leaf.frame.align_down(self.hardware.largest)))
             }
             _ => Ok(true),
@@ -202,7 +218,7 @@ impl Caches {
         start
     }
 
-    /// Translates a guest-physical address.
+    /// Translates a guest-physical address; the address again where nothing maps it.
     fn host_walk(&mut self, gpa: Gpa, write: bool, looks: bool, found: &mut bool) -> Result<(), Gpa> {
         let frame = gpa.frame().align_down(self.hardware.largest);
         let page = frame.number() / self.hardware.largest.frames();
