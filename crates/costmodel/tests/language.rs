@@ -96,8 +96,8 @@ fn a_requirement_refuses_inputs_that_do_not_go_together() {
         Err(error @ EvalError::Required { .. }) => error.to_string(),
         other => panic!("{other:?}"),
     };
-    assert_eq!(refused(1.0, 1.0), "m requires used <= area, but used = 1, area = 1: a part");
-    assert_eq!(refused(-4096.0, -8.0), "m requires area > 0 [bytes], but area = -4096");
+    assert_eq!(refused(1.0, 1.0), "m requires used <= area, but used = 1 MiB, area = 1 KiB: a part");
+    assert_eq!(refused(-4096.0, -8.0), "m requires area > 0 [bytes], but area = -4096 KiB");
     let back = Model::parse("m.model", &model.text()).unwrap();
     assert_eq!((back.requirements().len(), back.text()), (2, model.text()));
     assert!(model.latex().contains("\\text{where } "));
@@ -107,9 +107,10 @@ fn a_requirement_refuses_inputs_that_do_not_go_together() {
 fn a_requirement_is_a_condition_on_inputs() {
     for (statement, words, column) in [
         ("require n", "expected a condition, as in `x > 0`, found a quantity", 9),
-        ("require 1 < 2", "a requirement speaks of inputs, and of nothing else", 9),
-        ("require n > k", "a requirement speaks of inputs, and of nothing else", 9),
-        ("require n > half", "a requirement speaks of inputs, and of nothing else", 9),
+        ("require 1 < 2", "a requirement speaks of inputs; this one names none", 9),
+        ("require n > k", "a requirement speaks of inputs; `k` is a parameter", 9),
+        ("require n > half", "a requirement speaks of inputs; `half` is a `let`", 9),
+        ("output z : 1 = n require n > 0 and z > n", "a requirement speaks of inputs; `z` is an output", 26),
         ("require n > b", "cannot compare `1` and `bytes`", 13),
     ] {
         let inputs = "input n : 1 from config\ninput b : bytes from config\nparam k : 1 = 1\nlet half = n / 2\n";
@@ -248,11 +249,11 @@ fn a_result_that_is_no_number_goes_back_to_the_part_and_the_values_at_fault() {
         ),
         (
             "output y : 1 = if a > 0 then 1 else 2 * sqrt(a - b / 1 [KiB])",
-            "`sqrt(a - b / 1 [KiB])` with a = 0, b = 3 is the root of a negative number",
+            "`sqrt(a - b / 1 [KiB])` with a = 0, b = 3 KiB is the root of a negative number",
         ),
         ("output y : 1 = a^(-2)", "`a^-2` with a = 0 is a division by zero"),
         ("output y : 1 = exp(1000)", "`exp(1000)` is beyond the largest number, about 1.8e308"),
-        ("output y : 1 = 1e308 * (b / 1 [bytes])", "with b = 3 is beyond the largest number"),
+        ("output y : 1 = 1e308 * (b / 1 [bytes])", "with b = 3 KiB is beyond the largest number"),
         ("output y : 1 = sum(i in 0..2 : 1 / i)", "is a sum or product with a term that is no number"),
     ] {
         let said = refused(formulas);
@@ -261,6 +262,46 @@ fn a_result_that_is_no_number_goes_back_to_the_part_and_the_values_at_fault() {
     // A part that is infinite and of no consequence is not to blame.
     let harmless = "let z = 1 / a\noutput x : 1 = min(z, 5)\noutput y : 1 = 1 / (a * a)";
     assert!(refused(harmless).contains("`1 / (a * a)` with a = 0 is a division by zero"), "{}", refused(harmless));
+}
+
+/// Every comparison with what is no number is false, `!=` and `not` of them true: requirements let such points pass.
+#[test]
+fn a_comparison_with_what_is_no_number_is_refused_with_the_part_and_the_values_at_fault() {
+    let log = "`log(a)` with a = -1 is the logarithm of what is not above 0";
+    let over = "`b / c` with b = 0, c = 0 is a division by zero";
+    for (formulas, condition, why) in [
+        ("require not (log(a) > 1) \"w\" output y : 1 = 1", "log(a) > 1", log),
+        ("require log(a) != 3 output y : 1 = 1", "log(a) != 3", log),
+        ("require not (b / c < 1) output y : 1 = 1", "b / c < 1", over),
+        (
+            "require b < 1 and (c > 1 or 1 <= 2 * b / c) output y : 1 = 1",
+            "1 <= 2 * b / c",
+            "`2 * b / c` with b = 0, c = 0",
+        ),
+        ("output y : 1 = if log(a) > 0 then 1 else 2", "log(a) > 0", log),
+        ("let r = b / c output y : 1 = 3 - (if r == 2 then 1 else 2)", "r == 2", over),
+        // The variable of the sum around it is not that of the sum in the `let`.
+        (
+            "let r = sum(i in 0..1 : sqrt(a - i)) output y : 1 = sum(i in 5..7 : sum(j in 1..2 : if r < j then 1 else 2))",
+            "r < j",
+            "`sum(i in 0..1 : sqrt(a - i))` with a = -1 is a sum or product with a term that is no number",
+        ),
+        // log(0) is minus infinity, which compares; log(-1) does not.
+        (
+            "output y : 1 = sum(i in 5..7 : if i < 6 or log(6 - i) < 1 then 1 else 2)",
+            "log(6 - i) < 1",
+            "`log(6 - i)` is",
+        ),
+    ] {
+        let inputs = "input a : 1 from config\ninput b : 1 from config\ninput c : 1 from config\n";
+        let model = model(&format!("{inputs}{formulas}"));
+        let said = model.at(&[("a", -1.0), ("b", 0.0), ("c", 0.0)]);
+        let expected = format!("m: whether {condition} cannot be said at this point: {why}");
+        let said = said.unwrap_err().to_string();
+        assert!(said.starts_with(&expected), "{formulas}: {said}\n{expected}");
+    }
+    // What is infinite compares like any number.
+    assert!((value("if 1 / 0 > 3 then 1 else 2") - 1.0).abs() < 1e-12);
 }
 
 #[test]

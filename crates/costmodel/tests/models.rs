@@ -123,17 +123,17 @@ fn inputs_that_do_not_go_together_are_refused() {
         (
             "footprint-dense",
             &[("area", 1025.0), ("leaf", 1.0), ("depth", 2.0), ("address_bits", 48.0)],
-            "footprint-dense requires area <= 512^depth * 4096 [bytes], but area = 1025, depth = 2: tables of this depth map no more",
+            "footprint-dense requires area <= 512^depth * 4096 [bytes], but area = 1025 MiB, depth = 2: tables of this depth map no more",
         ),
         (
             "footprint-sparse",
             &[("area", 8.0), ("touched", 9.0), ("depth", 4.0)],
-            "footprint-sparse requires touched <= area, but touched = 9, area = 8: no more distinct pages can be touched than there are",
+            "footprint-sparse requires touched <= area, but touched = 9 pages, area = 8 pages: no more distinct pages can be touched than there are",
         ),
         (
             "footprint-nested",
             &[("touched", 2.0), ("host_leaf", 1.0), ("depth", 4.0), ("guest_memory", 1.0)],
-            "footprint-nested requires touched <= guest_memory, but touched = 2, guest_memory = 1: a guest touches no more memory than \
+            "footprint-nested requires touched <= guest_memory, but touched = 2 MiB, guest_memory = 1 MiB: a guest touches no more memory than \
              it has",
         ),
     ];

@@ -1,7 +1,8 @@
-//! Why a result is no number: the smallest part of a formula whose own parts are all numbers, and the names in it. `eval` asks when
-//! an output is infinite or not a number.
+//! Why a result, or a side of a comparison, is no number: the smallest part of a formula whose own parts are all numbers, and the names in it. `eval` asks when
+//! an output is infinite or not a number, or a comparison is neither true nor false.
 
 use super::ast::{Expr, Factor, Function, Kind, Slot};
+use super::error::few_digits;
 use super::eval::Scope;
 use super::model::{Model, ValueKind};
 
@@ -22,13 +23,23 @@ pub(crate) fn blame(model: &Model, scope: &mut Scope<'_>) -> Option<Blame> {
         value.kind == ValueKind::Output && !(result / value.unit.scale).is_finite()
     })?;
     let (holder, part) = smallest(model, scope, at, &model.values[at].formula);
-    let shown = shown(model, scope, part);
-    let with = if shown.is_empty() { String::new() } else { format!(" with {}", shown.join(", ")) };
-    let why = format!("`{}`{with} is {}", part.text(), fault(scope, part));
+    let why = sentence(model, scope, part);
     Some(Blame { name: model.values[holder].name.clone(), value: scope.values[holder], why })
 }
 
-/// The values of the names in a part, as `x = 1`.
+/// Why the side of a comparison is no number.
+pub(crate) fn undecided(model: &Model, scope: &mut Scope<'_>, side: &Expr) -> String {
+    let (_, part) = smallest(model, scope, 0, side);
+    sentence(model, scope, part)
+}
+
+fn sentence(model: &Model, scope: &mut Scope<'_>, part: &Expr) -> String {
+    let shown = shown(model, scope, part);
+    let with = if shown.is_empty() { String::new() } else { format!(" with {}", shown.join(", ")) };
+    format!("`{}`{with} is {}", part.text(), fault(scope, part))
+}
+
+/// The values of the names in a part, each in the unit that the file declares: `x = 1 KiB`.
 pub(crate) fn shown(model: &Model, scope: &Scope<'_>, part: &Expr) -> Vec<String> {
     let mut names = Vec::new();
     part.names(&mut names);
@@ -41,6 +52,8 @@ fn smallest<'m>(model: &'m Model, scope: &mut Scope<'_>, mut holder: usize, form
     loop {
         if let Kind::Name { slot: Slot::Value(i), .. } = part.kind {
             (holder, part) = (i, &model.values[i].formula);
+            // A comparison within a sum was left with the sum's variable; another formula has sums of its own.
+            scope.indices.clear();
             continue;
         }
         match quantities(scope, part).into_iter().find(|inner| !number(scope, inner).is_finite()) {
@@ -94,12 +107,13 @@ fn fault(scope: &mut Scope<'_>, expr: &Expr) -> &'static str {
     }
 }
 
-fn in_its_unit(model: &Model, scope: &Scope<'_>, slot: Slot) -> Option<f64> {
-    let (value, scale) = match slot {
-        Slot::Input(i) => (scope.inputs[i], model.inputs[i].unit.scale),
-        Slot::Param(i) => (scope.params[i], model.params[i].unit.scale),
-        Slot::Value(i) => (scope.values[i], model.values[i].unit.scale),
+fn in_its_unit(model: &Model, scope: &Scope<'_>, slot: Slot) -> Option<String> {
+    let (value, unit) = match slot {
+        Slot::Input(i) => (scope.inputs[i], &model.inputs[i].unit),
+        Slot::Param(i) => (scope.params[i], &model.params[i].unit),
+        Slot::Value(i) => (*scope.values.get(i)?, &model.values[i].unit),
         Slot::Index(_) => return None,
     };
-    Some(value / scale)
+    let value = few_digits(value / unit.scale);
+    Some(if unit.text == "1" { value } else { format!("{value} {}", unit.text) })
 }

@@ -159,6 +159,14 @@ pub enum Problem {
     /// A range or an initial value that makes no sense.
     #[error("{0}")]
     Range(&'static str),
+    /// A requirement that speaks of what is no input.
+    #[error("a requirement speaks of inputs; `{name}` is {what}")]
+    NotAnInput {
+        /// The name.
+        name: String,
+        /// What it is instead.
+        what: &'static str,
+    },
     /// Something is missing from the file as a whole.
     #[error("{0}")]
     Incomplete(&'static str),
@@ -232,6 +240,16 @@ pub enum EvalError {
         /// The part of the formula that is at fault, the values of the names in it, and what it does with them.
         why: String,
     },
+    /// A comparison that is neither true nor false: a side of it is not a number.
+    #[error("{model}: whether {condition} cannot be said at this point: {why}")]
+    Undecided {
+        /// The model.
+        model: String,
+        /// The comparison, as a file writes it.
+        condition: String,
+        /// The part of it that is at fault, the values of the names in it, and what it does with them.
+        why: String,
+    },
     /// A value that is infinite or no number at all.
     #[error("{model}: the value of `{name}` is {value}, not a finite number: give one below 1.8e308")]
     NoNumber {
@@ -264,6 +282,6 @@ pub enum EvalError {
 }
 
 /// A value as it was written, or with an exponent where it has very many digits.
-fn few_digits(value: f64) -> String {
+pub(crate) fn few_digits(value: f64) -> String {
     if value == 0.0 || (1e-6..1e15).contains(&value.abs()) { value.to_string() } else { format!("{value:e}") }
 }

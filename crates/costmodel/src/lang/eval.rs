@@ -13,12 +13,17 @@ pub const MAX_TERMS: u32 = 1_000_000;
 pub const MAX_STEPS: u32 = 20_000_000;
 
 /// What stops an evaluation.
-pub(crate) enum Stop {
+pub(crate) enum Stop<'m> {
     Terms {
         from: f64,
         to: f64,
     },
     Steps,
+    /// A comparison, and the side of it that is not a number: it is neither true nor false.
+    Undecided {
+        comparison: &'m Expr,
+        side: &'m Expr,
+    },
     /// A name where there are none.
     Name,
 }
@@ -28,7 +33,7 @@ pub(crate) struct Scope<'a> {
     pub(crate) inputs: &'a [f64],
     pub(crate) params: &'a [f64],
     pub(crate) values: Vec<f64>,
-    indices: Vec<f64>,
+    pub(crate) indices: Vec<f64>,
     steps: u32,
 }
 
@@ -38,7 +43,8 @@ impl Model {
     ///
     /// # Errors
     ///
-    /// Where there are too many or too few values, one lies outside its bounds, a sum has no end, or a result is no number.
+    /// Where there are too many or too few values, one lies outside its bounds, a sum has no end, a result is no number,
+    /// or a comparison has a side that is none.
     pub fn evaluate(&self, inputs: &[f64], params: &[f64]) -> Result<Vec<f64>, EvalError> {
         self.admit("inputs", inputs, self.inputs.iter().map(|input| (input.name.as_str(), input.range)))?;
         self.admit("parameters", params, self.params.iter().map(|param| (param.name.as_str(), param.range)))?;
@@ -47,7 +53,7 @@ impl Model {
         let mut scope = Scope { inputs: &inputs, params: &params, values: Vec::new(), indices: Vec::new(), steps: 0 };
         self.insist(&mut scope)?;
         for value in &self.values {
-            let result = scope.number(&value.formula).map_err(|stop| self.stopped(&stop))?;
+            let result = scope.number(&value.formula).map_err(|stop| self.stopped(stop, &mut scope))?;
             scope.values.push(result);
         }
         let outputs = self.values.iter().zip(&scope.values).filter(|(value, _)| value.kind == ValueKind::Output);
@@ -88,7 +94,7 @@ impl Model {
     /// Refuses a point at which a requirement does not hold.
     fn insist(&self, scope: &mut Scope<'_>) -> Result<(), EvalError> {
         for Requirement { condition, doc } in &self.requirements {
-            if !scope.holds(condition).map_err(|stop| self.stopped(&stop))? {
+            if !scope.holds(condition).map_err(|stop| self.stopped(stop, scope))? {
                 let mut why = blame::shown(self, scope, condition).join(", ");
                 if !doc.is_empty() {
                     why += ": ";
@@ -100,10 +106,13 @@ impl Model {
         Ok(())
     }
 
-    fn stopped(&self, stop: &Stop) -> EvalError {
+    fn stopped(&self, stop: Stop<'_>, scope: &mut Scope<'_>) -> EvalError {
         let model = self.name.clone();
-        match *stop {
+        match stop {
             Stop::Terms { from, to } => EvalError::Terms { model, from, to },
+            Stop::Undecided { comparison, side } => {
+                EvalError::Undecided { model, condition: comparison.text(), why: blame::undecided(self, scope, side) }
+            }
             Stop::Steps | Stop::Name => EvalError::TooManySteps { model },
         }
     }
@@ -116,12 +125,12 @@ pub(crate) fn constant(expr: &Expr) -> Option<f64> {
 }
 
 impl Scope<'_> {
-    fn step(&mut self) -> Result<(), Stop> {
+    fn step(&mut self) -> Result<(), Stop<'static>> {
         self.steps += 1;
         if self.steps > MAX_STEPS { Err(Stop::Steps) } else { Ok(()) }
     }
 
-    pub(crate) fn number(&mut self, expr: &Expr) -> Result<f64, Stop> {
+    pub(crate) fn number<'m>(&mut self, expr: &'m Expr) -> Result<f64, Stop<'m>> {
         self.step()?;
         Ok(match &expr.kind {
             Kind::Number { value, unit, .. } => value * unit.as_ref().map_or(1.0, |unit| unit.scale),
@@ -158,7 +167,7 @@ impl Scope<'_> {
         })
     }
 
-    fn named(&self, slot: Slot) -> Result<f64, Stop> {
+    fn named(&self, slot: Slot) -> Result<f64, Stop<'static>> {
         let value = match slot {
             Slot::Input(i) => self.inputs.get(i),
             Slot::Param(i) => self.params.get(i),
@@ -168,7 +177,7 @@ impl Scope<'_> {
         value.copied().ok_or(Stop::Name)
     }
 
-    fn call(&mut self, function: Function, arguments: &[Expr]) -> Result<f64, Stop> {
+    fn call<'m>(&mut self, function: Function, arguments: &'m [Expr]) -> Result<f64, Stop<'m>> {
         let mut values = Vec::with_capacity(arguments.len());
         for argument in arguments {
             values.push(self.number(argument)?);
@@ -191,7 +200,7 @@ impl Scope<'_> {
         })
     }
 
-    fn series(&mut self, kind: SeriesKind, from: &Expr, to: &Expr, body: &Expr) -> Result<f64, Stop> {
+    fn series<'m>(&mut self, kind: SeriesKind, from: &'m Expr, to: &'m Expr, body: &'m Expr) -> Result<f64, Stop<'m>> {
         let (from, to) = (self.number(from)?, self.number(to)?);
         let whole = |x: f64| x.abs() < 9e15 && (x - x.round()).abs() < 1e-9;
         if !whole(from) || !whole(to) || to - from >= f64::from(MAX_TERMS) {
@@ -211,12 +220,15 @@ impl Scope<'_> {
         Ok(total)
     }
 
-    pub(crate) fn holds(&mut self, expr: &Expr) -> Result<bool, Stop> {
+    pub(crate) fn holds<'m>(&mut self, expr: &'m Expr) -> Result<bool, Stop<'m>> {
         self.step()?;
         Ok(match &expr.kind {
             Kind::Compare(comparison, left, right) => {
-                let (left, right) = (self.number(left)?, self.number(right)?);
-                compare(*comparison, left, right)
+                let (a, b) = (self.number(left)?, self.number(right)?);
+                if let Some((side, _)) = [(left, a), (right, b)].into_iter().find(|(_, value)| value.is_nan()) {
+                    return Err(Stop::Undecided { comparison: expr, side });
+                }
+                compare(*comparison, a, b)
             }
             Kind::All(parts) => {
                 for part in parts {

@@ -280,8 +280,17 @@ impl<'a> Parser<'a> {
         check::condition(&self.model, &condition)?;
         let mut names = Vec::new();
         condition.names(&mut names);
-        if names.is_empty() || names.iter().any(|(_, slot)| !matches!(slot, Slot::Input(_))) {
-            return Err((condition.at, Problem::Range("a requirement speaks of inputs, and of nothing else")));
+        if names.is_empty() {
+            return Err((condition.at, Problem::Range("a requirement speaks of inputs; this one names none")));
+        }
+        for (name, slot) in names {
+            let what = match slot {
+                Slot::Param(_) => "a parameter",
+                Slot::Value(i) if self.model.values[i].kind == ValueKind::Output => "an output",
+                Slot::Value(_) => "a `let`",
+                Slot::Input(_) | Slot::Index(_) => continue,
+            };
+            return Err((condition.at, Problem::NotAnInput { name: name.to_owned(), what }));
         }
         let doc = self.doc();
         self.model.requirements.push(Requirement { condition, doc });
