@@ -44,7 +44,7 @@ pub(crate) struct FootprintArgs {
     /// Each process stores to every page of it
     #[arg(long, conflicts_with = "sparse")]
     dense: bool,
-    /// Each process stores to this share of its pages, drawn at random [default with the flag: 0.01]
+    /// Each process stores to this share of its 4 KiB pages, drawn at random [default with the flag: 0.01]
     #[arg(long, value_name = "SHARE", num_args = 0..=1, default_missing_value = "0.01", value_parser = share)]
     sparse: Option<f64>,
     /// How often each process comes round to its pages [default: 2]

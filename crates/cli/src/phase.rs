@@ -10,7 +10,7 @@ use memvirt_lab::plan::{Plan, PlanRun, Size};
 use memvirt_machine::{MachineSpec, RegimeKind};
 
 use crate::failure::Status;
-use crate::output::{print, render, table};
+use crate::output::{make_folder, print, render, table};
 use crate::plan::{carry_out, verdict, version};
 
 #[derive(Debug, Args)]
@@ -98,6 +98,7 @@ fn planes(args: &PhaseArgs, machine: &MachineSpec) -> anyhow::Result<Status> {
     if args.shadow != RegimeKind::ShadowKvm61 {
         anyhow::bail!("--vcpus compares nested paging with shadow:kvm; leave out --shadow");
     }
+    make_folder(args.out.as_deref())?;
     let size = if args.quick { Size::Quick } else { Size::Full };
     let found = VcpuPhase::measure(size, machine, &args.vcpus, args.threads)?;
     if let Some(dir) = &args.out {

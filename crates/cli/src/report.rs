@@ -1,11 +1,12 @@
 //! `memvirt report`: the claims, their verdicts, and everything behind them.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use comfy_table::ContentArrangement;
 use memvirt_lab::claims::{Done, Effort, Evidence, WORKLOADS, claims};
 use memvirt_lab::report::write_full_report;
 use memvirt_machine::MachineSpec;
@@ -53,9 +54,12 @@ const PROCESSOR_SECONDS: [u64; 2] = [FULL_SECONDS, QUICK_SECONDS];
 const FULL_SECONDS: u64 = 1_050;
 const QUICK_SECONDS: u64 = 66;
 
+/// Characters of a line: sentences are not to be looked for beyond the edge of a terminal, nor in a file.
+const WIDTH: u16 = 120;
+
 pub(crate) fn report(args: &ReportArgs) -> anyhow::Result<Status> {
     let machine = MachineSpec::load(&args.machine)?;
-    make_folder(Some(&args.out))?;
+    free_for_a_report(&args.out)?;
     let effort = if args.quick { Effort::Quick } else { Effort::Full };
     let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let threads = args.threads.map_or(processors, NonZeroUsize::get).min(processors);
@@ -65,15 +69,33 @@ pub(crate) fn report(args: &ReportArgs) -> anyhow::Result<Status> {
     let evidence = Evidence::gather(effort, &machine, args.threads, &observer);
     rows.clear();
     let evidence = evidence?;
+    // First, so that a folder that can no longer be written to takes the page alone.
+    print(&verdicts(&evidence))?;
     write_full_report(&args.out, &evidence)?;
-    let mut grid = table(["verdict", "claim", "measured"]);
-    for claim in claims(&evidence) {
-        grid.add_row([claim.verdict.words().to_owned(), claim.claim.to_owned(), claim.measured]);
-    }
-    print(&render(&grid))?;
     print(&format!("report: {}\n", args.out.join("index.html").display()))?;
     warn(&format!("that took {}", words(begun.elapsed())));
     Ok(Status::Fine)
+}
+
+/// Makes the folder, and sees before anything is measured that what the report consists of can stand there.
+fn free_for_a_report(out: &Path) -> anyhow::Result<()> {
+    make_folder(Some(out))?;
+    make_folder(Some(&out.join("figures")))?;
+    for name in ["index.html", "claims.json"] {
+        let path = out.join(name);
+        anyhow::ensure!(!path.is_dir(), "cannot write {}: it is a folder", path.display());
+    }
+    Ok(())
+}
+
+/// Each claim with its verdict and what was measured, in lines of [`WIDTH`].
+fn verdicts(evidence: &Evidence) -> String {
+    let mut grid = table(["verdict", "claim", "measured"]);
+    grid.set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
+    for claim in claims(evidence) {
+        grid.add_row([claim.verdict.words().to_owned(), claim.claim.to_owned(), claim.measured]);
+    }
+    render(&grid)
 }
 
 /// The measured processor time, spread over so many threads.

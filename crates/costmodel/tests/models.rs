@@ -108,7 +108,8 @@ fn cold_walks_have_the_published_lengths() {
 /// Sums with no term and tables above the root once gave 0 and -1.
 #[test]
 fn inputs_that_do_not_go_together_are_refused() {
-    let impossible: [(&str, &[(&str, f64)], &str); 5] = [
+    type Case<'a> = (&'a str, &'a [(&'a str, f64)], &'a str);
+    let impossible: [Case<'_>; 5] = [
         (
             "walk-cold",
             &[("guest_levels", 1.0), ("guest_leaf", 3.0), ("host_levels", 4.0), ("host_leaf", 1.0)],

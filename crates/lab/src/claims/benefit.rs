@@ -29,8 +29,8 @@ pub(crate) fn ranking(comparisons: &[Comparison]) -> Vec<(&str, f64)> {
     all
 }
 
-/// From here on a benefit is no loss: less would not be seen in the one digit that is shown.
-pub(crate) const LEAST: f64 = -0.0005;
+/// A benefit nearer to nothing would not be seen in the one digit that is shown.
+pub(crate) const EQUAL: f64 = 0.0005;
 
 /// The middle of a ranking.
 #[must_use]
@@ -41,11 +41,6 @@ pub(crate) fn median(ranking: &[(&str, f64)]) -> f64 {
         (_, 1) => ranking[n / 2].1,
         _ => f64::midpoint(ranking[n / 2 - 1].1, ranking[n / 2].1),
     }
-}
-
-fn named(ranking: &[(&str, f64)], wanted: impl Fn(f64) -> bool) -> Vec<String> {
-    let found = ranking.iter().filter(|(_, benefit)| wanted(*benefit));
-    found.map(|(name, benefit)| format!("`{name}` {}", signed_percent(*benefit))).collect()
 }
 
 fn depends(evidence: &Evidence) -> Option<Claim> {
@@ -90,51 +85,77 @@ fn depends(evidence: &Evidence) -> Option<Claim> {
 
 fn twenty_percent(evidence: &Evidence) -> Option<Claim> {
     let fair = &evidence.fair;
-    let plain = ranking(&fair.plain);
+    let plain = Sides::of(ranking(&fair.plain));
     let list = |names: Vec<String>| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-    let (lose, within) = (named(&plain, |b| b < LEAST), named(&plain, |b| (LEAST..=0.2).contains(&b)));
-    let above = plain.len() - lose.len() - within.len();
     let short = |comparisons: &[Comparison]| {
-        let ranking = ranking(comparisons);
-        let lose = named(&ranking, |b| b < LEAST).len();
-        let within = named(&ranking, |b| (LEAST..=0.2).contains(&b)).len();
-        let above = ranking.len() - lose - within;
-        format!("{lose} lose, {within} gain up to 20 %, {above} more, median {}", signed_percent(median(&ranking)))
+        let sides = Sides::of(ranking(comparisons));
+        let [lose, equal, within, above] = sides.counts();
+        let median = signed_percent(median(&sides.ranking));
+        format!("{lose} lose, {equal} are equal, {within} gain up to 20 %, {above} more, median {median}")
     };
-    let typical = within.len();
-    let condition = format!(
-        "When what shadow paging's exits cost is at least what its shorter walks save, and more by at most a fifth of the nested run's time (cycles \
-         of exits and of tables in the data of `cycles-timed`): here {typical} of {} workloads, {}.",
-        plain.len(),
-        list(within.clone())
-    );
-    let claim = Claim {
+    let [lose, equal, within, above] = plain.counts();
+    Some(Claim {
         id: "twenty-percent",
         claim: "Typically the benefit is up to 20 %.",
         measured: format!(
-            "Of {} workloads {} gain from nothing to 20 %: {}. {} lose: {}. {above} gain more: those that make processes or mappings, \
-             touch memory the first time, or switch address spaces. Median {}. With kernel-page-table isolation and PCIDs: {}. With 2 MiB \
-             pages in guest and host: {}. So it is true of programs that compute, and of those that mix table updates with much \
-             computation; the typical program of this list is either a loser by walks or a winner by multiples.",
-            plain.len(),
-            typical,
-            list(within),
-            lose.len(),
-            list(lose),
-            signed_percent(median(&plain)),
+            "Of {} workloads {within} gain up to 20 %: {}. {equal} are equal to 0.05 %: {}. {lose} lose: {}. {above} gain more: those that make              processes or mappings, touch memory the first time, or switch address spaces. Median {}. With kernel-page-table isolation and              PCIDs: {}. With 2 MiB pages in guest and host: {}. So it is true of programs that mix table updates with much computation, where              what shadow paging's exits cost is a little more than what its shorter walks save; the typical program of this list is either a              loser by walks or a winner by multiples.",
+            plain.ranking.len(),
+            list(plain.named(Side::Within)),
+            list(plain.named(Side::Equal)),
+            list(plain.named(Side::Loses)),
+            signed_percent(median(&plain.ranking)),
             short(&fair.kpti),
             short(&fair.large),
         ),
-        verdict: match (typical, typical * 2 > plain.len()) {
-            (0, _) => Verdict::Fails,
-            (_, true) => Verdict::Holds,
-            (_, false) => Verdict::HoldsWhen,
-        },
+        verdict: Verdict::of(2 * (within + equal) > plain.ranking.len()),
         shown: "benefit",
         command: evidence.command(),
+    })
+}
+
+/// Which way a benefit goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    /// Shadow paging wins.
+    Loses,
+    /// What lies between would not be seen in the one digit that is shown.
+    Equal,
+    /// A gain of up to a fifth.
+    Within,
+    /// A larger one.
+    Above,
+}
+
+impl Side {
+    const fn of(benefit: f64) -> Self {
+        match benefit {
+            b if b < -EQUAL => Self::Loses,
+            b if b < EQUAL => Self::Equal,
+            b if b <= 0.2 => Self::Within,
+            _ => Self::Above,
+        }
     }
-    .when(&condition);
-    Some(claim)
+}
+
+/// A ranking, by side.
+struct Sides<'a> {
+    ranking: Vec<(&'a str, f64)>,
+}
+
+impl<'a> Sides<'a> {
+    fn of(ranking: Vec<(&'a str, f64)>) -> Self {
+        Self { ranking }
+    }
+
+    fn named(&self, side: Side) -> Vec<String> {
+        let found = self.ranking.iter().filter(|(_, benefit)| Side::of(*benefit) == side);
+        found.map(|(name, benefit)| format!("`{name}` {}", signed_percent(*benefit))).collect()
+    }
+
+    fn counts(&self) -> [usize; 4] {
+        [Side::Loses, Side::Equal, Side::Within, Side::Above]
+            .map(|side| self.ranking.iter().filter(|(_, benefit)| Side::of(*benefit) == side).count())
+    }
 }
 
 fn conditions(evidence: &Evidence) -> Option<Claim> {
@@ -195,7 +216,7 @@ fn vcpus(evidence: &Evidence) -> Option<Claim> {
         last.benefit > (first.benefit * 1.1).max(first.benefit + 0.01)
     };
     let growing = all.iter().filter(grows).count();
-    let condition = exits_often(
+    let condition = lock_is_held(
         all.iter().map(|pair| (pair.0, grows(&pair))).collect(),
         all.iter().map(|(_, (_, last))| last.vcpus).max().unwrap_or(1),
     );
@@ -218,8 +239,9 @@ fn vcpus(evidence: &Evidence) -> Option<Claim> {
         id: "vcpus",
         claim: "The benefit grows with the number of virtual CPUs.",
         measured: format!(
-            "It grows for {growing} of {}: {}. It grows because the MMU's lock is held exclusively at each exit that changes shadow tables, \
-             while nested faults share it. The command is that of the steepest.",
+            "It grows for {growing} of {}: {}. It grows because the MMU's lock is held exclusively at each exit that changes shadow \
+             tables, while nested faults share it. Before that it may fall: threads interrupt each other to flush their TLBs, which costs the same under \
+             both. The command is that of the steepest.",
             all.len(),
             words.join("; ")
         ),
@@ -235,30 +257,20 @@ fn vcpus(evidence: &Evidence) -> Option<Claim> {
     Some(claim)
 }
 
-/// From how many exits on one vCPU under KVM's shadow MMU the benefit grows with vCPUs; workloads, and whether it does.
-fn exits_often(all: Vec<(&Scaled, bool)>, most: u16) -> String {
-    let rated: Vec<(&str, f64, bool)> = all
-        .into_iter()
-        .filter_map(|(scaled, grows)| {
-            let mut points = scaled.table.of(RegimeKind::ShadowKvm61);
-            let alone = points.find(|point| point.vcpus == 1)?;
-            Some((scaled.table.workload.as_str(), 1000.0 * fraction(alone.exits, alone.accesses), grows))
-        })
-        .collect();
-    let least = rated.iter().filter(|(.., grows)| *grows).map(|(_, rate, _)| *rate).fold(f64::INFINITY, f64::min);
-    let list = |wanted: &dyn Fn(f64, bool) -> bool| {
-        let found = rated.iter().filter(|(_, rate, grows)| wanted(*rate, *grows));
-        let names: Vec<_> = found.map(|(name, rate, _)| format!("`{name}` {rate:.1}")).collect();
-        if names.is_empty() { "none".to_owned() } else { names.join(", ") }
-    };
-    let exceptions = if rated.iter().any(|(_, rate, grows)| !grows && *rate >= least) {
-        format!("; an exception up to {most} vCPUs: {}", list(&|rate, grows| !grows && rate >= least))
-    } else {
-        String::new()
+/// How much of the time the MMU's lock is held with the most vCPUs under KVM's shadow MMU; workloads, and whether their benefit grows.
+fn lock_is_held(all: Vec<(&Scaled, bool)>, most: u16) -> String {
+    let list = |wanted: bool| {
+        let held = all.iter().filter(|(_, grows)| *grows == wanted).filter_map(|(scaled, _)| {
+            let point = scaled.table.of(RegimeKind::ShadowKvm61).max_by_key(|point| point.vcpus)?;
+            Some(format!("`{}` {:.0} %", scaled.table.workload, 100.0 * point.lock_utilization))
+        });
+        let held: Vec<_> = held.collect();
+        if held.is_empty() { "none".to_owned() } else { held.join(", ") }
     };
     format!(
-        "When one vCPU under shadow paging exits {least:.1} times or more for 1,000 accesses: it grows with {}; not with {}{exceptions}.",
-        list(&|_, grows| grows),
-        list(&|rate, grows| !grows && rate < least)
+        "When vCPUs under shadow paging come to queue for the MMU's lock. Share of the time that it is held on {most}: where the benefit grows {}; \
+         where it does not {}.",
+        list(true),
+        list(false)
     )
 }

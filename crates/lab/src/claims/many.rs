@@ -297,7 +297,7 @@ const FOOTPRINTS: [Footprint; 4] = [
     },
     Footprint {
         id: "sparse-2m",
-        title: "5 % of the pages used, 2 MiB pages of guest and host",
+        title: "one 4 KiB page in twenty stored to, 2 MiB pages of guest and host (every one is used)",
         bytes: [1 << 30, 256 << 20],
         usage: Use::Sparse(0.05),
         page: PageSize::Size2M,

@@ -15,7 +15,7 @@ mod work;
 
 use serde::Serialize;
 
-pub(crate) use benefit::{LEAST, benefit, median, ranking as ranking_of};
+pub(crate) use benefit::{EQUAL, benefit, median, ranking as ranking_of};
 pub(crate) use evidence::result;
 pub use evidence::{Done, Effort, Evidence};
 pub use fair::{Fair, WORKLOADS, measured_as};

@@ -126,8 +126,9 @@ fn structure(evidence: &Evidence) -> Option<Claim> {
         measured: format!(
             "Bytes of shadow tables for each byte of guest tables at the end of `zipf`, and whether that is as much but for a tenth: {}. \
              With guest pages of 2 MiB on host pages of 4 KiB (command): {}: a large guest page becomes a whole shadow table of small \
-             ones. Levels and indices are the guest's under every policy; what the tables hold is what has been touched, and under the \
-             virtual TLB what has been touched since the last CR3 load.",
+             ones, one level more than the guest has there; under write protection one for all that map the frame, the program and the kernel's \
+             direct map, under the others one for each. With pages of one size levels and indices are the guest's under every policy; what the \
+             tables hold is what has been touched, under the virtual TLB since the last CR3 load.",
             words(&small),
             words(&large)
         ),

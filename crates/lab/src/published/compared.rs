@@ -4,7 +4,7 @@ use memvirt_machine::{RegimeKind, RunResult};
 use memvirt_platform::ExitReason;
 
 use super::{Agreement, PVM, PublishedRow, Sources, Use};
-use crate::claims::{LEAST, benefit, measured_as, median, ranking_of, result, unpaged};
+use crate::claims::{EQUAL, benefit, measured_as, median, ranking_of, result, unpaged};
 use crate::comparison::Comparison;
 use crate::summary::exits_for;
 use crate::text::{bytes, count, fraction, signed_percent};
@@ -197,7 +197,7 @@ fn npt(sources: &Sources<'_>) -> Option<PublishedRow> {
 
 fn lecture(sources: &Sources<'_>) -> Option<PublishedRow> {
     let ranking = ranking_of(sources.fair);
-    let within = ranking.iter().filter(|(_, b)| (LEAST..=0.2).contains(b)).count();
+    let within = ranking.iter().filter(|(_, b)| (-EQUAL..=0.2).contains(b)).count();
     let forkwait = sources.of("forkwait")?;
     Some(PublishedRow {
         id: "K15".to_owned(),

@@ -110,7 +110,7 @@ fn benefits(all: &[Scaled]) -> Result<Figure, LabError> {
     });
     let header = ["workload", "vcpus", "benefit_percent"].map(str::to_owned).to_vec();
     let caption = "T_shadow / T_nested against the number of vCPUs; above the dashed line nested paging wins. It grows with vCPUs where \
-                   page tables change, and hardly where they do not. How each was measured stands in the table below.";
+                   they come to queue for the MMU's lock (below), and not where they do not. How each was measured stands in the table below.";
     let plot = Plot { x: vcpus(), y, series };
     let figure = Figure::new(
         "scaling-benefit",
