@@ -109,7 +109,7 @@ fn cold_walks_have_the_published_lengths() {
 #[test]
 fn inputs_that_do_not_go_together_are_refused() {
     type Case<'a> = (&'a str, &'a [(&'a str, f64)], &'a str);
-    let impossible: [Case<'_>; 5] = [
+    let impossible: [Case<'_>; 8] = [
         (
             "walk-cold",
             &[("guest_levels", 1.0), ("guest_leaf", 3.0), ("host_levels", 4.0), ("host_leaf", 1.0)],
@@ -137,10 +137,73 @@ fn inputs_that_do_not_go_together_are_refused() {
             "footprint-nested requires touched <= guest_memory, but touched = 2 MiB, guest_memory = 1 MiB: a guest touches no more memory than \
              it has",
         ),
+        (
+            "footprint-nested",
+            &[("touched", 524_289.0), ("host_leaf", 1.0), ("depth", 3.0), ("guest_memory", 600_000.0)],
+            "footprint-nested requires touched <= 512^depth * 4096 [bytes], but touched = 524289 MiB, depth = 3: one tree of this depth \
+             maps no more",
+        ),
+        (
+            "footprint-dense",
+            &[("area", 4097.0), ("leaf", 1.0), ("depth", 4.0), ("address_bits", 32.0)],
+            "footprint-dense requires area <= 2^address_bits * 1 [byte], but area = 4097 MiB, address_bits = 32: addresses of so many \
+             bits reach no further",
+        ),
+        (
+            "textbook-5-14",
+            &[("native_refs", 4.0), ("nested_refs", 3.0)],
+            "textbook-5-14 requires nested_refs >= native_refs, but nested_refs = 3 references/misses, native_refs = 4 references/misses: \
+             a walk in two dimensions reads what a walk in one does, and more",
+        ),
     ];
     for (name, point, words) in impossible {
         assert_eq!(Model::find(name).unwrap().at(point).unwrap_err().to_string(), words);
     }
+}
+
+/// What `walk-warm` requires of walks: nobody saves the read of the leaf entry.
+#[test]
+fn a_walk_saves_no_more_reads_than_it_makes_but_for_the_last() {
+    let model = Model::find("walk-warm").unwrap();
+    let refused = |guest: f64, host: f64, skips: [f64; 3], host_skip: f64| {
+        let point = [("guest_levels", guest), ("host_levels", host), ("frame_hits", 0.0), ("data_hits", 0.0)];
+        let skips = [("skip1", skips[0]), ("skip2", skips[1]), ("skip3", skips[2]), ("host_skip", host_skip)];
+        model.at(&[&point[..], &skips].concat()).err().map(|error| error.to_string())
+    };
+    for (levels, skips, name) in
+        [(1.0, [0.5, 0.0, 0.0], "skip1"), (2.0, [0.1, 0.5, 0.0], "skip2"), (3.0, [0.1, 0.1, 0.5], "skip3")]
+    {
+        let said = refused(levels, 0.0, skips, 0.0).unwrap();
+        let more = format!(
+            "walk-warm requires {name} == 0 or guest_levels > {levels}, but {name} = 0.5, guest_levels = {levels}"
+        );
+        assert!(said.starts_with(&more), "{said}");
+        assert_eq!(refused(levels + 1.0, 0.0, skips, 0.0), None);
+    }
+    assert!(
+        refused(4.0, 4.0, [0.0; 3], 4.0)
+            .unwrap()
+            .contains("host_skip < host_levels, but host_levels = 4, host_skip = 4")
+    );
+    assert_eq!(refused(4.0, 4.0, [0.0; 3], 3.0), None);
+    assert_eq!(refused(4.0, 0.0, [0.0; 3], 3.0), None);
+}
+
+/// A floor of one cycle outside the lock once took a hundredth off the speedup of one vCPU.
+#[test]
+fn vcpus_that_do_nothing_but_hold_the_lock_hold_it_always() {
+    for vcpus in [1.0, 2.0, 256.0] {
+        let point = [("vcpus", vcpus), ("think", 0.0), ("hold", 100.0), ("shootdowns", 0.0)];
+        for (name, expected) in [("utilization", 1.0), ("speedup", 1.0), ("waiting", (vcpus - 1.0) * 100.0)] {
+            assert!(close(output("scaling-lock", name, &point), expected, 1e-12), "{vcpus} {name}");
+        }
+        // Next to nothing outside the lock is next to the same.
+        let point = [("vcpus", vcpus), ("think", 1e-9), ("hold", 100.0), ("shootdowns", 0.0)];
+        assert!(close(output("scaling-lock", "speedup", &point), 1.0, 1e-9), "{vcpus}");
+    }
+    let half =
+        Model::find("scaling-lock").unwrap().at(&[("vcpus", 1.5), ("think", 0.0), ("hold", 1.0), ("shootdowns", 0.0)]);
+    assert!(half.unwrap_err().to_string().contains("vcpus = 1.5 lies outside the whole numbers 1..256"));
 }
 
 #[test]
