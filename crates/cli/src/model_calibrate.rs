@@ -8,10 +8,10 @@ use clap::{Args, ValueEnum};
 use memvirt_costmodel::Model;
 use memvirt_costmodel::fit::{FittedParam, Options, Quality, Weighting};
 use memvirt_costmodel::lang::{Param, Prior, Range};
-use memvirt_lab::calibrate::{Calibrated, Calibration};
+use memvirt_lab::calibrate::{Begun, Calibrated, Calibration};
 
-use crate::failure::Status;
-use crate::model::figure;
+use crate::failure::{Status, warn};
+use crate::model::{figure, plain};
 use crate::output::{print, render, table};
 
 #[derive(Debug, Args)]
@@ -51,19 +51,19 @@ pub(crate) struct CalibrateArgs {
     #[arg(long, value_name = "COLUMN")]
     group: Option<String>,
     /// Parts of cross-validation, each predicted by a fit to the others; more where few rows ask for it
-    #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(2..=10_000))]
+    #[arg(long, value_name = "K", default_value_t = 5, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(2..=10_000))]
     folds: u32,
     /// Resamples for the intervals
-    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(20..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 200, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(20..=100_000))]
     resamples: u32,
     /// How noisy the observations are (0.02: about 2 %); with it, `normal` and `lognormal` priors pull at the parameters
-    #[arg(long, value_name = "SHARE", value_parser = noise)]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, value_parser = noise)]
     noise: Option<f64>,
     /// Weigh residuals by their size, so that large rows decide, and not as shares of the observation
     #[arg(long, conflicts_with = "noise")]
     absolute: bool,
     /// The seed of folds and resamples
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true, value_parser = seed)]
     seed: u64,
     /// How to print
     #[arg(long, value_enum, default_value_t = Form::Table)]
@@ -91,7 +91,11 @@ fn noise(text: &str) -> Result<f64, &'static str> {
     text.parse()
         .ok()
         .filter(|share| *share > 0.0 && *share <= 10.0)
-        .ok_or("expected a share above 0, as in 0.02 for 2 %")
+        .ok_or("expected a share above 0 and up to 10, as in 0.02 for 2 %")
+}
+
+fn seed(text: &str) -> Result<u64, &'static str> {
+    text.parse().map_err(|_| "expected a whole number from 0 to 18446744073709551615")
 }
 
 pub(crate) fn calibrate(args: &CalibrateArgs) -> anyhow::Result<Status> {
@@ -113,13 +117,24 @@ pub(crate) fn calibrate(args: &CalibrateArgs) -> anyhow::Result<Status> {
             ..Options::default()
         },
     }
-    .run()?;
+    .run_observed(announce)?;
     print(&match args.format {
         Form::Json => serde_json::to_string_pretty(&found)? + "\n",
         Form::Csv => csv(&model, &found),
         Form::Table => people(&model, &found),
     })?;
     Ok(Status::Fine)
+}
+
+/// Says what is fitted where that takes more than a moment: each of the fits evaluates the model for every row some ten times for each
+/// parameter.
+fn announce(begun: Begun) {
+    let Begun { params, rows, folds, resamples } = begun;
+    if rows.saturating_mul(folds + resamples).saturating_mul(params) > 1_000_000 {
+        warn(&format!(
+            "fits {params} parameters to {rows} rows, for {folds} folds and for {resamples} resamples; fewer --resamples take less time"
+        ));
+    }
 }
 
 /// The three predictions, by name.
@@ -131,10 +146,10 @@ fn predictions(found: &Calibrated) -> [(&'static str, Quality); 3] {
 fn csv(model: &Model, found: &Calibrated) -> String {
     let mut text = "kind,name,unit,value,low,high,note\n".to_owned();
     for (param, fitted) in model.params().iter().zip(&found.assessment.params) {
-        let end = |end: Option<f64>| end.map_or_else(String::new, |end| end.to_string());
+        let end = |end: Option<f64>| end.map_or_else(String::new, plain);
         let (low, high) = (fitted.interval.map(|i| i.low), fitted.interval.map(|i| i.high));
-        let note = remark(param, fitted, &found.idle);
-        let (name, unit, value) = (&param.name, &param.unit.text, fitted.fitted);
+        let note = remark(param, fitted, found);
+        let (name, unit, value) = (&param.name, &param.unit.text, plain(fitted.fitted));
         let _ = writeln!(text, "parameter,{name},{unit},{value},{},{},{note}", end(low), end(high));
     }
     for (kind, quality) in predictions(found) {
@@ -144,7 +159,7 @@ fn csv(model: &Model, found: &Calibrated) -> String {
             ("geometric_mean_relative_error", "1", quality.geometric_mean_relative),
             ("rms_residual", found.unit.as_str(), quality.rms_residual),
         ] {
-            let _ = writeln!(text, "{kind},{name},{unit},{value},,,");
+            let _ = writeln!(text, "{kind},{name},{unit},{},,,", plain(value));
         }
     }
     text
@@ -174,17 +189,17 @@ fn people(model: &Model, found: &Calibrated) -> String {
             end(fitted.interval.map(|interval| interval.high)),
             param.unit.text.clone(),
             if param.range == Range::ALL { "any".to_owned() } else { param.range.to_string() },
-            remark(param, fitted, &found.idle).to_owned(),
+            remark(param, fitted, found),
         ]);
     }
     text += &render(&grid);
     let mut grid = table(["prediction", ">R2", ">largest error", ">geometric mean", ">rms residual"]);
     let percent =
-        |share: f64| if share.is_finite() { format!("{:.2} %", 100.0 * share) } else { "no bound".to_owned() };
+        |share: f64| if share.is_finite() { format!("{} %", few(100.0 * share, 2)) } else { "no bound".to_owned() };
     let unseen = format!("rows not fitted to, {} folds", found.folds);
     for (what, (_, quality)) in ["with the file's values", "fitted", &unseen].into_iter().zip(predictions(found)) {
         let (max, mean) = (percent(quality.max_relative), percent(quality.geometric_mean_relative));
-        grid.add_row([what, &format!("{:.4}", quality.r_squared), &max, &mean, &figure(quality.rms_residual)]);
+        grid.add_row([what, &few(quality.r_squared, 4), &max, &mean, &figure(quality.rms_residual)]);
     }
     text += &render(&grid);
     if let Some(worst) = found.worst {
@@ -194,14 +209,29 @@ fn people(model: &Model, found: &Calibrated) -> String {
     text
 }
 
+/// So many places after the point, or a figure of few digits where there would be many before it.
+fn few(value: f64, places: usize) -> String {
+    if value.abs() < 1e6 { format!("{value:.places$}") } else { figure(value) }
+}
+
 /// What is to be known of a fitted parameter.
-fn remark(param: &Param, found: &FittedParam, idle: &[String]) -> &'static str {
-    let nearer_below = (found.fitted - param.range.least).abs() < (param.range.most - found.fitted).abs();
-    match (param.prior, found.at_bound) {
-        (Prior::Fixed, _) => "fixed",
-        _ if idle.contains(&param.name) => "no row depends on it",
-        (_, true) if nearer_below => "on its lower bound",
-        (_, true) => "on its upper bound",
-        (_, false) => "",
+fn remark(param: &Param, fitted: &FittedParam, found: &Calibrated) -> String {
+    let nearer_below = (fitted.fitted - param.range.least).abs() < (param.range.most - fitted.fitted).abs();
+    let tied = found.tied.iter().find(|group| group.contains(&param.name));
+    // Of numbers that are the same but for rounding, none lies outside.
+    let slack = 1e-6 * fitted.fitted.abs();
+    let outside =
+        fitted.interval.is_some_and(|within| fitted.fitted < within.low - slack || fitted.fitted > within.high + slack);
+    match (param.prior, tied) {
+        (Prior::Fixed, _) => "fixed".to_owned(),
+        _ if found.idle.contains(&param.name) => "no row depends on it".to_owned(),
+        (_, Some(group)) => {
+            let others: Vec<&str> = group.iter().filter(|name| **name != param.name).map(String::as_str).collect();
+            format!("not determined: only together with {}", others.join(" and "))
+        }
+        _ if fitted.at_bound && nearer_below => "on its lower bound".to_owned(),
+        _ if fitted.at_bound => "on its upper bound".to_owned(),
+        _ if outside => "outside its interval: most resamples end elsewhere".to_owned(),
+        _ => String::new(),
     }
 }

@@ -12,7 +12,7 @@ use memvirt_lab::report::write_fits;
 use memvirt_machine::MachineSpec;
 
 use crate::failure::Status;
-use crate::output::{print, render, table};
+use crate::output::{make_folder, print, render, table};
 use crate::progress::Rows;
 
 #[derive(Debug, Args)]
@@ -56,6 +56,7 @@ enum FitFormat {
 
 pub(crate) fn fit(args: &FitArgs) -> anyhow::Result<Status> {
     let machine = MachineSpec::load(&args.machine)?;
+    make_folder(args.out.as_deref())?;
     let effort = if args.quick { Effort::Quick } else { Effort::Full };
     let (rows, done, of) = (Rows::new(), AtomicUsize::new(0), Fits::steps(effort) + 1);
     let observer = |what: &str| rows.show(done.fetch_add(1, Ordering::Relaxed) + 1, of, what);

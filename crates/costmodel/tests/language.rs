@@ -200,6 +200,7 @@ fn errors_stand_where_they_are() {
         ("input a : 1 from here", 1, 18, "config, machine, stream, native, one_vcpu or run"),
         ("param a : 1 = 5 in 0..4", 1, 15, "the value lies outside the bounds"),
         ("param a : 1 = 5 in 9..4", 1, 20, "a range begins with its lower bound"),
+        ("input a : 1 from config in whole 0.2..0.8", 1, 28, "there is no whole number in this range"),
         ("param a : 1 = 5 prior normal(1, 0)", 1, 23, "a standard deviation is above 0"),
         ("param a : 1 = 5 prior lognormal(1, 1)", 1, 23, "a factor above 1"),
         ("unit cycles", 1, 6, "`cycles` is already taken"),
@@ -302,6 +303,30 @@ fn a_comparison_with_what_is_no_number_is_refused_with_the_part_and_the_values_a
     }
     // What is infinite compares like any number.
     assert!((value("if 1 / 0 > 3 then 1 else 2") - 1.0).abs() < 1e-12);
+}
+
+#[test]
+fn errors_show_the_beginning_of_names_without_end_and_few_digits() {
+    let long = "a".repeat(300_000);
+    let shown = "a".repeat(60) + "…`";
+    for body in [
+        format!("output y : 1 = {long}"),
+        format!("output y : {long} = 1"),
+        format!("let {long} = 1 let {long} = 2"),
+        format!("param {long} : 1 = 1 require {long} > 0"),
+        format!("let {long} : pages = 1"),
+        format!("unit {long} unit {long}"),
+    ] {
+        let said = problem(&body).0.to_string();
+        assert!(said.contains(&shown) && said.len() < 300, "{} characters: {said:.200}", said.len());
+    }
+    let model = model("input n : 1 from config in -1e300..2e200\nrequire n < 1e100\noutput y : 1 = n");
+    assert!(model.at(&[(&long, 1.0)]).unwrap_err().to_string().contains(&shown));
+    assert!(model.text().contains("in -1e300..2e200"));
+    assert_eq!(model.at(&[("n", 3e250)]).unwrap_err().to_string(), "m: n = 3e250 lies outside -1e300..2e200");
+    assert_eq!(model.at(&[("n", 1e150)]).unwrap_err().to_string(), "m requires n < 1e100, but n = 1e150");
+    let long = Model::find(&long).unwrap_err().to_string();
+    assert!(long.contains(&shown) && long.len() < 1000, "{long:.200}");
 }
 
 #[test]

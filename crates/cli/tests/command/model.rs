@@ -76,3 +76,31 @@ fn what_is_wrong_with_a_model_or_a_point_is_said_in_one_line() {
     let ran = memvirt("model eval scaling-usl vcpus");
     assert!(ran.status == 2 && ran.stderr.contains("expected NAME=VALUE"), "{}", ran.stderr);
 }
+
+#[test]
+fn a_comparison_with_what_is_no_number_and_a_requirement_that_fails_say_the_values_with_their_units() {
+    let folder = tempfile::tempdir().unwrap();
+    let head = "model \"m\" title \"t\" source \"s\"\ninput a : KiB from config\ninput b : bytes from config\n";
+    for (body, says) in [
+        ("require a <= b\noutput y : 1 = 1", "m requires a <= b, but a = 1 KiB, b = 1000 bytes"),
+        (
+            "output y : 1 = if log((b - a) / a) > 0 then 1 else 2",
+            "whether log((b - a) / a) > 0 cannot be said at this point: `log((b - a) / a)` with b = 1000 bytes, a = 1 KiB is the logarithm",
+        ),
+    ] {
+        fs::write(folder.path().join("m.model"), format!("{head}{body}\n")).unwrap();
+        let ran = memvirt_in(folder.path(), ["model", "eval", "m.model", "a=1", "b=1000"]);
+        assert!(ran.only_error().contains(says), "{}", ran.stderr);
+    }
+}
+
+/// Half a minute of runs would otherwise come first.
+#[test]
+fn a_file_in_the_place_of_the_folder_is_seen_before_anything_is_fitted() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("taken"), "").unwrap();
+    let started = std::time::Instant::now();
+    let ran = memvirt_in(folder.path(), ["model", "fit", "--out", "taken"]);
+    assert!(ran.only_error().contains("cannot make the folder taken: it is a file"), "{}", ran.stderr);
+    assert!(started.elapsed().as_secs() < 10);
+}

@@ -83,15 +83,16 @@ pub struct Assessment {
 }
 
 /// One output of a model, as a function of inputs and free parameters.
-struct Task<'a> {
+pub(super) struct Task<'a> {
     model: &'a Model,
     output: usize,
-    free: Vec<usize>,
+    /// The positions of the parameters that are not fixed.
+    pub(super) free: Vec<usize>,
     options: &'a Options,
 }
 
 impl<'a> Task<'a> {
-    fn new(model: &'a Model, output: &str, options: &'a Options) -> Result<Self, FitError> {
+    pub(super) fn new(model: &'a Model, output: &str, options: &'a Options) -> Result<Self, FitError> {
         let position = model.outputs().position(|value| value.name == output);
         let Some(output) = position else {
             return Err(FitError::Output { model: model.name().to_owned(), output: output.to_owned() });
@@ -107,7 +108,7 @@ impl<'a> Task<'a> {
         params
     }
 
-    fn predict(&self, params: &[f64], inputs: &[Vec<f64>]) -> Result<Vec<f64>, FitError> {
+    pub(super) fn predict(&self, params: &[f64], inputs: &[Vec<f64>]) -> Result<Vec<f64>, FitError> {
         inputs.iter().map(|row| Ok(self.model.evaluate(row, params)?[self.output])).collect()
     }
 
@@ -124,7 +125,7 @@ impl<'a> Task<'a> {
     }
 
     /// Weighted residuals of the runs, then the pulls of the priors.
-    fn residuals(&self, data: &Data, free: &[f64]) -> Result<Vec<f64>, FitError> {
+    pub(super) fn residuals(&self, data: &Data, free: &[f64]) -> Result<Vec<f64>, FitError> {
         let predicted = self.predict(&self.params(free), &data.inputs)?;
         let weight = |y: &f64| self.options.weighting.weight(*y);
         let mut residuals: Vec<f64> = data.observed.iter().zip(&predicted).map(|(y, f)| weight(y) * (f - y)).collect();

@@ -4,6 +4,7 @@
 
 use super::error::ModelError;
 use super::model::Model;
+use super::words::short;
 
 /// A model file that is built in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +62,7 @@ pub(crate) static ALL: &[Builtin] = embed![
 
 pub(crate) fn find(name: &str) -> Result<&'static Builtin, ModelError> {
     ALL.iter().find(|builtin| builtin.name == name).ok_or_else(|| ModelError::Unknown {
-        name: name.to_owned(),
+        name: short(name),
         known: ALL.iter().map(|builtin| builtin.name).collect(),
     })
 }

@@ -7,9 +7,10 @@ use memvirt_textfile::TextError;
 
 use super::ast::Expr;
 use super::builtin;
-use super::error::{EvalError, ModelError};
+use super::error::{EvalError, ModelError, few_digits};
 use super::parser;
 use super::unit::{Scaled, Units};
+use super::words::short;
 
 /// A cost model: inputs, parameters and formulas, with units that agree.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,11 +91,11 @@ impl fmt::Display for Range {
             f.write_str("whole ")?;
         }
         if self.least.is_finite() {
-            write!(f, "{}", self.least)?;
+            f.write_str(&few_digits(self.least))?;
         }
         f.write_str("..")?;
         if self.most.is_finite() {
-            write!(f, "{}", self.most)?;
+            f.write_str(&few_digits(self.most))?;
         }
         Ok(())
     }
@@ -347,6 +348,6 @@ impl Model {
     fn unknown(&self, name: &str) -> EvalError {
         let inputs = self.inputs.iter().map(|input| input.name.clone());
         let known = inputs.chain(self.params.iter().map(|param| param.name.clone())).collect();
-        EvalError::Unknown { model: self.name.clone(), name: name.to_owned(), known }
+        EvalError::Unknown { model: self.name.clone(), name: short(name), known }
     }
 }

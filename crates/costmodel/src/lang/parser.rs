@@ -27,6 +27,7 @@ use super::error::Problem;
 use super::lexer::{Token, Word, words};
 use super::model::{Input, Model, Origin, Param, Prior, Range, Requirement, Value, ValueKind};
 use super::unit::{Scaled, Unit, Units};
+use super::words::short;
 
 /// How deep parentheses, calls, conditionals, powers and signs may be nested.
 pub const MAX_DEPTH: usize = 64;
@@ -202,7 +203,7 @@ impl<'a> Parser<'a> {
         let Token::Name(name) = self.peek() else { return self.unexpected("a name") };
         let reserved = RESERVED.contains(name) || Function::ALL.iter().any(|function| function.word() == *name);
         if reserved || self.slot(name).is_some() {
-            return Err((at, Problem::Taken((*name).to_owned())));
+            return Err((at, Problem::Taken(short(name))));
         }
         self.advance();
         Ok((at, name))
@@ -233,6 +234,9 @@ impl<'a> Parser<'a> {
         let most = if bounded { self.figure()? } else { f64::INFINITY };
         if least > most {
             return Err((at, Problem::Range("a range begins with its lower bound")));
+        }
+        if whole && least.ceil() > most.floor() {
+            return Err((at, Problem::Range("there is no whole number in this range")));
         }
         Ok(Range { least, most, whole })
     }
@@ -290,7 +294,7 @@ impl<'a> Parser<'a> {
                 Slot::Value(_) => "a `let`",
                 Slot::Input(_) | Slot::Index(_) => continue,
             };
-            return Err((condition.at, Problem::NotAnInput { name: name.to_owned(), what }));
+            return Err((condition.at, Problem::NotAnInput { name: short(name), what }));
         }
         let doc = self.doc();
         self.model.requirements.push(Requirement { condition, doc });
@@ -344,7 +348,7 @@ impl<'a> Parser<'a> {
         let formula = self.formula()?;
         let found = check::quantity(&self.model, &formula)?;
         if let Some(declared) = declared.as_ref().filter(|declared| declared.unit != found) {
-            let (name, declared) = (name.to_owned(), declared.unit.to_string());
+            let (name, declared) = (short(name), declared.unit.to_string());
             return Err((at, Problem::Declared { name, declared, found: found.to_string() }));
         }
         let (is_declared, text) = (declared.is_some(), found.to_string());

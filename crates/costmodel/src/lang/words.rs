@@ -1,4 +1,15 @@
-//! Similar words, for the hints of errors.
+//! Words in errors: similar ones for hints, long ones cut.
+
+/// The characters of a name that an error shows at most.
+const SHOWN: usize = 60;
+
+/// A name for an error: as it is, or its beginning where it has no end.
+pub(crate) fn short(name: &str) -> String {
+    match name.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
+    }
+}
 
 /// The most similar of `known`, where one is similar enough to be meant.
 pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
@@ -26,6 +37,13 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_long_names_are_cut() {
+        assert_eq!(short("faults"), "faults");
+        assert_eq!(short(&"ä".repeat(SHOWN)), "ä".repeat(SHOWN));
+        assert_eq!(short(&"ä".repeat(900_000)), "ä".repeat(SHOWN) + "…");
+    }
 
     #[test]
     fn only_similar_words_are_offered() {

@@ -28,6 +28,12 @@ pub enum CalibrateError {
         /// What is wrong.
         problem: String,
     },
+    /// Nothing in it.
+    #[error("{}: the table is empty: its first line must name the columns, and a line for each run follow", file.display())]
+    Empty {
+        /// The file.
+        file: PathBuf,
+    },
     /// A column is missing.
     #[error("{}:1: there is no column `{column}` ({role}); {known}", file.display())]
     Column {
@@ -107,6 +113,16 @@ pub enum CalibrateError {
         name: String,
         /// The inputs.
         known: Vec<String>,
+    },
+    /// One input from two columns.
+    #[error("--column names two columns for the input `{name}`, `{first}` and `{second}`: leave one out")]
+    InputTwice {
+        /// The input.
+        name: String,
+        /// A column.
+        first: String,
+        /// The other one.
+        second: String,
     },
     /// No fit was found.
     #[error("{}: {source}", file.display())]

@@ -12,7 +12,7 @@ mod tests;
 use std::path::Path;
 
 use memvirt_costmodel::Model;
-use memvirt_costmodel::fit::{Assessment, Options, assess, folds, group_folds};
+use memvirt_costmodel::fit::{Assessment, Options, assess, folds, group_folds, tied};
 use memvirt_costmodel::lang::Prior;
 use serde::Serialize;
 
@@ -61,6 +61,19 @@ pub struct Worst {
     pub predicted: f64,
 }
 
+/// What is about to be fitted, for whoever waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Begun {
+    /// Parameters that the fit may choose.
+    pub params: usize,
+    /// Rows that it is fitted to.
+    pub rows: usize,
+    /// Folds, each predicted by a fit to the others.
+    pub folds: usize,
+    /// Resamples for the intervals.
+    pub resamples: usize,
+}
+
 /// A fitted model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Calibrated {
@@ -84,6 +97,9 @@ pub struct Calibrated {
     pub assessment: Assessment,
     /// Parameters on which no row depends: their values are those of the file, and say nothing.
     pub idle: Vec<String>,
+    /// Groups of parameters that the rows cannot tell apart: only what they give together is determined, and each alone is where the
+    /// fit happened to end. They have no intervals, as those in `idle` have none.
+    pub tied: Vec<Vec<String>>,
     /// Where the fit is worst.
     pub worst: Option<Worst>,
 }
@@ -95,6 +111,15 @@ impl Calibration<'_> {
     ///
     /// [`CalibrateError`], with file, line and column where a cell is at fault, and the mend.
     pub fn run(&self) -> Result<Calibrated, CalibrateError> {
+        self.run_observed(|_| ())
+    }
+
+    /// Fits; `begins` is told what once the table has been read.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub fn run_observed(&self, begins: impl FnOnce(Begun)) -> Result<Calibrated, CalibrateError> {
         let output = self.output_name()?;
         let rows = Rows::read(self)?;
         let free: Vec<_> = self.model.params().iter().filter(|param| param.prior != Prior::Fixed).collect();
@@ -116,9 +141,19 @@ impl Calibration<'_> {
             });
         };
         rows.evaluate(self)?;
+        begins(Begun { params: free.len(), rows: rows.data.len(), folds, resamples: self.options.resamples });
         let options = Options { folds, groups: rows.group.clone(), ..self.options.clone() };
-        let assessment = assess(self.model, &output, &rows.data, None, &options)
-            .map_err(|source| CalibrateError::Fit { file: self.table.to_owned(), source })?;
+        let wrong = |source| CalibrateError::Fit { file: self.table.to_owned(), source };
+        let mut assessment = assess(self.model, &output, &rows.data, None, &options).map_err(wrong)?;
+        let values: Vec<f64> = assessment.params.iter().map(|param| param.fitted).collect();
+        let tied = tied(self.model, &output, &rows.data, &values, &options).map_err(wrong)?;
+        let idle = self.idle(&rows, &output, &values);
+        for param in &mut assessment.params {
+            // Resamples agree on what no row can tell: they all begin at the value in the file.
+            if idle.iter().chain(tied.iter().flatten()).any(|name| *name == param.name) {
+                param.interval = None;
+            }
+        }
         let unit = self.model.outputs().find(|value| value.name == output).map(|value| value.unit.text.clone());
         Ok(Calibrated {
             model: self.model.name().to_owned(),
@@ -129,24 +164,26 @@ impl Calibration<'_> {
             rows: rows.data.len(),
             left_out: rows.left_out,
             folds,
-            idle: self.idle(&rows, &assessment),
+            idle,
+            tied,
             worst: rows.worst(&assessment.unseen),
             assessment,
         })
     }
 
     /// Free parameters that can be moved by a hundredth without any prediction moving.
-    fn idle(&self, rows: &Rows, found: &Assessment) -> Vec<String> {
-        let values: Vec<f64> = found.params.iter().map(|param| param.fitted).collect();
+    fn idle(&self, rows: &Rows, output: &str, values: &[f64]) -> Vec<String> {
+        let meant = self.model.outputs().position(|value| value.name == output).unwrap_or(0);
         let at = |params: &[f64]| {
-            rows.data.inputs.iter().map(|row| self.model.evaluate(row, params).ok()).collect::<Vec<_>>()
+            let each = rows.data.inputs.iter().map(|row| Some(self.model.evaluate(row, params).ok()?[meant]));
+            each.collect::<Vec<_>>()
         };
         let still = |i: &usize| {
             let (range, value) = (self.model.params()[*i].range, values[*i]);
             let step = 0.01 * value.abs().max(1e-3);
-            let mut moved = values.clone();
+            let mut moved = values.to_vec();
             moved[*i] = if value + step <= range.most { value + step } else { (value - step).max(range.least) };
-            at(&moved) == at(&values)
+            at(&moved) == at(values)
         };
         let params = self.model.params().iter().enumerate().filter(|(_, param)| param.prior != Prior::Fixed);
         params.filter(|(i, _)| still(i)).map(|(_, param)| param.name.clone()).collect()

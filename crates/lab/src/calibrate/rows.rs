@@ -66,9 +66,23 @@ impl Rows {
         if let Some((name, _)) = of.columns.iter().find(|(name, _)| !known().contains(name)) {
             return Err(CalibrateError::Input { name: name.clone(), known: known() });
         }
+        let again =
+            |(i, (name, _)): &(usize, &(String, String))| of.columns[..*i].iter().any(|(early, _)| early == name);
+        if let Some((_, (name, column))) = of.columns.iter().enumerate().find(again) {
+            let first = of.columns.iter().find(|(early, _)| early == name).map_or("", |(_, column)| column);
+            return Err(CalibrateError::InputTwice {
+                name: name.clone(),
+                first: first.to_owned(),
+                second: column.clone(),
+            });
+        }
         let input = memvirt_textfile::open(of.table).map_err(|source| CalibrateError::Read { file: file(), source })?;
-        let mut reader = csv::Reader::from_reader(std::io::BufReader::new(input));
+        // A blank beside a heading is not seen; a name with one would not be found.
+        let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::Headers).from_reader(std::io::BufReader::new(input));
         let names = reader.headers().map_err(|error| broken(of, &error))?.clone();
+        if names.is_empty() {
+            return Err(CalibrateError::Empty { file: file() });
+        }
         let columns = Columns { of, names };
         let inputs = columns.inputs()?;
         let observed = columns.find(of.observed, || "--observed names it".to_owned())?;
@@ -125,7 +139,7 @@ impl Rows {
 impl Columns<'_> {
     fn inputs(&self) -> Result<Vec<usize>, CalibrateError> {
         let one = |name: &str| {
-            let given = self.of.columns.iter().rfind(|(input, _)| input == name);
+            let given = self.of.columns.iter().find(|(input, _)| input == name);
             let column = given.map_or(name, |(_, column)| column);
             self.find(column, || format!("for the input `{name}`; --column {name}=COLUMN names another"))
         };

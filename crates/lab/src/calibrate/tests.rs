@@ -115,6 +115,74 @@ fn a_parameter_on_which_no_row_depends_is_named() {
     assert!(run(&table(0.0), |_| {}).unwrap().idle.is_empty());
 }
 
+/// A table of 20 rows of `x` and `y`.
+fn pairs(each: impl Fn(u32) -> (f64, f64)) -> String {
+    let rows = (0..20).map(each).map(|(x, y)| format!("{x},{y}\n"));
+    "x,y\n".to_owned() + &rows.collect::<String>()
+}
+
+fn calibrated(body: &str, csv: &str, noise: Option<f64>) -> Calibrated {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("runs.csv");
+    fs::write(&file, csv).unwrap();
+    let text = format!("model \"m\" title \"t\" source \"s\" input x : 1 from run {body}");
+    let model = Model::parse("m.model", &text).unwrap();
+    Calibration {
+        model: &model,
+        table: &file,
+        observed: "y",
+        output: Some("y"),
+        columns: &[],
+        conditions: &[],
+        group: None,
+        options: Options { resamples: 20, noise, ..Options::default() },
+    }
+    .run()
+    .unwrap()
+}
+
+#[test]
+fn parameters_that_the_rows_cannot_tell_apart_are_named_and_have_no_interval() {
+    let line = pairs(|i| (f64::from(i), 2.0 + 3.0 * f64::from(i)));
+    let through_0 = pairs(|i| (f64::from(i) + 1.0, 3.0 * (f64::from(i) + 1.0)));
+    let free = "param p : 1 = 1 param q : 1 = 1 in 0.. ";
+    for (body, csv, tied) in [
+        // Any p + q = 5; any p * q = 3; the same seen on other rows is determined.
+        (format!("{free} output y : 1 = p * x + q"), pairs(|_| (1.0, 5.0)), &[&["p", "q"][..]][..]),
+        (format!("{free} output y : 1 = p * x + q"), line.clone(), &[]),
+        (format!("{free} output y : 1 = p * q * x"), through_0.clone(), &[&["p", "q"]]),
+        (format!("{free} output y : 1 = x^p * 3^q"), through_0.clone(), &[]),
+        // A third that is determined, though small beside the rest; one that is fixed.
+        (format!("{free} param r : 1 = 1 output y : 1 = p * x + q * x + 0.001 * r"), line.clone(), &[&["p", "q"]]),
+        ("param p : 1 = 1 param q : 1 = 1 prior fixed output y : 1 = p * x + q * x".to_owned(), through_0.clone(), &[]),
+        // Two pairs, and three of which two directions are free.
+        (
+            format!("{free} param r : 1 = 1 param s : 1 = 4 output y : 1 = (p + r) * x + q + s"),
+            line.clone(),
+            &[&["p", "r"], &["q", "s"]],
+        ),
+        (format!("{free} param r : 1 = 1 output y : 1 = x * (p + q + r)"), through_0.clone(), &[&["p", "q", "r"]]),
+    ] {
+        let found = calibrated(&body, &csv, None);
+        assert_eq!(found.tied, tied, "{body}");
+        for param in &found.assessment.params {
+            let none = tied.iter().any(|group| group.contains(&param.name.as_str()));
+            assert!(
+                param.interval.is_none() == (none || body.contains(&format!("{} : 1 = 1 prior fixed", param.name)))
+            );
+        }
+        assert!(found.idle.is_empty() && found.assessment.fitted.max_relative < 1e-6, "{body}");
+    }
+    // A prior that pulls determines; on an output that does not ask for it a parameter is idle.
+    let pulled = "param p : 1 = 1 prior normal(2, 0.1) param q : 1 = 1 output y : 1 = p * x + q";
+    let found = calibrated(pulled, &pairs(|_| (1.0, 5.0)), Some(0.02));
+    assert!(found.tied.is_empty() && (found.assessment.params[1].fitted - 3.0).abs() < 1e-6, "{found:?}");
+    let two = "param p : 1 = 1 param q : 1 = 1 output y : 1 = p * x output z : 1 = q * x";
+    let found = calibrated(two, &through_0, None);
+    assert_eq!((found.idle, found.tied.len()), (vec!["q".to_owned()], 0));
+    assert!(found.assessment.params[1].interval.is_none());
+}
+
 #[test]
 fn what_is_wrong_with_a_table_is_named_with_its_place_and_the_mend() {
     let good = table(0.0);
@@ -134,12 +202,16 @@ fn what_is_wrong_with_a_table_is_named_with_its_place_and_the_mend() {
             "runs.csv: 2 row(s) in 2 part(s) cannot determine 2 parameter(s) (per_fault, per_ref): at least 3 rows",
         ),
         (good.replace("workload", "cycles"), "two columns are called `cycles`: rename one"),
-        (String::new(), "runs.csv:1: there is no column `faults`"),
+        (String::new(), "runs.csv: the table is empty: its first line must name the columns"),
+        ("\n\n".to_owned(), "runs.csv: the table is empty"),
+        (good.lines().take(1).collect(), "runs.csv: 0 row(s)"),
     ] {
         let said = run(&csv, |_| {}).unwrap_err();
         let csv = csv.lines().take(3).collect::<Vec<_>>();
         assert!(said.contains(says), "of {csv:?}\n  said: {said}\n  expected: {says}");
     }
+    // Blanks beside headings are not seen.
+    assert!(run(&good.replacen("faults,walk.refs", " faults,walk.refs\t", 1), |_| {}).is_ok());
     let said = run(&good, |c| (c.observed, c.output) = ("cycle", Some("cycles"))).unwrap_err();
     assert!(said.contains("no column `cycle` (--observed names it); near it: cycles"), "{said}");
     let said = run(&good, |c| (c.observed, c.output) = ("cycles", Some("cycl"))).unwrap_err();
@@ -168,6 +240,9 @@ fn what_is_wrong_with_a_table_is_named_with_its_place_and_the_mend() {
         said.contains("--column wlk_refs: the model has no input of this name; it has faults, walk_refs"),
         "{said}"
     );
+    let twice = ["walk.refs", "faults"].map(|column| ("walk_refs".to_owned(), column.to_owned()));
+    let said = Calibration { columns: &twice, ..calibration.clone() }.run().unwrap_err().to_string();
+    assert_eq!(said, "--column names two columns for the input `walk_refs`, `walk.refs` and `faults`: leave one out");
     let said = Calibration { columns: &[], ..calibration }.run().unwrap_err().to_string();
     assert!(said.starts_with("cannot read the table none.csv: "), "{said}");
 }

@@ -13,7 +13,7 @@
 use super::super::ast::{Comparison, Expr, Factor, Function, Kind, Place, SeriesKind, Sign};
 use super::super::error::Problem;
 use super::super::lexer::Token;
-use super::super::words::nearest;
+use super::super::words::{nearest, short};
 use super::{MAX_DEPTH, Parsed, Parser, RESERVED};
 
 impl<'a> Parser<'a> {
@@ -148,7 +148,7 @@ impl<'a> Parser<'a> {
         let Some(slot) = self.slot(name) else {
             let functions = Function::ALL.iter().map(|function| function.word());
             let hint = nearest(name, self.names().chain(functions));
-            return Err((at, Problem::UnknownName { name: name.to_owned(), hint }));
+            return Err((at, Problem::UnknownName { name: short(name), hint }));
         };
         self.advance();
         Ok(Expr { at, kind: Kind::Name { name: name.to_owned(), slot } })

@@ -3,7 +3,7 @@
 use super::super::error::Problem;
 use super::super::lexer::Token;
 use super::super::unit::Scaled;
-use super::super::words::nearest;
+use super::super::words::{nearest, short};
 use super::{Parsed, Parser, RESERVED};
 
 /// How many units a file may declare.
@@ -15,7 +15,7 @@ impl Parser<'_> {
         let at = self.at();
         let Token::Name(name) = self.peek() else { return self.unexpected("a name") };
         if self.model.units.find(name).is_some() || RESERVED.contains(name) {
-            return Err((at, Problem::Taken((*name).to_owned())));
+            return Err((at, Problem::Taken(short(name))));
         }
         if self.model.units.declared().count() == MAX_UNITS {
             return Err((at, Problem::Incomplete("a file declares at most 64 units")));
@@ -59,7 +59,7 @@ impl Parser<'_> {
         self.advance();
         let Some((unit, scale)) = self.model.units.find(name) else {
             let hint = nearest(name, self.model.units.names());
-            return Err((at, Problem::UnknownUnit { name: name.to_owned(), hint }));
+            return Err((at, Problem::UnknownUnit { name: short(name), hint }));
         };
         if !self.skip_mark("^") {
             return Ok(Scaled { unit, scale, text: name.to_owned() });
