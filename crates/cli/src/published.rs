@@ -34,7 +34,7 @@ pub(crate) struct PublishedArgs {
     /// Cut the workloads to a twentieth and their areas to 64 MiB, and leave out the 24 million accesses of GUPS
     #[arg(long)]
     quick: bool,
-    /// Print this row only, as in P6; may be given again
+    /// Print this row only, as in P6; may be given again. All are measured, whatever is printed: runs serve several rows
     #[arg(long, value_name = "ID")]
     row: Vec<String>,
     /// The machine that prices: a built-in name, or a file. PVM's rows have their own
