@@ -242,7 +242,8 @@ pub(crate) fn plain(value: f64) -> String {
 /// A figure for people: whole where it is whole, else six digits.
 pub(crate) fn figure(value: f64) -> String {
     if value.abs() < 1e15 && (value - value.round()).abs() < 1e-9 * value.abs().max(1e-3) {
-        return format!("{value:.0}");
+        // Next to nothing below 0 is 0, not -0.
+        return format!("{:.0}", value.round() + 0.0);
     }
     if (1e-4..1e15).contains(&value.abs()) {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 9")]
@@ -263,6 +264,7 @@ mod tests {
             (24.0, "24"),
             (0.0, "0"),
             (-3.0, "-3"),
+            (-1e-14, "0"),
             (1.0 / 3.0, "0.333333"),
             (1234.5678, "1234.57"),
             (1e-9, "1.00000e-9"),

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use crate::memvirt_in;
 
-/// The model file in the page.
-fn example() -> String {
+/// The block of the page that follows `<!-- example: name -->`.
+fn example(name: &str) -> String {
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/models.md")).unwrap();
-    let (_, after) = page.split_once("<!-- example: translation -->\n```text\n").unwrap();
+    let (_, after) = page.split_once(&format!("<!-- example: {name} -->\n```text\n")).unwrap();
     after.split_once("```").unwrap().0.to_owned()
 }
 
@@ -16,12 +16,17 @@ fn example() -> String {
 #[test]
 fn the_example_goes_from_a_plan_to_the_prices_of_its_machine() {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("translation.model"), example()).unwrap();
+    fs::write(folder.path().join("translation.model"), example("translation")).unwrap();
     let ran = memvirt_in(folder.path(), ["plan", "run", "smoke", "--out", "results"]);
     assert_eq!(ran.status, 0, "{}", ran.stderr);
     let words = "model calibrate translation.model --data results/smoke.csv --observed cycles.translation \
                  --where mode=counts";
     let with = |more: &str| memvirt_in(folder.path(), format!("{words} {more}").split_whitespace());
+    // What is left of an exact fit is rounding, and differs between processors.
+    let shown = with("").stdout;
+    let lines = |text: &str| text.lines().map(str::to_owned).filter(|line| !line.contains("e-8")).collect::<Vec<_>>();
+    assert_eq!(lines(&shown), lines(&example("calibrated")));
+    assert_eq!(shown.lines().count(), example("calibrated").lines().count());
     let found = with("--format json").json();
     assert!(found["rows"].as_u64().unwrap() >= 20 && found["left_out"].as_u64().unwrap() > 0, "{found}");
     let machine = memvirt_in(folder.path(), ["machines", "skylake-sp", "--format", "json"]).json();
@@ -98,7 +103,7 @@ fn parameters_that_the_rows_cannot_tell_apart_are_said_to_be_undetermined() {
     let shown = run("same.csv", "table").stdout;
     for (name, other) in [("p", "q"), ("q", "p")] {
         let line = shown.lines().find(|line| line.starts_with(&format!(" {name} "))).unwrap();
-        assert!(line.ends_with(&format!("any      not determined: only together with {other}")), "{shown}");
+        assert!(line.ends_with(&format!("not determined: only together with {other}")), "{shown}");
         // The name, two values, the unit, the bounds; then the remark of six words.
         assert_eq!(line.split_whitespace().count(), 5 + 6, "{line}");
     }
