@@ -218,10 +218,6 @@ fn few(value: f64, places: usize) -> String {
 fn remark(param: &Param, fitted: &FittedParam, found: &Calibrated) -> String {
     let nearer_below = (fitted.fitted - param.range.least).abs() < (param.range.most - fitted.fitted).abs();
     let tied = found.tied.iter().find(|group| group.contains(&param.name));
-    // Of numbers that are the same but for rounding, none lies outside.
-    let slack = 1e-6 * fitted.fitted.abs();
-    let outside =
-        fitted.interval.is_some_and(|within| fitted.fitted < within.low - slack || fitted.fitted > within.high + slack);
     match (param.prior, tied) {
         (Prior::Fixed, _) => "fixed".to_owned(),
         _ if found.idle.contains(&param.name) => "no row depends on it".to_owned(),
@@ -231,7 +227,35 @@ fn remark(param: &Param, fitted: &FittedParam, found: &Calibrated) -> String {
         }
         _ if fitted.at_bound && nearer_below => "on its lower bound".to_owned(),
         _ if fitted.at_bound => "on its upper bound".to_owned(),
-        _ if outside => "outside its interval: most resamples end elsewhere".to_owned(),
+        _ if outside(fitted) => "outside its interval: most resamples end elsewhere".to_owned(),
         _ => String::new(),
+    }
+}
+
+/// Whether the value fitted to all rows lies beyond those fitted to nearly all resamples. Of numbers that are the same but for rounding
+/// none does.
+fn outside(param: &FittedParam) -> bool {
+    let (value, slack) = (param.fitted, 1e-6 * param.fitted.abs());
+    param.interval.is_some_and(|interval| value < interval.low - slack || interval.high + slack < value)
+}
+
+#[cfg(test)]
+mod tests {
+    use memvirt_costmodel::fit::Interval;
+
+    use super::*;
+
+    #[test]
+    fn a_value_lies_outside_its_interval_by_more_than_rounding() {
+        let param = |fitted: f64, low: f64, high: f64| FittedParam {
+            name: "p".to_owned(),
+            predicted: 1.0,
+            fitted,
+            interval: Some(Interval { low, high, resamples: 200 }),
+            at_bound: false,
+        };
+        assert!(outside(&param(4.69339, 2.13, 4.69207)) && outside(&param(-2.0, -1.9, 3.0)));
+        assert!(!outside(&param(2.5, 2.13, 4.69)) && !outside(&param(7.0, 7.000_000_1, 7.000_000_2)));
+        assert!(!outside(&FittedParam { interval: None, ..param(1.0, 2.0, 3.0) }));
     }
 }
