@@ -19,8 +19,8 @@ use crate::output::{print, render, table};
 Fits the parameters of a model file to the rows of a CSV file, each within its bounds and from the value in the file; \
 those of `prior fixed` stay. Inputs are taken from the columns of their names (`walk_refs_total` also from \
 `walk_refs.total`), in the units that the file declares. Prints each parameter with its interval by resampling the rows \
-and whether it lies on a bound or the rows cannot tell it from another, and the errors of three predictions: with the file's own values, after the fit, and of rows \
-by a fit to the others (cross-validation). Tables of `memvirt plan run` can be used as they are; docs/models.md goes \
+and whether it lies on a bound or the rows cannot tell it from another, and the errors of three predictions: with the file's \
+own values, after the fit, and of rows by a fit to the others (cross-validation). Tables of `memvirt plan run` can be used as they are; docs/models.md goes \
 through an example from the plan to the fit.
 
 Examples:

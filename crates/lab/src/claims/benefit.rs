@@ -63,8 +63,9 @@ fn depends(evidence: &Evidence) -> Option<Claim> {
         claim: "The benefit depends very much on the workload; forkwait is an outlier above 40 %.",
         measured: format!(
             "`forkwait` {} (command). Over {} workloads from {} (`{least}`) to {} (`{most}`), median {}; {over} of them lie above \
-             40 %, so that it is an outlier by its size and not by being above that. Each has its command in the figure's data. {warm} are measured loaded and warm, the others from their start; mode cycles, pages of 4 KiB, no \
-             isolation. Where walks are many and tables stand still, shadow paging wins: its walk is one-dimensional.",
+             40 %, so that it is an outlier by its size and not by being above that. Each has its command in the figure's data. {warm} are \
+             measured loaded and warm, the others from their start; mode cycles, pages of 4 KiB, no isolation. Where walks are many and \
+             tables stand still, shadow paging wins: its walk is one-dimensional.",
             signed_percent(outlier),
             ranking.len(),
             signed_percent(*low),
@@ -91,14 +92,18 @@ fn twenty_percent(evidence: &Evidence) -> Option<Claim> {
         let sides = Sides::of(ranking(comparisons));
         let [lose, equal, within, above] = sides.counts();
         let median = signed_percent(median(&sides.ranking));
-        format!("{lose} lose, {equal} are equal, {within} gain up to 20 %, {above} more, median {median}")
+        format!("up to 20 %: {within}, equal: {equal}, lose: {lose}, more: {above}, median {median}")
     };
     let [lose, equal, within, above] = plain.counts();
     Some(Claim {
         id: "twenty-percent",
         claim: "Typically the benefit is up to 20 %.",
         measured: format!(
-            "Of {} workloads {within} gain up to 20 %: {}. {equal} are equal to 0.05 %: {}. {lose} lose: {}. {above} gain more: those that make processes or mappings, touch memory the first time, or switch address spaces. Median {}. With kernel-page-table isolation and PCIDs: {}. With 2 MiB pages in guest and host: {}. So it is true of programs that mix table updates with much computation, where what shadow paging's exits cost is a little more than what its shorter walks save; the typical program of this list is either a loser by walks or a winner by multiples.",
+            "Of {} workloads gain up to 20 %: {within}, {}; are equal to 0.05 %: {equal}, {}; lose: {lose}, {}; gain more: {above}, those that \
+             make processes or mappings, touch memory the first time, or switch address spaces. Median {}. With kernel-page-table isolation \
+             and PCIDs: {}. With 2 MiB pages in guest and host: {}. So it is true of programs that mix table updates with much computation, \
+             where what shadow paging's exits cost is a little more than what its shorter walks save; the typical program of this list is \
+             either a loser by walks or a winner by multiples.",
             plain.ranking.len(),
             list(plain.named(Side::Within)),
             list(plain.named(Side::Equal)),
@@ -240,8 +245,8 @@ fn vcpus(evidence: &Evidence) -> Option<Claim> {
         claim: "The benefit grows with the number of virtual CPUs.",
         measured: format!(
             "It grows for {growing} of {}: {}. It grows because the MMU's lock is held exclusively at each exit that changes shadow \
-             tables, while nested faults share it. Before that it may fall: threads interrupt each other to flush their TLBs, which costs the same under \
-             both.{} The command is that of the steepest.",
+             tables, while nested faults share it. Before that it may fall: threads interrupt each other to flush their TLBs, which \
+             costs the same under both.{} The command is that of the steepest.",
             all.len(),
             words.join("; "),
             first_touches(all.iter().map(|(scaled, _)| *scaled))

@@ -65,9 +65,10 @@ pub(super) fn head(evidence: &Evidence, command: &str) -> String {
         "<div class=\"cut\">\n<p><strong>The runs of this page are cut.</strong> {}</p>\n{}<details><summary>What was cut of the {} \
          workloads</summary>{}</details>\n<p>The full form: <code>{}</code></p>\n</div>\n",
         prose(
-            "Workloads run a twentieth of their accesses, but no fewer than 50,000, warm-up included, and large areas are 32 MiB; on several vCPUs, \
-             which end at 16, each runs some hundred or thousand accesses (in the section on vCPUs); one workload stands for five in the section on the literature's models. On `skylake-sp` directions are as in the full form but \
-             for these, which come out on another side:"
+            "Workloads run a twentieth of their accesses, but no fewer than 50,000, warm-up included, and large areas are 32 MiB; on several \
+             vCPUs, which end at 16, each runs some hundred or thousand accesses (in the section on vCPUs); one workload stands for five in \
+             the section on the literature's models. On `skylake-sp` directions are as in the full form but for these, which come out on \
+             another side:"
         ),
         rows(&changed, &["what", "part", "here", "in the full form"]),
         cut.len(),

@@ -110,7 +110,7 @@ fn benefits(all: &[Scaled]) -> Result<Figure, LabError> {
     });
     let header = ["workload", "vcpus", "benefit_percent"].map(str::to_owned).to_vec();
     let caption = "T_shadow / T_nested against the number of vCPUs; above the dashed line nested paging wins. It grows with vCPUs where \
-                   they come to queue for the MMU's lock (below), and not where they do not. How each was measured stands in the table below.";
+                   they come to queue for the MMU's lock (further down). How each was measured stands in the table below.";
     let plot = Plot { x: vcpus(), y, series };
     let figure = Figure::new(
         "scaling-benefit",
@@ -187,7 +187,9 @@ pub(super) fn phase(evidence: &Evidence) -> Result<Section, LabError> {
     });
     let (right, of) = planes.right();
     let more = format!(
-        "With more vCPUs the handlers of shadow paging queue for the MMU lock. The border between the winners, in misses for one update, lies between two points of the grid: {}. Mean-value analysis, fed from one vCPU, names the winner of {right} of {of} points with several.",
+        "With more vCPUs the handlers of shadow paging queue for the MMU lock. The border between the winners, in misses for one update, \
+         lies between two points of the grid: {}. Mean-value analysis, fed from one vCPU, names the winner of {right} of {of} points with \
+         several.",
         ratios.collect::<Vec<_>>().join("; ")
     );
     let quick = if evidence.effort == Effort::Quick { " --quick" } else { "" };
