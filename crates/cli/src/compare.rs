@@ -3,6 +3,7 @@
 use anyhow::Context;
 use memvirt_lab::scale::Sharing;
 use memvirt_lab::text::signed_percent;
+use memvirt_lab::words::{portable, quoted};
 use memvirt_lab::{Comparison, Described, Done, Experiment, Input, Vcpus, summary};
 use memvirt_machine::{MachineSpec, Outcome, RegimeKind};
 use memvirt_trace::{MemoryCalls, Reading, Turns};
@@ -12,7 +13,6 @@ use crate::args::{CommonArgs, CompareArgs, Format, OnOff, RunArgs};
 use crate::failure::{Status, line, warn};
 use crate::output::{make_folder, print, render, table};
 use crate::progress::Bars;
-use crate::words::{portable, quoted};
 
 pub(crate) fn compare(args: &CompareArgs) -> anyhow::Result<Status> {
     let mut regimes = args.regimes.clone();

@@ -10,6 +10,7 @@ use memvirt_addr::PageSize;
 use memvirt_lab::Overrides;
 use memvirt_lab::footprint::{Beside, FootprintPlan, FootprintTable, Row, Use};
 use memvirt_lab::text::{bytes, count, signed_percent};
+use memvirt_lab::words::{portable, quoted};
 use memvirt_machine::{MachineSpec, Outcome, RegimeKind};
 use memvirt_workload::Workload;
 use memvirt_workload::units::Footprint;
@@ -17,7 +18,6 @@ use memvirt_workload::units::Footprint;
 use crate::args::{assignment, guest_page, memory, page, size};
 use crate::failure::{Status, warn};
 use crate::output::{make_folder, print, render, table};
-use crate::words::{portable, quoted};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\

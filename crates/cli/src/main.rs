@@ -26,7 +26,6 @@ mod report;
 mod scale;
 mod trace;
 mod walk;
-mod words;
 
 use std::process::ExitCode;
 

@@ -11,6 +11,7 @@ use memvirt_lab::scale::{
     Interrupts, Latencies, PUBLISHED, Point, QUANTUM, SLICE, STAGGER, ScalePlan, ScaleTable, Sharing, latencies,
 };
 use memvirt_lab::text::{count, signed_percent};
+use memvirt_lab::words::{portable, quoted};
 use memvirt_machine::{MachineSpec, Measure, RegimeKind};
 use memvirt_workload::Workload;
 
@@ -18,7 +19,6 @@ use crate::args::SwitchArgs;
 use crate::failure::{Status, warn};
 use crate::output::{make_folder, print, render, table};
 use crate::progress::Rows;
-use crate::words::{portable, quoted};
 
 /// Longer than any run: what is added up of such times cannot overflow.
 const MOST_CYCLES: u64 = 1_000_000_000_000;

@@ -25,6 +25,7 @@ pub mod text;
 mod threads;
 pub mod walk;
 pub mod walk_latency;
+pub mod words;
 
 pub use comparison::{Benefit, Comparison};
 pub use error::LabError;

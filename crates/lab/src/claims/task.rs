@@ -9,6 +9,7 @@ use crate::error::LabError;
 use crate::experiment::Experiment;
 use crate::input::Input;
 use crate::switches::Overrides;
+use crate::words::of_machine;
 
 /// How a comparison is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +48,8 @@ impl Task {
     pub(crate) fn run(&self, effort: Effort, machine: &MachineSpec) -> Result<Comparison, LabError> {
         let names: Vec<_> = self.regimes.iter().map(|regime| regime.name()).collect();
         let mut words = format!("memvirt compare --regimes {} --workload {}", names.join(","), self.workload);
-        if machine.name != MachineSpec::DEFAULT {
-            words += &format!(" --machine {}", machine.name);
+        if machine.path().is_some() || machine.name != MachineSpec::DEFAULT {
+            words += &format!(" --machine {}", of_machine(machine));
         }
         let mut workload = Workload::find(self.workload)?;
         let mut measure = Measure::default();

@@ -27,6 +27,7 @@ use serde::Serialize;
 use crate::claims::{Effort, Many};
 use crate::error::LabError;
 use crate::threads::on_threads;
+use crate::words;
 pub use errors::{ErrorRow, Region};
 use guests::{Accesses, GuestSpec, Observed};
 use mosaics::{Mosaics, Task};
@@ -62,7 +63,7 @@ impl Extent {
 /// The models against the runs.
 #[derive(Clone, Debug, Serialize)]
 pub struct Fits {
-    /// The machine.
+    /// The machine, as a command names it.
     pub machine: String,
     /// How much was run.
     pub effort: Effort,
@@ -140,7 +141,7 @@ impl Fits {
         })?;
         let walks = walks.into_iter().flatten().collect();
         let others = Others::of_walks()?;
-        Ok(Self { machine: machine.name.clone(), effort, traps, times, mosaics, walks, others })
+        Ok(Self { machine: words::of_machine(machine), effort, traps, times, mosaics, walks, others })
     }
 }
 

@@ -20,6 +20,7 @@ use crate::switches::Overrides;
 use crate::table::csv_line;
 use crate::text::fraction;
 use crate::threads::on_threads;
+use crate::words;
 
 /// Who wins at one point of the plane with so many vCPUs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -138,7 +139,7 @@ impl Point {
             vcpus.join(","),
             set.join(" "),
             measure.warm_up_accesses,
-            self.machine.name
+            words::of_machine(&self.machine)
         );
         let regimes = vec![SHADOW, RegimeKind::NestedEpt];
         let usual = ScalePlan::usual(self.workload()?, regimes, self.vcpus.clone(), &self.machine, command);

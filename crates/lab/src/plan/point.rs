@@ -12,6 +12,7 @@ use crate::input::Input;
 use crate::scale::Sharing;
 use crate::several::Vcpus;
 use crate::switches::Overrides;
+use crate::words::quoted;
 
 /// One run: what its command says, and no more.
 #[derive(Clone, Debug, PartialEq)]
@@ -229,10 +230,4 @@ impl Words {
     fn switch(&mut self, flag: &str, value: Option<bool>) {
         self.flag(flag, value.map(|on| if on { "on" } else { "off" }));
     }
-}
-
-/// A word for a shell.
-fn quoted(text: &str) -> String {
-    let plain = !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_./:+,@=".contains(c));
-    if plain { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }

@@ -16,6 +16,7 @@ use crate::input::Input;
 use crate::scale::{ScalePlan, ScaleTable};
 use crate::switches::Overrides;
 use crate::walk_latency::WalkLatency;
+use crate::words;
 
 /// Measured for these rows alone.
 #[derive(Debug, Serialize)]
@@ -134,7 +135,7 @@ fn scaled(effort: Effort, machine: &MachineSpec) -> Result<ScaleTable, LabError>
     let command = format!(
         "memvirt scale --workload touch-and-free --vcpus {} --regimes shadow:kvm,nested --scale {factor} --machine {}",
         list.join(","),
-        machine.name
+        words::of_machine(machine)
     );
     let workload = Workload::find("touch-and-free")?.scaled(factor)?;
     ScalePlan::usual(workload, regimes, vcpus, machine, command).run()
@@ -144,7 +145,7 @@ fn dense(machine: &MachineSpec) -> Result<FootprintTable, LabError> {
     let bytes: u64 = 8 << 20;
     let command = format!(
         "memvirt footprint --processes 1,4,16 --footprint {bytes} --dense --regimes native,shadow:kvm,nested --machine {}",
-        machine.name
+        words::of_machine(machine)
     );
     let plan = FootprintPlan {
         workload: Workload::find("footprint")?,

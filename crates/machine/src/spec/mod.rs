@@ -13,7 +13,7 @@ mod tlb;
 mod walk_caches;
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use memvirt_cache::CacheHierarchy;
 use memvirt_platform::MmuGeometry;
@@ -62,6 +62,9 @@ pub struct MachineSpec {
     /// What several vCPUs cost each other; estimates where it is not said ([`MachineSpec::smp_times`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub smp: Option<SmpCosts>,
+    /// The file that it was loaded from.
+    #[serde(skip)]
+    path: Option<PathBuf>,
 }
 
 /// The machine files that are built in: name and text.
@@ -107,7 +110,14 @@ impl MachineSpec {
             let known: Vec<_> = BUILTIN.iter().map(|(name, _)| *name).collect();
             return Err(MachineError::Unknown { name: path.display().to_string(), known: known.join(", ") });
         }
-        Self::parse(&path.display().to_string(), &Self::read(path)?)
+        let spec = Self::parse(&path.display().to_string(), &Self::read(path)?)?;
+        Ok(Self { path: Some(path.to_owned()), ..spec })
+    }
+
+    /// The file that it was [loaded](Self::load) from; `None` for one that is built in.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     /// The text of the file.

@@ -194,7 +194,7 @@ pub(super) fn phase(evidence: &Evidence) -> Result<Section, LabError> {
     );
     let quick = if evidence.effort == Effort::Quick { " --quick" } else { "" };
     let dots: Vec<Dot> = evidence.fair.plain.iter().filter_map(Dot::of).collect();
-    let squares = format!("memvirt phase{quick} --machine {}", phase.machine);
+    let squares = format!("memvirt phase{quick} --machine {}", evidence.fits.machine);
     let commands = std::iter::once(squares.as_str()).chain(dots.iter().map(|dot| dot.command.as_str()));
     let plane = phase.figure_with(&dots)?.made_by_each(commands);
     let vcpus: Vec<String> = planes.vcpus.iter().map(u16::to_string).collect();
@@ -202,7 +202,7 @@ pub(super) fn phase(evidence: &Evidence) -> Result<Section, LabError> {
         planes.figure()?.made_by(&format!(
             "memvirt phase{quick} --vcpus {} --machine {}",
             vcpus.join(","),
-            phase.machine
+            evidence.fits.machine
         )),
     ))
 }
