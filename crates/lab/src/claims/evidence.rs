@@ -115,6 +115,7 @@ impl Evidence {
         threads: Option<NonZeroUsize>,
         observer: &(dyn Fn(Done) + Sync),
     ) -> Result<Self, LabError> {
+        Many::check(machine)?;
         let most = tasks().len() + Many::steps() + Fits::steps(effort);
         on_threads(threads, most, || Self::measure(effort, machine, observer))?
     }

@@ -80,6 +80,11 @@ fn jobs() -> Vec<Job> {
 }
 
 impl Many {
+    /// Whether plans take the machine: seen before anything is measured.
+    pub(super) fn check(machine: &MachineSpec) -> Result<(), LabError> {
+        plane(machine).map(drop)
+    }
+
     /// How many steps it takes.
     pub(super) fn steps() -> usize {
         jobs().len()
@@ -149,13 +154,18 @@ const fn size(effort: Effort) -> Size {
     }
 }
 
-/// The plane of one vCPU; of the plan's regimes those that the figure compares.
-fn phase(effort: Effort, machine: &MachineSpec) -> Result<Phase, LabError> {
+/// The plan of the plane of one vCPU; of its regimes those that the figure compares.
+fn plane(machine: &MachineSpec) -> Result<Plan, LabError> {
     let failed = |error| LabError::Plan(Box::new(error));
     let names = THREE.map(RegimeKind::name);
     let plan = Plan::resolve("phase".as_ref()).and_then(|plan| plan.with_axis("regime", &names)).map_err(failed)?;
     let file = machine.path().map(|path| path.to_string_lossy().into_owned());
-    let plan = plan.with_axis("machine", &[file.as_deref().unwrap_or(&machine.name)]).map_err(failed)?;
+    plan.with_axis("machine", &[file.as_deref().unwrap_or(&machine.name)]).map_err(failed)
+}
+
+fn phase(effort: Effort, machine: &MachineSpec) -> Result<Phase, LabError> {
+    let failed = |error| LabError::Plan(Box::new(error));
+    let plan = plane(machine)?;
     let table = plan.measure(size(effort)).map_err(failed)?;
     let points = plan.points(size(effort)).map_err(failed)?;
     Phase::of(&table, &points, machine, KVM)
@@ -352,10 +362,13 @@ mod tests {
     #[test]
     fn a_machine_of_a_user_s_own_file_has_its_plane() {
         let text = include_str!("../../../machine/models/zen4.toml").replace("name = \"zen4\"", "name = \"mine\"");
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("mine.toml");
+        // Plans take paths relative to where they are run.
+        let dir = tempfile::tempdir_in(".").unwrap();
+        let file = std::path::Path::new(dir.path().file_name().unwrap()).join("mine.toml");
         std::fs::write(&file, text).unwrap();
         let plane = phase(Effort::Quick, &MachineSpec::load(&file).unwrap()).unwrap();
         assert_eq!(plane.machine, "mine");
+        let absolute = MachineSpec::load(file.canonicalize().unwrap()).unwrap();
+        assert!(Many::check(&absolute).unwrap_err().to_string().contains("relative to where the plan is run"));
     }
 }
