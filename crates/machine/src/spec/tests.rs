@@ -218,7 +218,9 @@ fn a_path_that_is_no_text_is_a_path_all_the_same() {
     std::fs::write(&path, default_file()).unwrap();
     let loaded = MachineSpec::load(&path);
     std::fs::remove_dir_all(&folder).unwrap();
-    assert_eq!(loaded.unwrap(), MachineSpec::parse("x", default_file()).unwrap());
+    let loaded = loaded.unwrap();
+    assert_eq!(loaded.path(), Some(path.as_path()));
+    assert_eq!(MachineSpec { path: None, ..loaded }, MachineSpec::parse("x", default_file()).unwrap());
 }
 
 #[test]
