@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::{Args, Subcommand, ValueEnum};
 use memvirt_costmodel::Model;
-use memvirt_costmodel::lang::{Range, ValueKind};
+use memvirt_costmodel::lang::{Range, ValueKind, few_digits};
 
 use crate::failure::Status;
 use crate::model_calibrate::{CalibrateArgs, calibrate};
@@ -168,7 +168,7 @@ fn people(model: &Model) -> String {
     if !model.params().is_empty() {
         let mut grid = table(["parameter", ">value", "unit", "within", "prior", "what it is"]);
         for param in model.params() {
-            let (value, within, prior) = (plain(param.value), within(param.range), param.prior.to_string());
+            let (value, within, prior) = (few_digits(param.value), within(param.range), param.prior.to_string());
             grid.add_row([&param.name, &value, &param.unit.text, &within, &prior, &param.doc]);
         }
         text += &render(&grid);
@@ -234,11 +234,6 @@ fn eval(args: &EvalArgs) -> anyhow::Result<Status> {
     Ok(Status::Fine)
 }
 
-/// A figure with all its digits, but with an exponent where they would be very many.
-pub(crate) fn plain(value: f64) -> String {
-    if value == 0.0 || (1e-6..1e15).contains(&value.abs()) { value.to_string() } else { format!("{value:e}") }
-}
-
 /// A figure for people: whole where it is whole, else six digits.
 pub(crate) fn figure(value: f64) -> String {
     if value.abs() < 1e15 && (value - value.round()).abs() < 1e-9 * value.abs().max(1e-3) {
@@ -279,7 +274,7 @@ mod tests {
         for (value, text) in
             [(0.1 + 0.2, "0.30000000000000004"), (-7.0, "-7"), (0.0, "0"), (1e300, "1e300"), (2e-9, "2e-9")]
         {
-            assert_eq!(plain(value), text);
+            assert_eq!(few_digits(value), text);
         }
     }
 

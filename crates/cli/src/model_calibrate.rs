@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use memvirt_costmodel::Model;
 use memvirt_costmodel::fit::{FittedParam, Options, Quality, Weighting};
-use memvirt_costmodel::lang::{Param, Prior, Range};
+use memvirt_costmodel::lang::{Param, Prior, Range, few_digits};
 use memvirt_lab::calibrate::{Begun, Calibrated, Calibration};
 
 use crate::failure::{Status, warn};
-use crate::model::{figure, plain};
+use crate::model::figure;
 use crate::output::{print, render, table};
 
 #[derive(Debug, Args)]
@@ -146,10 +146,10 @@ fn predictions(found: &Calibrated) -> [(&'static str, Quality); 3] {
 fn csv(model: &Model, found: &Calibrated) -> String {
     let mut text = "kind,name,unit,value,low,high,note\n".to_owned();
     for (param, fitted) in model.params().iter().zip(&found.assessment.params) {
-        let end = |end: Option<f64>| end.map_or_else(String::new, plain);
+        let end = |end: Option<f64>| end.map_or_else(String::new, few_digits);
         let (low, high) = (fitted.interval.map(|i| i.low), fitted.interval.map(|i| i.high));
         let note = remark(param, fitted, found);
-        let (name, unit, value) = (&param.name, &param.unit.text, plain(fitted.fitted));
+        let (name, unit, value) = (&param.name, &param.unit.text, few_digits(fitted.fitted));
         let _ = writeln!(text, "parameter,{name},{unit},{value},{},{},{note}", end(low), end(high));
     }
     for (kind, quality) in predictions(found) {
@@ -159,7 +159,7 @@ fn csv(model: &Model, found: &Calibrated) -> String {
             ("geometric_mean_relative_error", "1", quality.geometric_mean_relative),
             ("rms_residual", found.unit.as_str(), quality.rms_residual),
         ] {
-            let _ = writeln!(text, "{kind},{name},{unit},{},,,", plain(value));
+            let _ = writeln!(text, "{kind},{name},{unit},{},,,", few_digits(value));
         }
     }
     text

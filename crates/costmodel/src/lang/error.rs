@@ -282,6 +282,7 @@ pub enum EvalError {
 }
 
 /// A value as it was written, or with an exponent where it has very many digits.
-pub(crate) fn few_digits(value: f64) -> String {
+#[must_use]
+pub fn few_digits(value: f64) -> String {
     if value == 0.0 || (1e-6..1e15).contains(&value.abs()) { value.to_string() } else { format!("{value:e}") }
 }

@@ -28,7 +28,7 @@ pub use builtin::Builtin;
 pub use describe::{
     DescribedFormula, DescribedInput, DescribedParam, DescribedRequirement, DescribedUnit, Description,
 };
-pub use error::{EvalError, ModelError, Problem};
+pub use error::{EvalError, ModelError, Problem, few_digits};
 pub use eval::{MAX_STEPS, MAX_TERMS};
 pub use lexer::MAX_FILE_BYTES;
 pub use model::{Input, Model, Origin, Param, Prior, Range, Requirement, Value, ValueKind};

@@ -128,8 +128,8 @@ pub(super) fn nested_virt(evidence: &Evidence) -> Section {
 const IN_THIS_ORDER: [usize; 9] = [0, 1, 3, 4, 5, 6, 7, 2, 8];
 
 pub(super) fn published(evidence: &Evidence) -> Section {
-    let rows: Vec<Vec<String>> =
-        evidence.published_rows().iter().map(|row| IN_THIS_ORDER.map(|i| row.cells()[i].clone()).to_vec()).collect();
+    let ordered = |cells: [String; 9]| IN_THIS_ORDER.map(|i| cells[i].clone()).to_vec();
+    let rows: Vec<Vec<String>> = evidence.published_rows().iter().map(|row| ordered(row.cells())).collect();
     Section::new("published", "Measured elsewhere")
         .words(
             "Figures of the literature beside what memvirt measures. Counts must be equal, some figures must lie in a band, of some only the \
